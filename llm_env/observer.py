@@ -1,0 +1,130 @@
+"""What the agent sees of a language model that reads along with it: nothing, all logits, or the likeliest tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_env.state import End, TokenState
+from llm_env.stopping import IntArray
+from llm_env.text import Vocabulary
+
+Observe = Literal["tokens", "logits", "top_k"]
+
+
+class Observer:
+    """No language model: observations are the tokens alone. The two kinds below add arrays, which they keep current."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, npt.NDArray[Any]] = {}
+
+    @staticmethod
+    def make(
+        engine: Any, observe: Observe | None, top_k: int, model: Any, state: TokenState, vocabulary: Vocabulary
+    ) -> Observer:
+        """The observer that an environment's arguments ask for."""
+        if observe not in (None, "tokens", "logits", "top_k"):
+            raise ValueError(f"observe must be 'tokens', 'logits' or 'top_k', got {observe!r}")
+        if observe is None:
+            observe = "tokens" if engine is None else "top_k"
+        if observe == "tokens":
+            if engine is not None:
+                raise ValueError("an engine was given, but observe='tokens' would not use it: leave one of them out")
+            return Observer()
+        if engine is None:
+            raise ValueError(f"observe={observe!r} needs a language model to read along: give engine='transformers'")
+        return EngineObserver(engine, observe == "top_k", top_k, model, state, vocabulary)
+
+    def begin(self, rows: IntArray) -> None:
+        """These rows hold a new text."""
+
+    def advance(self, rows: IntArray) -> None:
+        """These rows have grown."""
+
+    def close(self) -> None:
+        """Free what this observer made."""
+
+
+class EngineObserver(Observer):
+    """An engine reads every text. `arrays` has its distribution of each row's next token, zero where the text is finished.
+
+    A truncated text still has a next token, and its distribution: the last state's value may depend on it.
+    """
+
+    def __init__(
+        self, engine: Any, top_k_only: bool, top_k: int, model: Any, state: TokenState, vocabulary: Vocabulary
+    ) -> None:
+        super().__init__()
+        from llm_env.engines import make_engine
+
+        self._owns_engine = isinstance(engine, str)
+        self._state = state
+        self.engine = make_engine(engine, model, num_slots=state.num_rows, context=state.context)
+        if self.engine.num_slots < state.num_rows or self.engine.context < state.context:
+            raise ValueError(
+                f"the engine has {self.engine.num_slots} slots of {self.engine.context} tokens; this environment needs "
+                f"{state.num_rows} of {state.context}"
+            )
+        if self.engine.vocab_size < vocabulary.size:
+            raise ValueError(
+                f"the tokenizer has {vocabulary.size} tokens, but the engine's model reads only "
+                f"{self.engine.vocab_size}: they do not belong together"
+            )
+        self._size = vocabulary.size  # models often have a few rows more, to round the matrix up
+        self._read = np.zeros(state.num_rows, dtype=np.int64)  # how many tokens of each row the engine has read
+        rows = state.num_rows
+        self._top_k = top_k if top_k_only else 0
+        if top_k_only:
+            if not 1 <= top_k <= self._size:
+                raise ValueError(f"top_k must be from 1 to the {self._size} tokens of the vocabulary, got {top_k}")
+            self.arrays["top_ids"] = np.zeros((rows, top_k), dtype=np.int64)
+            self.arrays["top_log_probs"] = np.zeros((rows, top_k), dtype=np.float32)
+        else:
+            self.arrays["logits"] = np.zeros((rows, self._size), dtype=np.float32)
+
+    def begin(self, rows: IntArray) -> None:
+        """Read these rows from their beginning."""
+        state = self._state
+        for array in self.arrays.values():
+            array[rows] = 0
+        rows = rows[state.running[rows]]  # a restored row may hold a text that has ended
+        if not len(rows):
+            return
+        self._show(rows, self.engine.start(rows.tolist(), [state.tokens[r, : state.length[r]].tolist() for r in rows]))
+        self._read[rows] = state.length[rows]
+
+    def advance(self, rows: IntArray) -> None:
+        """Read what these rows have gained: the agent's token, and perhaps a task's reply."""
+        state = self._state
+        finished = rows[state.terminated[rows]]
+        for array in self.arrays.values():
+            array[finished] = 0
+        reading = rows[~state.terminated[rows]]
+        if len(reading):
+            gained = state.length[reading] - self._read[reading]
+            if (gained == 1).all():
+                logits = self.engine.step(reading.tolist(), state.tokens[reading, state.length[reading] - 1].tolist())
+            else:
+                texts = [state.tokens[r, self._read[r] : state.length[r]].tolist() for r in reading]
+                logits = self.engine.extend(reading.tolist(), texts)
+            self._read[reading] = state.length[reading]
+            self._show(reading, logits)
+        ended = rows[state.end[rows] != End.RUNNING]
+        if len(ended):
+            self.engine.stop(ended.tolist())
+
+    def close(self) -> None:
+        """Free the engine, unless it was handed in."""
+        if self._owns_engine:
+            self.engine.close()
+
+    def _show(self, rows: IntArray, logits: Any) -> None:
+        logits = logits[:, : self._size].float()
+        if not self._top_k:
+            self.arrays["logits"][rows] = logits.cpu().numpy()
+            return
+        values, ids = logits.topk(self._top_k, dim=-1)
+        self.arrays["top_ids"][rows] = ids.cpu().numpy()
+        self.arrays["top_log_probs"][rows] = (values - logits.logsumexp(-1, keepdim=True)).cpu().numpy()

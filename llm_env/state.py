@@ -1,0 +1,308 @@
+"""The batched state of the token MDP, and the one transition function.
+
+Everything else in the library (the four environment faces, the engines' own `generate`) asks this class what a token
+does to an episode. If you find a rule about ending, budgets or injected tokens anywhere else, it is a mistake.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_env.stopping import IntArray, StopMatcher
+
+BoolArray = npt.NDArray[np.bool_]
+Over = Callable[["TokenState"], BoolArray]
+Reply = Callable[["TokenState", int], Sequence[int] | None]
+
+
+class End(enum.IntEnum):
+    """Why an episode ended."""
+
+    IDLE = -1  # no episode was ever begun in this row
+    RUNNING = 0
+    EOS = 1  # the agent wrote an end-of-sequence token
+    STOP = 2  # the agent completed a stop sequence
+    TASK = 3  # the task said so
+    BUDGET = 4  # the agent has made as many choices as it may
+    CONTEXT = 5  # there is no room for another token
+
+    @property
+    def label(self) -> str:
+        """The lower-case name used in infos and rollouts."""
+        return self.name.lower()
+
+
+# An enum's members cost a third of a microsecond each to look up, and a step looks up a dozen.
+_RUNNING, _STOP, _TASK, _BUDGET, _CONTEXT = map(int, (End.RUNNING, End.STOP, End.TASK, End.BUDGET, End.CONTEXT))
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRows:
+    """A copy of some rows of a `TokenState`, to be restored later, elsewhere, or many times."""
+
+    tokens: IntArray
+    is_action: BoolArray
+    stop_state: npt.NDArray[np.int16]
+    length: IntArray
+    prompt_length: IntArray
+    num_actions: IntArray
+    budget: IntArray
+    end: npt.NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+
+class TokenState:
+    """A batch of prompts and what has been written after each of them.
+
+    A step appends one token, chosen by the agent, to every row (or to the rows named). After it, in this order:
+
+    1. an end-of-sequence token or a completed stop sequence ends the agent's turn, and with it the episode, unless
+    2. the task replies (`reply`): its tokens are appended and the episode goes on;
+    3. the task may end the episode by itself (`over`);
+    4. an episode still running is cut off when the agent's budget is spent or when the context is full.
+
+    1 and 3 are terminations: the text is finished. 4 is a truncation: it is not, and its value should be bootstrapped.
+    All arrays are allocated once; the cost of a step depends on neither the position in the text nor the context.
+
+    Args:
+        num_rows: how many episodes live side by side.
+        context: how many tokens a row can hold, prompt included.
+        vocab_size: actions are token ids from 0 to `vocab_size - 1`.
+        pad_token: fills `tokens` after the end of each row. It may also be a token the agent can choose.
+        eos_tokens: the end-of-sequence tokens.
+        stop: matchers of stop sequences. They see only what the agent wrote in one go: not the prompt, not across a reply.
+        budget: how many tokens the agent may choose in an episode; None means as many as fit.
+        over: given this state, says which rows the task ends (`[num_rows]` bool). Called once a step.
+        reply: given this state and a row whose turn has ended, the token ids that the task answers, or None if the
+            episode ends here. Called only for those rows.
+
+    Attributes:
+        tokens: `[num_rows, context]` int64.
+        is_action: `[num_rows, context]` bool, True where the agent chose the token.
+        length: `[num_rows]` how many tokens each row holds.
+        prompt_length: `[num_rows]` how many of them were the prompt.
+        num_actions: `[num_rows]` how many the agent chose.
+        end: `[num_rows]` int8, an `End`.
+
+    Examples:
+        >>> state = TokenState(2, context=6, vocab_size=10, eos_tokens=[9], budget=3)
+        >>> state.reset([0, 1], [[1, 2], [3]])
+        >>> state.step([9, 4])
+        >>> state.tokens.tolist()
+        [[1, 2, 9, 0, 0, 0], [3, 4, 0, 0, 0, 0]]
+        >>> [End(e).label for e in state.end]
+        ['eos', 'running']
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        context: int,
+        *,
+        vocab_size: int,
+        pad_token: int = 0,
+        eos_tokens: Sequence[int] = (),
+        stop: Sequence[StopMatcher] = (),
+        budget: int | None = None,
+        over: Over | None = None,
+        reply: Reply | None = None,
+    ) -> None:
+        for name, value, least in (("num_rows", num_rows, 1), ("context", context, 1), ("vocab_size", vocab_size, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if budget is not None and budget < 1:
+            raise ValueError(f"budget must be at least 1 token, got {budget}")
+        for token in (pad_token, *eos_tokens):
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"pad and eos tokens must be ids from 0 to {vocab_size - 1}, got {token}")
+        self.num_rows = num_rows
+        self.context = context
+        self.vocab_size = vocab_size
+        self.pad_token = pad_token
+        self.stop = tuple(stop)
+        self.over = over
+        self.reply = reply
+        self._default_budget = context if budget is None else budget
+        self._all_rows = np.arange(num_rows)
+        self._end_of_token = np.zeros(vocab_size, dtype=np.int8)
+        self._end_of_token[list(eos_tokens)] = End.EOS
+
+        self.tokens: IntArray = np.full((num_rows, context), pad_token, dtype=np.int64)
+        self.is_action: BoolArray = np.zeros((num_rows, context), dtype=np.bool_)
+        self.length: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.prompt_length: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.num_actions: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.budget: IntArray = np.full(num_rows, self._default_budget, dtype=np.int64)
+        self.end: npt.NDArray[np.int8] = np.full(num_rows, End.IDLE, dtype=np.int8)
+        self._stop_state = np.zeros((num_rows, len(self.stop)), dtype=np.int16)
+
+    @property
+    def running(self) -> BoolArray:
+        """`[num_rows]` rows whose episode goes on."""
+        return self.end == _RUNNING
+
+    @property
+    def terminated(self) -> BoolArray:
+        """`[num_rows]` rows whose text is finished."""
+        return (self.end > _RUNNING) & (self.end <= _TASK)
+
+    @property
+    def truncated(self) -> BoolArray:
+        """`[num_rows]` rows that were cut off: their last state still has a value."""
+        return self.end >= _BUDGET
+
+    def reset(
+        self,
+        rows: Sequence[int] | IntArray,
+        prompts: Sequence[Sequence[int] | IntArray],
+        budgets: Sequence[int] | IntArray | None = None,
+    ) -> None:
+        """Begin a new episode in each of `rows`; the others are left as they are.
+
+        Args:
+            rows: which rows.
+            prompts: their prompts, as token ids. A prompt may be empty; it must leave room for one token.
+            budgets: how many tokens the agent may choose in each; by default the budget of this state.
+        """
+        arrays = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
+        if len(arrays) != len(rows):
+            raise ValueError(f"reset of {len(rows)} rows needs as many prompts, got {len(arrays)}")
+        for prompt in arrays:
+            self._check_prompt(prompt)
+        for row, prompt in zip(rows, arrays, strict=True):
+            self.tokens[row, : len(prompt)] = prompt
+            self.tokens[row, len(prompt) :] = self.pad_token
+            self.length[row] = self.prompt_length[row] = len(prompt)
+        self.is_action[rows] = False
+        self.num_actions[rows] = 0
+        self._stop_state[rows] = 0
+        self.budget[rows] = self._default_budget if budgets is None else budgets
+        self.end[rows] = _RUNNING
+
+    def step(self, actions: Sequence[int] | IntArray, rows: Sequence[int] | IntArray | None = None) -> None:
+        """Append the agent's tokens and decide what they end. Rows not named are left as they are.
+
+        Args:
+            actions: `[num_rows]` token ids, or one for each of `rows`.
+            rows: which rows act; all of them by default. Every one must be running.
+        """
+        rows = self._all_rows if rows is None else np.asarray(rows, dtype=np.int64)
+        actions = self._check_actions(actions, rows)
+
+        position = self.length[rows]
+        self.tokens[rows, position] = actions
+        self.is_action[rows, position] = True
+        self.length[rows] = position + 1
+        self.num_actions[rows] += 1
+
+        end = self._end_of_token[actions]
+        for index, matcher in enumerate(self.stop):
+            state = matcher.next_state[self._stop_state[rows, index], actions]
+            self._stop_state[rows, index] = state
+            end[(state == matcher.found) & (end == _RUNNING)] = _STOP
+        self.end[rows] = end
+        if self.reply is not None:
+            for row in rows[end != _RUNNING].tolist():
+                self._inject(row, self.reply(self, row))
+        if self.over is not None:
+            self._end_running(rows, np.asarray(self.over(self), dtype=np.bool_)[rows], _TASK)
+        self._end_running(rows, self.num_actions[rows] >= self.budget[rows], _BUDGET)
+        self._end_running(rows, self.length[rows] >= self.context, _CONTEXT)
+
+    def save(self, rows: Sequence[int] | IntArray) -> SavedRows:
+        """Copy some rows out; `restore` puts them back, into the same rows or others."""
+        return SavedRows(
+            tokens=self.tokens[rows],
+            is_action=self.is_action[rows],
+            stop_state=self._stop_state[rows],
+            length=self.length[rows],
+            prompt_length=self.prompt_length[rows],
+            num_actions=self.num_actions[rows],
+            budget=self.budget[rows],
+            end=self.end[rows],
+        )
+
+    def restore(self, rows: Sequence[int] | IntArray, saved: SavedRows) -> None:
+        """Overwrite `rows` with saved ones: one each, or a single one copied into all of them.
+
+        Examples:
+            >>> state = TokenState(3, context=4, vocab_size=10)
+            >>> state.reset([0, 1, 2], [[1], [2], [3]])
+            >>> state.restore([1, 2], state.save([0]))
+            >>> state.tokens[:, 0].tolist()
+            [1, 1, 1]
+        """
+        if len(saved) not in (1, len(rows)):
+            raise ValueError(f"cannot restore {len(saved)} saved rows into {len(rows)} rows: give as many, or one")
+        if saved.tokens.shape[1] != self.context or saved.stop_state.shape[1] != len(self.stop):
+            raise ValueError(
+                f"the saved rows have context {saved.tokens.shape[1]} and {saved.stop_state.shape[1]} stop matchers, "
+                f"this state has {self.context} and {len(self.stop)}: they come from another kind of environment"
+            )
+        self.tokens[rows] = saved.tokens
+        self.is_action[rows] = saved.is_action
+        self._stop_state[rows] = saved.stop_state
+        self.length[rows] = saved.length
+        self.prompt_length[rows] = saved.prompt_length
+        self.num_actions[rows] = saved.num_actions
+        self.budget[rows] = saved.budget
+        self.end[rows] = saved.end
+
+    def _end_running(self, rows: IntArray, condition: BoolArray, reason: int) -> None:
+        if condition.any():
+            ending = rows[condition]
+            self.end[ending[self.end[ending] == _RUNNING]] = reason
+
+    def _inject(self, row: int, reply: Sequence[int] | None) -> None:
+        """Append a task's reply; one that leaves the agent no room to act is not written, and the context is full."""
+        if reply is None:
+            return
+        tokens = np.asarray(reply, dtype=np.int64)
+        self._check_tokens(tokens, "a task's reply")
+        start, stop = int(self.length[row]), int(self.length[row]) + len(tokens)
+        if stop >= self.context:
+            self.end[row] = _CONTEXT
+            return
+        self.tokens[row, start:stop] = tokens
+        self.length[row] = stop
+        self._stop_state[row] = 0
+        self.end[row] = _RUNNING
+
+    def _check_tokens(self, tokens: IntArray, what: str) -> None:
+        if tokens.ndim != 1:
+            raise ValueError(f"{what} must be a flat sequence of token ids, got shape {tokens.shape}")
+        # Seen as unsigned, a negative id is a huge one: one pass finds both.
+        if len(tokens) and tokens.view(np.uint64).max() >= self.vocab_size:
+            wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size)][0]
+            raise ValueError(f"{what} has token id {wrong}; this vocabulary has ids 0 to {self.vocab_size - 1}")
+
+    def _check_prompt(self, prompt: IntArray) -> None:
+        self._check_tokens(prompt, "a prompt")
+        if len(prompt) >= self.context:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens leaves no room to act in a context of {self.context}: "
+                f"use a context of at least {len(prompt) + 1}, or shorter prompts"
+            )
+
+    def _check_actions(self, actions: Sequence[int] | IntArray, rows: IntArray) -> IntArray:
+        array = np.asarray(actions)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"actions must be integer token ids, got dtype {array.dtype}: {actions!r}")
+        if array.shape != rows.shape:
+            raise ValueError(f"expected {len(rows)} actions, shape {rows.shape}, one per row; got shape {array.shape}")
+        array = np.ascontiguousarray(array, dtype=np.int64)
+        self._check_tokens(array, "an action")
+        ended = self.end[rows]
+        if ended.any():
+            row = int(rows[ended != _RUNNING][0])
+            label = End(self.end[row]).label
+            why = "has not begun" if label == "idle" else f"has ended ({label})"
+            raise ValueError(f"row {row} was given action {array[rows == row][0]}, but its episode {why}: reset it first")
+        return array

@@ -1,0 +1,23 @@
+"""Language tasks: the base class, the registry, and those built in."""
+
+from llm_env.tasks.base import Task
+from llm_env.tasks.characters import Addition, Copy, Reverse
+from llm_env.tasks.countdown import Countdown
+from llm_env.tasks.dataset import Dataset
+from llm_env.tasks.reasoning_gym import ReasoningGym
+from llm_env.tasks.registry import make_task, register_task, task_names
+from llm_env.tasks.sentiment import Sentiment
+
+__all__ = [
+    "Addition",
+    "Copy",
+    "Countdown",
+    "Dataset",
+    "ReasoningGym",
+    "Reverse",
+    "Sentiment",
+    "Task",
+    "make_task",
+    "register_task",
+    "task_names",
+]

@@ -1,0 +1,158 @@
+"""What a task is: its prompts, when an episode of it ends, and what the text is worth."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_env.prompts import Prompt
+from llm_env.state import BoolArray, TokenState
+from llm_env.stopping import IntArray
+from llm_env.text import Vocabulary
+from rewards import Reward, Rollout, Score, as_reward
+
+Splits = Mapping[str, Sequence[Prompt]]
+_PATIENCE = 1000  # so many repeated samples in a row mean that a task has no further prompts
+
+
+class Task:
+    """A language task. Subclass it, say where prompts come from and how a finished text is scored; the rest has defaults.
+
+    Prompts: write `sample(rng)`, which makes up one prompt, or `splits()`, which returns those you have.
+    Score: set `reward` to a reward (or a sum of them), or write `score(rollout)`.
+
+    Class attributes (an instance may set its own):
+        max_new_tokens: how many tokens the agent may write in an episode.
+        max_prompt_tokens: the longest prompt expected; with `max_new_tokens` it makes the default context.
+        stop: strings, or sequences of token ids, that end the text.
+        chat: prompts go through the tokenizer's chat template; None: where the tokenizer has one.
+        reward: the reward of a finished rollout.
+
+    Args:
+        num_train: how many prompts `sample` makes for the split "train".
+        num_test: how many for the held-out split "test". None of them is among the training prompts.
+        seed: of the prompts made. It is not the seed of the environment: the task stays the same between runs.
+
+    Examples:
+        >>> class Shout(Task):
+        ...     max_new_tokens = 8
+        ...     def sample(self, rng):
+        ...         word = "".join(rng.choice(list("abc"), size=4))
+        ...         return Prompt(f"shout {word}: ", {"answer": word.upper()})
+        ...     def score(self, rollout):
+        ...         return float(rollout.text == rollout.metadata["answer"])
+        >>> task = Shout(num_train=5, num_test=2)
+        >>> len(task.prompts("train")), len(task.prompts("test"))
+        (5, 2)
+    """
+
+    max_new_tokens: int = 64
+    max_prompt_tokens: int = 192
+    stop: Sequence[str | Sequence[int]] = ()
+    chat: bool | None = False
+    reward: Reward | Callable[[Rollout], float] | None = None
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
+    def __init__(self, *, num_train: int = 4096, num_test: int = 256, seed: int = 0) -> None:
+        if num_train < 1 or num_test < 0:
+            raise ValueError(f"num_train must be at least 1 and num_test at least 0, got {num_train} and {num_test}")
+        self.num_train = num_train
+        self.num_test = num_test
+        self.seed = seed
+
+    # What a task writes.
+
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        """Make up one prompt."""
+        raise NotImplementedError(f"the task {self.name} has neither `sample` nor `splits`: write one of them")
+
+    def splits(self) -> Splits:
+        """The prompts, by split: at least "train"; "test" holds those never trained on."""
+        wanted = self.num_train + self.num_test
+        rng = np.random.default_rng(self.seed)
+        found: dict[str, Prompt] = {}
+        repeated = 0
+        while len(found) < wanted and repeated < _PATIENCE:
+            prompt = self.sample(rng)
+            repeated = repeated + 1 if prompt.identity in found else 0
+            found.setdefault(prompt.identity, prompt)
+        prompts = list(found.values())
+        # The held-out prompts come first, so that asking for more training prompts does not change them.
+        held_out = self.num_test if len(prompts) == wanted else min(self.num_test, len(prompts) // 5)
+        return {"train": prompts[held_out:], "test": prompts[:held_out]}
+
+    def score(self, rollout: Rollout) -> float | Score:
+        """What a finished text is worth. Not called where `reward` is set."""
+        raise NotImplementedError(f"the task {self.name} has neither `reward` nor `score`: write one of them")
+
+    # What a task may write.
+
+    def setup(self, vocabulary: Vocabulary) -> None:
+        """Prepare for the tokens of one environment; `self.vocabulary` is set by then."""
+
+    def over(self, state: TokenState) -> BoolArray:
+        """`[num_envs]` which episodes the task ends after this step. It sees the whole batch, once a step."""
+        raise NotImplementedError
+
+    def reply(self, rollout: Rollout) -> str | Sequence[int] | None:
+        """The answer to an agent that has ended its turn (a tool's output, the next question), or None to end there.
+
+        It is called only when a turn ends, with what was written so far. The episode goes on after a reply.
+        """
+        raise NotImplementedError
+
+    def token_reward(self, state: TokenState, rows: IntArray) -> npt.NDArray[np.float64]:
+        """`[len(rows)]` reward of the step that these rows just made, besides the score at the end."""
+        raise NotImplementedError
+
+    def action_mask(self, state: TokenState) -> npt.NDArray[np.int8]:
+        """`[num_envs, vocab_size]` int8, 1 for tokens worth choosing; advice to the agent, found in the infos."""
+        raise NotImplementedError
+
+    # What the library asks of a task.
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """The prompts of one split."""
+        if split not in self._splits:
+            raise ValueError(f"the task {self.name} has no split {split!r}; it has {sorted(self._splits)}")
+        prompts = self._splits[split]
+        if not len(prompts):
+            raise ValueError(f"the split {split!r} of the task {self.name} has no prompts")
+        return prompts
+
+    def bind(self, vocabulary: Vocabulary) -> Self:
+        """A copy of this task, set up for a vocabulary (one task may serve several environments)."""
+        bound = type(self).__new__(type(self))
+        self._splits  # noqa: B018  (made once, shared by the copies)
+        bound.__dict__.update(self.__dict__)
+        bound.vocabulary = vocabulary
+        bound.setup(vocabulary)
+        return bound
+
+    def overrides(self, method: str) -> bool:
+        """Whether this task writes one of the optional methods."""
+        return getattr(type(self), method) is not getattr(Task, method)
+
+    def as_reward(self) -> Reward:
+        """The reward of this task: `reward` if set, else `score`."""
+        if self.reward is not None:
+            # A plain function in the class body is a reward too; looked up on an instance it would become a method.
+            return as_reward(inspect.getattr_static(self, "reward"))
+        return as_reward(self.score)
+
+    vocabulary: Vocabulary
+
+    @cached_property
+    def _splits(self) -> Splits:
+        return self.splits()

@@ -1,0 +1,145 @@
+"""Small tasks over characters, that a tiny model learns in minutes: copying, reversing, adding."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_env.prompts import Prompt
+from llm_env.state import TokenState
+from llm_env.tasks.base import Task
+from llm_env.tasks.registry import register_task
+from llm_env.text import Vocabulary
+from rewards import Rollout, Score
+
+
+class _CharacterTask(Task):
+    """One right answer, to be written in full and then ended.
+
+    The score is 1 for the right answer and 0 otherwise. With `dense`, it is instead the share of characters that are
+    right, in their place; one that is too long or too short loses the difference.
+    """
+
+    def __init__(self, *, answer_length: int, prompt_length: int, alphabet: str, dense: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.alphabet = alphabet
+        self.dense = dense
+        self.max_new_tokens = answer_length + 1  # and the end-of-sequence token
+        self.max_prompt_tokens = prompt_length
+
+    def setup(self, vocabulary: Vocabulary) -> None:
+        """Find the tokens that an answer can consist of."""
+        letters = {character.encode() for character in self.alphabet}
+        allowed = [t for t, text in enumerate(vocabulary.token_bytes) if text in letters]
+        self._mask = np.zeros((1, vocabulary.size), dtype=np.int8)
+        self._mask[0, [*allowed, *vocabulary.eos_tokens]] = 1
+
+    def action_mask(self, state: TokenState) -> npt.NDArray[np.int8]:
+        """The characters that answers are made of, and the end-of-sequence tokens."""
+        return np.broadcast_to(self._mask, (state.num_rows, state.vocab_size))
+
+    def score(self, rollout: Rollout) -> float | Score:
+        """1 if the text is the answer; see the class for `dense`."""
+        answer, text = rollout.metadata["answer"], rollout.text
+        if not self.dense:
+            return float(text == answer)
+        right = sum(a == b for a, b in zip(answer, text, strict=False))
+        return right / max(len(answer), len(text))
+
+
+def _word(rng: np.random.Generator, alphabet: str, length: int) -> str:
+    return "".join(alphabet[i] for i in rng.integers(len(alphabet), size=length))
+
+
+@register_task
+class Copy(_CharacterTask):
+    """Write the word again.
+
+    Args:
+        length: of the word.
+        alphabet: its characters.
+        dense: score the share of right characters instead of all or nothing.
+
+    Examples:
+        >>> prompt = Copy(length=3).prompts("train")[0]
+        >>> prompt.text == f"copy {prompt.metadata['answer']}: "
+        True
+    """
+
+    def __init__(
+        self, length: int = 6, *, alphabet: str = string.ascii_lowercase, dense: bool = False, **kwargs: Any
+    ) -> None:
+        self.length = _at_least_one(length, "length")
+        super().__init__(
+            answer_length=length, prompt_length=length + len("copy : "), alphabet=alphabet, dense=dense, **kwargs
+        )
+
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        """A random word."""
+        word = _word(rng, self.alphabet, self.length)
+        return Prompt(f"copy {word}: ", {"answer": word})
+
+
+@register_task
+class Reverse(_CharacterTask):
+    """Write the word backwards.
+
+    Args:
+        length: of the word.
+        alphabet: its characters.
+        dense: score the share of right characters instead of all or nothing.
+
+    Examples:
+        >>> Reverse(length=3, alphabet="ab").prompts("train")[0].metadata["answer"][::-1] in (
+        ...     Reverse(length=3, alphabet="ab").prompts("train")[0].text)
+        True
+    """
+
+    def __init__(
+        self, length: int = 6, *, alphabet: str = string.ascii_lowercase, dense: bool = False, **kwargs: Any
+    ) -> None:
+        self.length = _at_least_one(length, "length")
+        super().__init__(
+            answer_length=length, prompt_length=length + len("reverse : "), alphabet=alphabet, dense=dense, **kwargs
+        )
+
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        """A random word."""
+        word = _word(rng, self.alphabet, self.length)
+        return Prompt(f"reverse {word}: ", {"answer": word[::-1]})
+
+
+@register_task
+class Addition(_CharacterTask):
+    """Add two numbers.
+
+    Args:
+        digits: of each number, at most.
+        dense: score the share of right digits instead of all or nothing.
+
+    Examples:
+        >>> prompt = Addition(digits=2).prompts("train")[0]
+        >>> left, right = prompt.text.rstrip("=").split("+")
+        >>> int(left) + int(right) == int(prompt.metadata["answer"])
+        True
+    """
+
+    def __init__(self, digits: int = 2, *, dense: bool = False, **kwargs: Any) -> None:
+        self.digits = _at_least_one(digits, "digits")
+        super().__init__(
+            answer_length=digits + 1, prompt_length=2 * digits + 2, alphabet=string.digits, dense=dense, **kwargs
+        )
+
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        """Two random numbers."""
+        left, right = rng.integers(10**self.digits, size=2).tolist()
+        return Prompt(f"{left}+{right}=", {"answer": str(left + right)})
+
+
+def _at_least_one(value: int, name: str) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value

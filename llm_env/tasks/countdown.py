@@ -1,0 +1,131 @@
+"""Countdown: reach a number with the numbers given. Easy to check, hard to write: a small test of reasoning."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from llm_env.prompts import Prompt
+from llm_env.tasks.base import Task
+from llm_env.tasks.registry import register_task
+from rewards import Rollout, Score
+
+_OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_LONGEST = 200  # characters of an expression; far more than any honest one, and it bounds the parser's work
+
+
+def evaluate(expression: str) -> tuple[Fraction, list[int]]:
+    """The exact value of an expression of whole numbers, + - * / and brackets, and the numbers it uses.
+
+    Nothing is executed: the text is parsed, and anything but those is an error.
+
+    Raises:
+        ValueError: if the text is not such an expression, or divides by zero.
+
+    Examples:
+        >>> evaluate("(3 + 5) / 4")
+        (Fraction(2, 1), [3, 5, 4])
+        >>> evaluate("__import__('os')")
+        Traceback (most recent call last):
+        ValueError: not arithmetic: "__import__('os')"
+    """
+    numbers: list[int] = []
+
+    def value(node: ast.expr) -> Fraction:
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            numbers.append(node.value)
+            return Fraction(node.value)
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+            return _OPERATIONS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError
+
+    try:
+        if len(expression) > _LONGEST:
+            raise ValueError
+        return value(ast.parse(expression.strip(), mode="eval").body), numbers
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not arithmetic: {expression!r}") from error
+    except ZeroDivisionError as error:
+        raise ValueError(f"division by zero: {expression!r}") from error
+
+
+@register_task
+class Countdown(Task):
+    """Use each of the numbers once, with + - * / and brackets, to reach the target.
+
+    The answer is what stands in the last `<answer>...</answer>`, or else the last line that is not empty; "= 12" at
+    its end is allowed. The score is 1 if the answer reaches the target with exactly those numbers. An answer that is at
+    least arithmetic has `format_score`.
+
+    Args:
+        count: how many numbers.
+        largest: the numbers are from 1 to this.
+        format_score: the score of arithmetic that misses the target or uses other numbers.
+
+    Examples:
+        >>> from rewards import Rollout
+        >>> task = Countdown()
+        >>> facts = {"numbers": [2, 3, 4], "target": 10}
+        >>> [task.score(Rollout.of(text, metadata=facts)).value for text in ("2*3+4", "<answer>2*(3+2)</answer>", "10")]
+        [1.0, 0.1, 0.1]
+    """
+
+    chat = None
+    max_new_tokens = 256
+
+    def __init__(self, count: int = 3, *, largest: int = 20, format_score: float = 0.1, **kwargs: Any) -> None:
+        if count < 2 or largest < 1:
+            raise ValueError(f"Countdown needs at least 2 numbers, each at least 1, got count={count}, largest={largest}")
+        super().__init__(**kwargs)
+        self.count = count
+        self.largest = largest
+        self.format_score = format_score
+        self.max_prompt_tokens = 256 + 8 * count
+
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        """Random numbers, and a target that some random expression of them reaches."""
+        while True:
+            numbers = rng.integers(1, self.largest + 1, size=self.count).tolist()
+            values = [Fraction(number) for number in numbers]
+            while len(values) > 1:
+                right, left = (values.pop(int(rng.integers(len(values)))) for _ in range(2))
+                choices = [left + right, left - right, left * right]
+                if right:
+                    choices.append(left / right)
+                values.append(choices[int(rng.integers(len(choices)))])
+            target = values[0]
+            if target.denominator == 1 and 0 < target < 10 * self.largest:
+                listed = ", ".join(map(str, numbers))
+                text = (
+                    f"Use each of the numbers {listed} exactly once, with + - * / and brackets, to make {target}. "
+                    "Write the expression between <answer> and </answer>."
+                )
+                return Prompt(text, {"numbers": numbers, "target": int(target)})
+
+    def score(self, rollout: Rollout) -> Score:
+        """1 for a solution; see the class."""
+        try:
+            value, used = evaluate(_answer(rollout.text))
+        except ValueError:
+            return Score(0.0, {"correct": 0.0, "arithmetic": 0.0})
+        facts = rollout.metadata
+        correct = value == facts["target"] and Counter(used) == Counter(facts["numbers"])
+        return Score(1.0 if correct else self.format_score, {"correct": float(correct), "arithmetic": 1.0})
+
+
+def _answer(text: str) -> str:
+    tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
+    lines = [line for line in (tagged[-1] if tagged else text).splitlines() if line.strip()]
+    return lines[-1].split("=")[0] if lines else ""

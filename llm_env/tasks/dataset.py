@@ -1,0 +1,66 @@
+"""A task over prompts you already have: a JSONL file, a Hugging Face data set, any iterable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_env.prompts import Prompt, read_prompts
+from llm_env.tasks.base import Splits, Task
+from rewards import Reward, Rollout
+
+Source = str | Path | Iterable[Any]
+
+
+class Dataset(Task):
+    """Prompts from a file or an iterable, scored by a reward.
+
+    Args:
+        train: a path to a JSONL file, or an iterable of rows (mappings, strings or `Prompt`s).
+        test: held-out prompts likewise; by default a tenth of `train`, drawn with `seed`, is held out.
+        prompt: the field of a row that is the prompt, a string or chat messages. The other fields are what the reward
+            finds in `rollout.metadata`.
+        reward: scores a finished rollout.
+        stop, chat, max_new_tokens, max_prompt_tokens: see `Task`.
+
+    Examples:
+        >>> from rewards import NumericMatch
+        >>> rows = [{"question": f"{i}+{i}=", "answer": 2 * i} for i in range(20)]
+        >>> task = Dataset(rows, prompt="question", reward=NumericMatch())
+        >>> len(task.prompts("train")), len(task.prompts("test"))
+        (18, 2)
+    """
+
+    def __init__(
+        self,
+        train: Source,
+        *,
+        reward: Reward | Callable[[Rollout], float],
+        test: Source | None = None,
+        prompt: str = "prompt",
+        stop: Sequence[str | Sequence[int]] = (),
+        chat: bool | None = False,
+        max_new_tokens: int = 64,
+        max_prompt_tokens: int = 192,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed=seed)
+        self.reward = reward
+        self.stop = stop
+        self.chat = chat
+        self.max_new_tokens = max_new_tokens
+        self.max_prompt_tokens = max_prompt_tokens
+        self._train = read_prompts(train, prompt)
+        self._test = None if test is None else read_prompts(test, prompt)
+
+    def splits(self) -> Splits:
+        """As given, or a tenth held out."""
+        if self._test is not None:
+            return {"train": self._train, "test": self._test}
+        order = np.random.default_rng(self.seed).permutation(len(self._train)).tolist()
+        prompts: list[Prompt] = [self._train[i] for i in order]
+        held_out = len(prompts) // 10
+        return {"train": prompts[held_out:], "test": prompts[:held_out]}

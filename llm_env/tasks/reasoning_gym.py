@@ -1,0 +1,61 @@
+"""The tasks of the reasoning-gym package: a hundred kinds of puzzles, generated and scored by code."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from llm_env.prompts import Prompt
+from llm_env.tasks.base import Splits, Task
+from llm_env.tasks.registry import register_task
+from rewards import Rollout
+
+
+@register_task
+class ReasoningGym(Task):
+    """Any data set of reasoning-gym, by name. Needs `pip install 'llm-env[tasks]'`.
+
+    The answer is what stands in the last `<answer>...</answer>`, or else the whole text; reasoning-gym scores it.
+
+    Args:
+        dataset: its name, such as "chain_sum" or "leg_counting".
+        config: the data set's own settings, such as `{"max_terms": 3}`.
+
+    Examples:
+        >>> task = ReasoningGym("chain_sum", num_train=3, num_test=1)
+        >>> len(task.prompts("train"))
+        3
+    """
+
+    chat = None
+    max_prompt_tokens = 768
+    max_new_tokens = 256
+
+    def __init__(self, dataset: str = "chain_sum", *, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**{"num_train": 1024, **kwargs})
+        try:
+            from reasoning_gym.factory import DATASETS, create_dataset
+        except ImportError as error:
+            raise ImportError("the task ReasoningGym needs reasoning-gym: pip install 'llm-env[tasks]'") from error
+        if dataset not in DATASETS:
+            near = difflib.get_close_matches(dataset, DATASETS, n=5, cutoff=0.4)
+            raise ValueError(f"reasoning-gym has no data set {dataset!r}; near it: {near or sorted(DATASETS)}")
+        self.dataset = dataset
+        self._data = create_dataset(dataset, size=self.num_train + self.num_test, seed=self.seed, **(config or {}))
+
+    def splits(self) -> Splits:
+        """The data set's questions; those held out come first, and no training question repeats one of them."""
+        rows = [Prompt(entry["question"] + _REQUEST, {"entry": entry}) for entry in self._data]
+        test = rows[: self.num_test]
+        held_out = {prompt.identity for prompt in test}
+        return {"test": test, "train": [p for p in rows[self.num_test :] if p.identity not in held_out]}
+
+    def score(self, rollout: Rollout) -> float:
+        """What reasoning-gym gives for the answer, from 0 to 1."""
+        tagged = re.findall(r"<answer>(.*?)</answer>", rollout.text, flags=re.DOTALL)
+        answer = tagged[-1] if tagged else rollout.text
+        return float(self._data.score_answer(answer.strip(), rollout.metadata["entry"]))
+
+
+_REQUEST = "\nGive the final answer between <answer> and </answer>."

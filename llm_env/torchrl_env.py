@@ -1,0 +1,115 @@
+"""The native TorchRL environment."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from llm_env.core import MDPOptions, TokenMDP
+from llm_env.tasks.base import Task
+
+
+class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
+    """A batch of episodes as a TorchRL environment; `("next", ...)`, `"_reset"` masks and transforms work as usual.
+
+    Observations are `tokens` `[num_envs, context]`, `length` and `prompt_length` `[num_envs, 1]`, with an engine its
+    distribution of the next token, and `action_mask` where the task has one (TorchRL's `ActionMask` transform uses it).
+
+    Args:
+        task: a registered name, a `Task`, or a subclass of it.
+        num_envs: the batch size.
+        device: where the tensors are put. The episodes themselves live on the CPU.
+        seed: of the order of prompts.
+        **options: see `llm_env.core.TokenMDP`.
+
+    Examples:
+        >>> env = TorchRLTokenEnv("Reverse", num_envs=4, seed=0)
+        >>> env.rollout(3, break_when_any_done=False)["next", "tokens"].shape
+        torch.Size([4, 3, 22])
+    """
+
+    def __init__(
+        self,
+        task: str | Task | type[Task],
+        num_envs: int = 1,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+        **options: Unpack[MDPOptions],
+    ) -> None:
+        super().__init__(device=device, batch_size=torch.Size([num_envs]))
+        self.mdp = TokenMDP(task, num_envs, **options)
+        self._make_specs()
+        self._next_seed: int | None = None
+        if seed is not None:
+            self.set_seed(seed)
+
+    def _make_specs(self) -> None:
+        mdp, device = self.mdp, self.device
+        rows, vocab = mdp.num_envs, mdp.vocabulary.size
+        # Built before any reset: the arrays' shapes and dtypes are known, whatever an engine adds to them.
+        specs = {}
+        for name, array in mdp.observation(copy=False).items():
+            if array.dtype == np.int64:
+                high = vocab if name in ("tokens", "top_ids") else mdp.context + 1
+                specs[name] = Bounded(0, high - 1, shape=array.shape, dtype=torch.int64, device=device)
+            else:
+                specs[name] = Unbounded(shape=array.shape, dtype=torch.float32, device=device)
+        if mdp.masks_actions:
+            specs["action_mask"] = Binary(vocab, shape=(rows, vocab), dtype=torch.bool, device=device)
+        self.observation_spec = Composite(specs, shape=self.batch_size, device=device)
+        self.action_spec = Categorical(vocab, shape=(rows,), dtype=torch.int64, device=device)
+        self.reward_spec = Unbounded(shape=(rows, 1), dtype=torch.float32, device=device)
+        flags = {
+            name: Categorical(2, shape=(rows, 1), dtype=torch.bool, device=device)
+            for name in ("done", "terminated", "truncated")
+        }
+        self.done_spec = Composite(flags, shape=self.batch_size, device=device)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        rows = None if mask is None else np.flatnonzero(mask.cpu().numpy().reshape(-1))
+        self.mdp.reset(rows, seed=self._next_seed)
+        self._next_seed = None
+        return self._tensordict(self._observation())
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        actions = tensordict["action"].cpu().numpy()
+        mask = tensordict.get("_step", None)
+        if mask is None:
+            reward = self.mdp.step(actions)
+        else:  # TorchRL leaves rows that have ended out of the step: they stay as they are and earn nothing more
+            rows = np.flatnonzero(mask.cpu().numpy().reshape(-1))
+            reward = self.mdp.step(actions[rows], rows)
+        tensors = self._observation()
+        tensors["reward"] = torch.from_numpy(reward).float()[:, None]
+        return self._tensordict(tensors)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._next_seed = seed
+
+    def _observation(self) -> dict[str, torch.Tensor]:
+        mdp, state = self.mdp, self.mdp.state
+        tensors = {name: torch.from_numpy(array) for name, array in mdp.observation().items()}
+        if (mask := mdp.action_mask()) is not None:
+            tensors["action_mask"] = torch.from_numpy(mask.astype(np.bool_))
+        terminated, truncated = state.terminated[:, None], state.truncated[:, None]
+        tensors["terminated"] = torch.from_numpy(terminated)
+        tensors["truncated"] = torch.from_numpy(truncated)
+        tensors["done"] = torch.from_numpy(terminated | truncated)
+        return tensors
+
+    def _tensordict(self, tensors: dict[str, torch.Tensor]) -> TensorDictBase:
+        if self.device is not None and self.device.type != "cpu":
+            tensors = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        return TensorDict(tensors, self.batch_size, device=self.device)
+
+    def close(self, **kwargs: Any) -> None:
+        """Free what the environment holds."""
+        self.mdp.close()
+        super().close(**kwargs)

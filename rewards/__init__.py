@@ -1,0 +1,51 @@
+"""Rewards for finished rollouts of a language model.
+
+A reward gets a finished `Rollout` (token ids, text, prompt, and what the task knows about it) and gives
+back a `Score`. Write one as a function, combine it with others, and call it with a batch:
+
+    >>> from rewards import ExactMatch, LengthPenalty, Rollout, reward
+    >>> @reward
+    ... def polite(rollout):
+    ...     return float("please" in rollout.text)
+    >>> total = ExactMatch() + 0.5 * polite + LengthPenalty(free=20, cost=0.01)
+    >>> (score,) = total([Rollout.of("please", prompt="Say please: ", metadata={"answer": "please"})])
+    >>> score.value
+    1.5
+    >>> score.parts
+    {'exact_match': 1.0, 'polite': 1.0, 'length_penalty': 0.0, 'weighted_sum': 1.5}
+
+To make your own with settings or for whole batches, subclass `Reward`; to keep a run alive when one fails
+or hangs, wrap it in a `Guard`. This package knows of no environment and no model.
+"""
+
+from rewards.base import Reward, RewardError, RewardLike, as_reward, reward
+from rewards.combine import Clip, Ensemble, Product, WeightedSum
+from rewards.guard import Failure, Guard
+from rewards.match import ExactMatch, Format, NumericMatch
+from rewards.rollout import End, Rollout, Score
+from rewards.sentiment import Sentiment
+from rewards.shaping import LengthPenalty, MissingEosPenalty, RepetitionPenalty
+
+__all__ = [
+    "Clip",
+    "End",
+    "Ensemble",
+    "ExactMatch",
+    "Failure",
+    "Format",
+    "Guard",
+    "LengthPenalty",
+    "MissingEosPenalty",
+    "NumericMatch",
+    "Product",
+    "RepetitionPenalty",
+    "Reward",
+    "RewardError",
+    "RewardLike",
+    "Rollout",
+    "Score",
+    "Sentiment",
+    "WeightedSum",
+    "as_reward",
+    "reward",
+]

@@ -1,0 +1,179 @@
+"""Keeping a run alive when a reward fails: `Guard`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rewards.base import Reward, RewardError, RewardLike, as_reward
+from rewards.isolated import Isolated, IsolationError, StartupError
+from rewards.rollout import Rollout, Score, shown
+
+logger = logging.getLogger("rewards")
+
+KEPT_FAILURES = 100
+FULL_REPORTS = 3
+
+# One lock for all guards, held for moments only; a lock of its own would keep a guard from being pickled.
+_counting = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failure:
+    """A rollout whose scoring failed.
+
+    Args:
+        rollout: The rollout.
+        error: What happened, in a line, such as "ZeroDivisionError: division by zero".
+        trace: The traceback, where there is one.
+    """
+
+    rollout: Rollout
+    error: str
+    trace: str = ""
+
+
+class Guard(Reward):
+    """A reward whose failures cost one rollout its score, and neither the run nor your notice.
+
+    A rollout whose scoring raises or takes too long is given `on_error`. It is counted, kept in `failures`
+    and logged (logger "rewards"): the first three in full, then a line at every power of two. Each score
+    has a part "reward_failed", 1 for a failure and else 0, so its mean is the share of failures.
+
+    Three things pass through, since going on would not help: a `RewardError` (NaN, infinity: a bug in the
+    reward), a `rewards.isolated.StartupError` (no worker process can load the reward), and exceptions that
+    are not errors, such as KeyboardInterrupt.
+
+    Without a timeout, batches are passed on whole; if one raises, its rollouts are scored again one at a
+    time, so that only the guilty ones fail. With a timeout, rollouts are scored one at a time in a worker
+    process, by a copy of the reward which is made now; on time-out that process is killed and a new one
+    started. It keeps no state across that, and what it changes about the reward is not seen here.
+
+    Args:
+        reward: The reward, or a function.
+        on_error: The value of a rollout whose scoring failed.
+        timeout: Seconds that scoring a rollout may take; None for no limit and no worker process.
+
+    Attributes:
+        num_failures: How many rollouts failed.
+        num_rollouts: How many there were.
+        failures: The latest 100 of them, oldest first.
+
+    Example:
+        >>> guard = Guard(lambda rollout: 1 / len(rollout.text), on_error=-1.0)
+        >>> [score.value for score in guard([Rollout.of("four"), Rollout.of("")])]
+        [0.25, -1.0]
+        >>> guard.num_failures, guard.failures[0].error
+        (1, 'ZeroDivisionError: division by zero')
+    """
+
+    def __init__(self, reward: RewardLike, on_error: float = 0.0, timeout: float | None = None) -> None:
+        if not math.isfinite(on_error):
+            raise ValueError(f"Guard: on_error is {on_error}; expected a finite number.")
+        self.reward = as_reward(reward)
+        self.name = self.reward.name
+        self.on_error = float(on_error)
+        self.num_failures = 0
+        self.num_rollouts = 0
+        self.failures: deque[Failure] = deque(maxlen=KEPT_FAILURES)
+        self._num_odd_batches = 0
+        self._isolated = None if timeout is None else Isolated(self.reward, timeout)
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that scoring a rollout may take; None for no limit."""
+        return None if self._isolated is None else self._isolated.timeout
+
+    def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """Score several rollouts, each of them failing for itself."""
+        with _counting:
+            self.num_rollouts += len(rollouts)
+        if self._isolated is not None or len(rollouts) == 1:
+            return [self._score_one(rollout) for rollout in rollouts]
+        try:
+            return [_succeeded(score) for score in self.reward(rollouts)]
+        except RewardError:
+            raise
+        except Exception:
+            trace = traceback.format_exc()
+        failures = self.num_failures
+        scores = [self._score_one(rollout) for rollout in rollouts]
+        if self.num_failures == failures:
+            self._report_batch(len(rollouts), trace)
+        return scores
+
+    def close(self) -> None:
+        """End the worker process, if there is one, and close the guarded reward."""
+        if self._isolated is not None:
+            self._isolated.close()
+        self.reward.close()
+
+    def _score_one(self, rollout: Rollout) -> Score:
+        try:
+            if self._isolated is None:
+                return _succeeded(self.reward([rollout])[0])
+            return _succeeded(self._isolated.score(rollout))
+        except (RewardError, StartupError):
+            raise
+        except IsolationError as error:
+            failure = Failure(rollout, str(error), error.trace)
+        except Exception as error:
+            summary = "".join(traceback.format_exception_only(error)).strip()
+            failure = Failure(rollout, summary, traceback.format_exc())
+        self._report(failure)
+        return Score(self.on_error, {"reward_failed": 1.0})
+
+    def _report(self, failure: Failure) -> None:
+        with _counting:
+            self.num_failures += 1
+            self.failures.append(failure)
+            failures, rollouts = self.num_failures, self.num_rollouts
+        if failures <= FULL_REPORTS:
+            logger.warning(
+                "reward %r failed and gave %s instead: %s\nprompt: %s\ntext: %s\n%s",
+                self.name,
+                self.on_error,
+                failure.error,
+                shown(failure.rollout, "prompt", limit=2000),
+                shown(failure.rollout, "text", limit=2000),
+                failure.trace,
+            )
+        elif _is_power_of_two(failures):
+            logger.warning(
+                "reward %r failed on %d of %d rollouts; the latest: %s",
+                self.name,
+                failures,
+                rollouts,
+                failure.error,
+            )
+
+    def _report_batch(self, size: int, trace: str) -> None:
+        with _counting:
+            self._num_odd_batches += 1
+            batches = self._num_odd_batches
+        if _is_power_of_two(batches):
+            logger.warning(
+                "reward %r failed on a batch of %d rollouts, though on none of them alone (so far %d times). "
+                "They got their scores; look for what its score_batch cannot take.\n%s",
+                self.name,
+                size,
+                batches,
+                trace,
+            )
+
+    def __repr__(self) -> str:
+        return f"Guard({self.reward!r}, on_error={self.on_error}, timeout={self.timeout})"
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+def _succeeded(score: Score) -> Score:
+    # A guarded reward may itself have guards in it, whose failures are kept.
+    return Score(score.value, {"reward_failed": 0.0, **score.parts}, score.per_token)

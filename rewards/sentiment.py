@@ -1,0 +1,58 @@
+"""How positive a text sounds: `Sentiment`."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+from rewards.base import Reward
+from rewards.rollout import Rollout
+
+
+class Sentiment(Reward):
+    """How positive the text is by VADER, a lexicon of rated English words with rules for their context.
+
+    VADER's compound score (Hutto & Gilbert 2014) runs from -1 to 1; here it is mapped to `low` to `high`,
+    so that a neutral text is half-way between them.
+
+    Args:
+        low: The score of the most negative text.
+        high: The score of the most positive one. `Sentiment(-1, 1)` is the compound score itself.
+
+    Raises:
+        ImportError: If vaderSentiment is not installed.
+
+    Example:
+        >>> good, neutral, bad = Sentiment()([Rollout.of(t) for t in ("A joy!", "A film.", "Awful.")])
+        >>> good.value > neutral.value == 0.5 > bad.value
+        True
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"Sentiment: low is {low} and high is {high}; expected finite low < high.")
+        self.low = low
+        self.high = high
+        _analyzer()  # a missing package shows here, not at the end of the first rollout
+
+    def score(self, rollout: Rollout) -> float:
+        """Score one rollout."""
+        compound: float = _analyzer().polarity_scores(rollout.text)["compound"]
+        return self.low + (self.high - self.low) * (compound + 1) / 2
+
+    def __repr__(self) -> str:
+        return f"Sentiment(low={self.low}, high={self.high})"
+
+
+@cache  # it reads a lexicon of 7500 words; and held here rather than by the reward, it is never pickled
+def _analyzer() -> Any:
+    try:
+        from vaderSentiment.vaderSentiment import (  # type: ignore[import-untyped]
+            SentimentIntensityAnalyzer,
+        )
+    except ImportError as error:
+        raise ImportError(
+            "Sentiment needs the package vaderSentiment, which is not installed: pip install 'llm-env[tasks]'"
+        ) from error
+    return SentimentIntensityAnalyzer()

@@ -1,0 +1,118 @@
+"""Penalties to add to a reward: each is itself a reward which is at most zero.
+
+ExactMatch() + LengthPenalty(free=256) + MissingEosPenalty(penalty=0.5)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from rewards.base import Reward
+from rewards.rollout import Rollout
+
+
+@dataclass(eq=False)
+class LengthPenalty(Reward):
+    """A cost for every token the agent chose beyond a free allowance, down to a floor.
+
+    With `cost=1 / n` it falls from 0 to -1 over `n` tokens: the soft overlong punishment of DAPO (Yu et
+    al. 2025, arXiv:2503.14476, equation 13).
+
+    Args:
+        free: How many tokens cost nothing.
+        cost: What each token beyond them costs.
+        floor: The lowest it gets.
+
+    Example:
+        >>> penalty = LengthPenalty(free=2, cost=0.25, floor=-1.0)
+        >>> [score.value for score in penalty([Rollout.of("12"), Rollout.of("1234"), Rollout.of("1" * 99)])]
+        [0.0, -0.5, -1.0]
+    """
+
+    free: int
+    cost: float = 0.01
+    floor: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.free < 0:
+            raise ValueError(f"LengthPenalty: free is {self.free}; expected a number of tokens >= 0.")
+        _check_size("LengthPenalty", "cost", self.cost)
+        if not self.floor <= 0:
+            raise ValueError(f"LengthPenalty: floor is {self.floor}; expected a number <= 0.")
+
+    def score(self, rollout: Rollout) -> float:
+        """Score one rollout."""
+        beyond = max(0, rollout.num_actions - self.free)
+        return max(self.floor, -self.cost * beyond) if beyond else 0.0
+
+
+@dataclass(eq=False)
+class MissingEosPenalty(Reward):
+    """A penalty for a rollout that was cut off: out of budget or context before it came to its end.
+
+    Args:
+        penalty: How much is taken off.
+
+    Example:
+        >>> penalty = MissingEosPenalty(penalty=0.5)
+        >>> [score.value for score in penalty([Rollout.of("done"), Rollout.of("and so", end="budget")])]
+        [0.0, -0.5]
+    """
+
+    penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_size("MissingEosPenalty", "penalty", self.penalty)
+
+    def score(self, rollout: Rollout) -> float:
+        """Score one rollout."""
+        return 0.0 if rollout.terminated else -self.penalty
+
+
+@dataclass(eq=False)
+class RepetitionPenalty(Reward):
+    """A penalty for repeating oneself: the share of n-grams that occurred before, times `penalty`.
+
+    Counted are the n-grams of `rollout.tokens` whose last token the agent chose; one that repeats what the
+    environment wrote is a repetition too. Without any n-gram the penalty is zero.
+
+    Args:
+        ngram: How many tokens make an n-gram.
+        penalty: How much is taken off if every n-gram is a repetition.
+
+    Example:
+        >>> penalty = RepetitionPenalty(ngram=2)  # of ab, ba, ab, bc one in four occurred before
+        >>> penalty([Rollout.of("ababc")])[0].value
+        -0.25
+    """
+
+    ngram: int = 3
+    penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.ngram < 1:
+            raise ValueError(f"RepetitionPenalty: ngram is {self.ngram}; expected a number of tokens >= 1.")
+        _check_size("RepetitionPenalty", "penalty", self.penalty)
+
+    def score(self, rollout: Rollout) -> float:
+        """Score one rollout."""
+        if len(rollout.tokens) < self.ngram:
+            return 0.0
+        ngrams = sliding_window_view(rollout.tokens, self.ngram)
+        _, first_occurrences = np.unique(ngrams, axis=0, return_index=True)
+        repeated = np.ones(len(ngrams), dtype=bool)
+        repeated[first_occurrences] = False
+        if rollout.is_action is not None:
+            repeated = repeated[rollout.is_action[self.ngram - 1 :]]
+        return -self.penalty * float(repeated.mean()) if repeated.any() else 0.0
+
+
+def _check_size(owner: str, option: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(
+            f"{owner}: {option} is {value}; expected a finite number >= 0, since it is taken off the reward."
+        )
