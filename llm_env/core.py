@@ -155,7 +155,7 @@ class TokenMDP:
             seed: start the order of prompts over, from this seed.
             prompt_indices: begin with these prompts of the split, one for each row, instead of the next in order.
         """
-        rows = np.arange(self.num_envs) if rows is None else np.asarray(rows, dtype=np.int64)
+        rows = self.state.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
         if seed is not None:
             self.sampler.reseed(seed)
         if prompt_indices is None:
@@ -178,7 +178,7 @@ class TokenMDP:
         """Let `rows` (all of them by default) each take an action, and return `[num_envs]` rewards, 0 for the others."""
         state = self.state
         state.step(actions, rows)
-        acted = np.arange(self.num_envs) if rows is None else np.asarray(rows, dtype=np.int64)
+        acted = state.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
         reward = np.zeros(self.num_envs)
         if self._pays_tokens:
             reward[acted] = self.task.token_reward(state, acted)

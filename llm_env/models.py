@@ -85,13 +85,17 @@ def model_folder(name: str, *, seed: int = 0) -> Path:
         seed: of the random weights of "tiny"; the others are trained already and ignore it.
     """
     if name in _BUILDERS:
-        return _cached(f"{name}-seed{seed}-1" if name == "tiny" else f"{name}-1", lambda to: _BUILDERS[name](to, seed))
+        return _cached(
+            f"{name}-seed{seed}-1" if name == "tiny" else f"{name}-1", lambda to: _BUILDERS[name](to, seed)
+        )
     source = _source(name)
     if isinstance(source, Path):
         return source
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    return Path(
+        snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+    )
 
 
 def _source(name: str) -> Path | str:
@@ -101,7 +105,9 @@ def _source(name: str) -> Path | str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(f"the folder {name!r} has no config.json: give one that `save_pretrained` has written")
+            raise ValueError(
+                f"the folder {name!r} has no config.json: give one that `save_pretrained` has written"
+            )
         return folder
     # No leading dot or "~", so that a mistyped path is not taken for a hub id and looked for on the network.
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
@@ -143,7 +149,9 @@ def _tiny_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in TINY_SPECIALS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in TINY_SPECIALS]
+    )
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), TINY_SPECIALS, strict=True))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=512, clean_up_tokenization_spaces=False, **names

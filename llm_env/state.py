@@ -34,8 +34,10 @@ class End(enum.IntEnum):
     @property
     def label(self) -> str:
         """The lower-case name used in infos and rollouts."""
-        return self.name.lower()
+        return _LABELS[self]
 
+
+_LABELS = {end: end.name.lower() for end in End}
 
 # An enum's members cost a third of a microsecond each to look up, and a step looks up a dozen.
 _RUNNING, _STOP, _TASK, _BUDGET, _CONTEXT = map(int, (End.RUNNING, End.STOP, End.TASK, End.BUDGET, End.CONTEXT))
@@ -130,7 +132,7 @@ class TokenState:
         self.over = over
         self.reply = reply
         self._default_budget = context if budget is None else budget
-        self._all_rows = np.arange(num_rows)
+        self.all_rows: IntArray = np.arange(num_rows)
         self._end_of_token = np.zeros(vocab_size, dtype=np.int8)
         self._end_of_token[list(eos_tokens)] = End.EOS
 
@@ -174,12 +176,19 @@ class TokenState:
         arrays = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
         if len(arrays) != len(rows):
             raise ValueError(f"reset of {len(rows)} rows needs as many prompts, got {len(arrays)}")
-        for prompt in arrays:
-            self._check_prompt(prompt)
+        if not arrays:
+            return
+        self._check_tokens(np.concatenate(arrays), "a prompt")
+        lengths = np.array([len(prompt) for prompt in arrays])
+        if lengths.max() >= self.context:
+            raise ValueError(
+                f"a prompt of {lengths.max()} tokens leaves no room to act in a context of {self.context}: "
+                f"use a context of at least {lengths.max() + 1}, or shorter prompts"
+            )
+        self.tokens[rows] = self.pad_token
         for row, prompt in zip(rows, arrays, strict=True):
             self.tokens[row, : len(prompt)] = prompt
-            self.tokens[row, len(prompt) :] = self.pad_token
-            self.length[row] = self.prompt_length[row] = len(prompt)
+        self.length[rows] = self.prompt_length[rows] = lengths
         self.is_action[rows] = False
         self.num_actions[rows] = 0
         self._stop_state[rows] = 0
@@ -193,7 +202,7 @@ class TokenState:
             actions: `[num_rows]` token ids, or one for each of `rows`.
             rows: which rows act; all of them by default. Every one must be running.
         """
-        rows = self._all_rows if rows is None else np.asarray(rows, dtype=np.int64)
+        rows = self.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
         actions = self._check_actions(actions, rows)
 
         position = self.length[rows]
@@ -282,14 +291,6 @@ class TokenState:
         if len(tokens) and tokens.view(np.uint64).max() >= self.vocab_size:
             wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size)][0]
             raise ValueError(f"{what} has token id {wrong}; this vocabulary has ids 0 to {self.vocab_size - 1}")
-
-    def _check_prompt(self, prompt: IntArray) -> None:
-        self._check_tokens(prompt, "a prompt")
-        if len(prompt) >= self.context:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens leaves no room to act in a context of {self.context}: "
-                f"use a context of at least {len(prompt) + 1}, or shorter prompts"
-            )
 
     def _check_actions(self, actions: Sequence[int] | IntArray, rows: IntArray) -> IntArray:
         array = np.asarray(actions)

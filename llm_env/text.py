@@ -104,7 +104,9 @@ class Vocabulary:
         ids = tokens.tolist() if isinstance(tokens, np.ndarray) else [int(token) for token in tokens]
         if self._plain_text is None:
             known = [token for token in ids if self.token_bytes[token]]
-            return str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            return str(
+                self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            )
         return b"".join([self._plain_text[token] for token in ids]).decode("utf-8", errors="replace")
 
     @cached_property
@@ -161,7 +163,9 @@ class Vocabulary:
         if anchor is None or anchor == self.tokenizer.unk_token_id:
             anchor = 0
         both = [anchor, self.tokenizer.convert_tokens_to_ids(name)]
-        before, after = (self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (both[:1], both))
+        before, after = (
+            self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (both[:1], both)
+        )
         return str(after[len(before) :]).encode()
 
 
@@ -182,7 +186,8 @@ def _reader(steps: list[dict[str, Any]]) -> Callable[[str], bytes] | None:
     if kinds == {"Fuse"}:
         return str.encode
     is_sentencepiece = "Metaspace" in kinds or any(
-        step["type"] == "Replace" and step["pattern"] == {"String": "▁"} and step["content"] == " " for step in steps
+        step["type"] == "Replace" and step["pattern"] == {"String": "▁"} and step["content"] == " "
+        for step in steps
     )
     if is_sentencepiece and kinds <= {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
         return _read_byte_fallback if "ByteFallback" in kinds else _read_sentencepiece

@@ -18,6 +18,8 @@ from llm_env.state import BoolArray, End
 from llm_env.stopping import IntArray
 from llm_env.tasks.base import Task
 
+_RUNNING = int(End.RUNNING)
+
 Step = tuple[Arrays, FloatArray, BoolArray, BoolArray, dict[str, Any]]
 
 
@@ -62,6 +64,8 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self._resets_next_step = self.autoreset_mode is AutoresetMode.NEXT_STEP
+        self._resets_same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
         self.mdp = TokenMDP(task, num_envs, **options)
@@ -91,20 +95,19 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
     def step(self, actions: IntArray) -> Step:
         """Append one token to every episode."""
         mdp, state = self.mdp, self.mdp.state
-        mode = self.autoreset_mode
         begun: IntArray | None = None
-        if mode is AutoresetMode.NEXT_STEP and len(ended := np.flatnonzero(state.end > End.RUNNING)):
+        if self._resets_next_step and len(ended := np.flatnonzero(state.end > _RUNNING)):
             actions = np.asarray(actions)
             if actions.shape != (self.num_envs,):
                 raise ValueError(f"expected actions of shape ({self.num_envs},), one per row; got shape {actions.shape}")
-            acting = np.flatnonzero(state.end <= End.RUNNING)
+            acting = np.flatnonzero(state.end <= _RUNNING)
             reward = mdp.step(actions[acting], acting)
             begun = mdp.reset(ended)
         else:
             reward = mdp.step(actions)
         terminated, truncated = state.terminated, state.truncated
         info = finished_infos(mdp.finished, self.num_envs)
-        if mode is AutoresetMode.SAME_STEP and mdp.finished:
+        if self._resets_same_step and mdp.finished:
             begun = np.fromiter(mdp.finished, dtype=np.int64)
             info = self._final(begun, info)
             mdp.reset(begun)

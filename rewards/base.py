@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +47,6 @@ class Reward:
     """
 
     name: str = "reward"
-
-    # numpy scalars would otherwise treat a reward as an array of objects in `np.float64(0.5) * reward`.
-    __array_ufunc__: ClassVar[None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -99,6 +96,8 @@ class Reward:
         """Release what the reward holds, such as a worker process; by default nothing."""
 
     def _checked(self, score: float | Score, rollout: Rollout) -> Score:
+        if type(score) is float and math.isfinite(score):  # nearly every score, on a hot path
+            return Score(score, {self.name: score})
         if not isinstance(score, Score):
             score = Score(score)
         value = self._number(score.value, rollout)

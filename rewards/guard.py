@@ -101,9 +101,8 @@ class Guard(Reward):
             raise
         except Exception:
             trace = traceback.format_exc()
-        failures = self.num_failures
         scores = [self._score_one(rollout) for rollout in rollouts]
-        if self.num_failures == failures:
+        if not any(score.parts["reward_failed"] for score in scores):
             self._report_batch(len(rollouts), trace)
         return scores
 
@@ -126,7 +125,11 @@ class Guard(Reward):
             summary = "".join(traceback.format_exception_only(error)).strip()
             failure = Failure(rollout, summary, traceback.format_exc())
         self._report(failure)
-        return Score(self.on_error, {"reward_failed": 1.0})
+        return Score(self.on_error, {self.name: self.on_error, "reward_failed": 1.0})
+
+    def _checked(self, score: float | Score, rollout: Rollout) -> Score:
+        assert isinstance(score, Score)  # checked already, by the guarded reward; twice would double the cost
+        return score
 
     def _report(self, failure: Failure) -> None:
         with _counting:

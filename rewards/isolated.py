@@ -137,8 +137,8 @@ class Isolated:
             self._end()
 
     def _started(self) -> _Process:
-        if self._process is not None and self._process.owner != os.getpid():
-            self._end()  # it belongs to the process we were forked from
+        if self._process is not None and not self._process.is_ready():
+            self._end()
         if self._process is None:
             process = _Process(self)
             self._process = process
@@ -184,6 +184,19 @@ class _Process:
         hello = (list(sys.path), self.owner, payload)
         worker.send(self.connection, pickle.dumps(hello), deadline)
         return self._reply(deadline)
+
+    def is_ready(self) -> bool:
+        """Whether it is alive and ours: not that of the process this one was forked from."""
+        if self.owner != os.getpid():
+            return False
+        self.connection.setblocking(False)
+        try:
+            self.connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            pass
+        return False  # it hung up, or said something unasked
 
     def ask(self, request: bytes, timeout: float) -> tuple[Any, ...]:
         deadline = time.monotonic() + timeout

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-End = Literal["eos", "stop", "task", "budget", "context"]
+End = Literal["eos", "stop", "task", "budget", "context", "running"]
 """Why a rollout is over: an end-of-sequence token, a stop string, the task said so; or it was cut off
-because the token budget or the model's context was used up."""
+because the token budget or the model's context was used up. "running" is one that is not over."""
 
 _TERMINATED = frozenset({"eos", "stop", "task"})
 _NO_METADATA: Mapping[str, Any] = {}

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from itertools import repeat
 
 from rewards.base import Reward
 from rewards.rollout import Rollout
@@ -100,15 +98,18 @@ class RepetitionPenalty(Reward):
 
     def score(self, rollout: Rollout) -> float:
         """Score one rollout."""
-        if len(rollout.tokens) < self.ngram:
-            return 0.0
-        ngrams = sliding_window_view(rollout.tokens, self.ngram)
-        _, first_occurrences = np.unique(ngrams, axis=0, return_index=True)
-        repeated = np.ones(len(ngrams), dtype=bool)
-        repeated[first_occurrences] = False
-        if rollout.is_action is not None:
-            repeated = repeated[rollout.is_action[self.ngram - 1 :]]
-        return -self.penalty * float(repeated.mean()) if repeated.any() else 0.0
+        tokens = rollout.tokens.tolist()
+        chosen = repeat(True) if rollout.is_action is None else rollout.is_action[self.ngram - 1 :].tolist()
+        ngrams = zip(*(tokens[start:] for start in range(self.ngram)), strict=False)
+        # A set of tuples is several times faster here than np.unique over rows.
+        seen: set[tuple[int, ...]] = set()
+        counted = repeated = 0
+        for ngram, agents in zip(ngrams, chosen, strict=False):
+            if agents:
+                counted += 1
+                repeated += ngram in seen
+            seen.add(ngram)
+        return -self.penalty * repeated / counted if repeated else 0.0
 
 
 def _check_size(owner: str, option: str, value: float) -> None:

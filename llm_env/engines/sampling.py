@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     max_new_tokens: int = 64
-    stop: tuple[str | tuple[int, ...], ...] = ()
+    stop: Sequence[str | Sequence[int]] = ()
     ignore_eos: bool = False
     n: int = 1
     seed: int | None = None
@@ -125,10 +126,12 @@ def draw(log_probs: torch.Tensor, uniforms: torch.Tensor | npt.NDArray[np.float6
     """
     # float64: in float32 a sum near 1 has no room for the probabilities of most tokens of a large vocabulary.
     cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     if not bool((total > 0).all()):
         row = int((~(total > 0)).flatten().nonzero()[0])
-        raise ValueError(f"row {row} has no token of positive probability: its logits are all -inf, or some are NaN")
+        raise ValueError(
+            f"row {row} has no token of positive probability: its logits are all -inf, or some are NaN"
+        )
     target = torch.as_tensor(uniforms, dtype=torch.float64, device=log_probs.device)[:, None] * total
     tokens = torch.searchsorted(cumulative, target, right=True)
     # Rounding can lift a target to the total itself; the last token that can be drawn is the one that reaches it.
@@ -155,7 +158,9 @@ def uniforms(seed: int, request: int, completion: int, count: int) -> npt.NDArra
         True
     """
     # A counter-based generator: the key and the counter's high word choose a stream, with no state to carry along.
-    return np.random.Generator(np.random.Philox(key=[seed, request], counter=[0, 0, 0, completion])).random(count)
+    return np.random.Generator(np.random.Philox(key=[seed, request], counter=[0, 0, 0, completion])).random(
+        count
+    )
 
 
 def choose(

@@ -1,0 +1,105 @@
+"""Generation, written as an agent would: start, choose, step. So it cannot differ from stepping."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llm_env.engines.sampling import Sampling, choose, uniforms
+from llm_env.state import End, TokenState
+from llm_env.stopping import IntArray
+
+if TYPE_CHECKING:
+    from llm_env.engines.base import EngineBase
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """What an engine has written after a prompt.
+
+    Attributes:
+        prompt_index: which prompt.
+        completion_index: which of its completions, from 0 to `Sampling.n - 1`.
+        tokens: `[T]` int64, the token that ended it included.
+        log_probs: `[T]` float32, of the distribution that was sampled from.
+        end: why it ended: "eos", "stop", "budget" (max_new_tokens) or "context".
+    """
+
+    prompt_index: int
+    completion_index: int
+    tokens: IntArray
+    log_probs: npt.NDArray[np.float32]
+    end: str
+
+
+def complete(engine: EngineBase, prompts: Sequence[IntArray], sampling: Sampling) -> Iterator[Completion]:
+    """Sample every prompt to its end in the engine's free slots.
+
+    When a text ends, the next one waiting begins in its slot at once, while the others go on.
+    """
+    if not prompts:
+        return
+    slots = np.flatnonzero(engine.lengths == 0)
+    if not len(slots):
+        raise ValueError(
+            f"all {engine.num_slots} slots of the engine hold texts: stop some before generating"
+        )
+    sampling = sampling.with_fresh_seed()
+    assert sampling.seed is not None
+    vocabulary = engine.vocabulary
+    state = TokenState(
+        len(slots),
+        engine.context,
+        vocab_size=engine.vocab_size,
+        pad_token=vocabulary.pad_token,
+        eos_tokens=() if sampling.ignore_eos else vocabulary.eos_tokens,
+        stop=vocabulary.matchers(sampling.stop),
+        budget=sampling.max_new_tokens,
+    )
+    waiting = deque(
+        (prompt, completion) for prompt in range(len(prompts)) for completion in range(sampling.n)
+    )
+    of_row = [(-1, -1)] * len(slots)
+    most = min(sampling.max_new_tokens, engine.context)
+    random = np.zeros((len(slots), most))
+    log_probs = np.zeros((len(slots), most), dtype=np.float32)
+    try:
+        while True:
+            rows = np.flatnonzero(state.running)
+            logits = []
+            if len(rows):
+                logits.append(engine.step(slots[rows], state.tokens[rows, state.length[rows] - 1]))
+            fresh = np.flatnonzero(~state.running)[: len(waiting)]
+            if len(fresh):
+                for row in fresh.tolist():
+                    of_row[row] = waiting.popleft()
+                    random[row] = uniforms(sampling.seed, *of_row[row], most)
+                begun = [prompts[of_row[row][0]] for row in fresh.tolist()]
+                state.reset(fresh, begun)
+                logits.append(engine.start(slots[fresh], begun))
+            if not logits:
+                return
+            rows = np.concatenate([rows, fresh])
+            count = state.num_actions[rows]
+            tokens, chosen = choose(torch.cat(logits), sampling, random[rows, count])
+            log_probs[rows, count] = chosen.cpu().numpy()
+            state.step(tokens.cpu().numpy(), rows)
+
+            ended = rows[~state.running[rows]]
+            engine.stop(slots[ended])
+            for row in ended.tolist():
+                yield Completion(
+                    *of_row[row],
+                    tokens=state.tokens[row, state.prompt_length[row] : state.length[row]].copy(),
+                    log_probs=log_probs[row, : state.num_actions[row]].copy(),
+                    end=End(state.end[row]).label,
+                )
+    finally:
+        if not engine._closed:
+            engine.stop(slots)

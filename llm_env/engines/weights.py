@@ -1,0 +1,65 @@
+"""Copying weights into a model, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+
+def copy_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into the weights of those names, in place; nothing is copied unless everything fits.
+
+    Tied weights are one tensor with several names: any of them will do.
+
+    Args:
+        model: whose weights to replace.
+        named_tensors: one tensor for each weight, of any dtype and on any device. Persistent buffers may be left out.
+
+    Examples:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> copy_weights(model, {"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+        >>> model(torch.ones(2)).item()
+        2.0
+        >>> copy_weights(model, {"weight": torch.ones(1, 2)})
+        Traceback (most recent call last):
+        ...
+        ValueError: cannot load these weights, nothing was changed: missing: bias
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    targets = {**dict(model.state_dict(keep_vars=True)), **parameters}
+    names_of: dict[int, list[str]] = {}
+    for name, target in targets.items():
+        names_of.setdefault(id(target), []).append(name)
+
+    problems = []
+    unknown = [name for name in named_tensors if name not in targets]
+    if unknown:
+        problems.append(f"unknown: {_some(unknown)} (this model has names such as {next(iter(targets))})")
+    missing = [
+        names[0] for names in names_of.values() if names[0] in parameters and not named_tensors.keys() & names
+    ]
+    if missing:
+        problems.append(f"missing: {_some(missing)}")
+    for name in named_tensors.keys() & targets.keys():
+        given, expected = tuple(named_tensors[name].shape), tuple(targets[name].shape)
+        if given != expected:
+            problems.append(f"{name} has shape {given}, expected {expected}")
+    if not problems:
+        for names in names_of.values():
+            given_names = [name for name in names if name in named_tensors]
+            one = named_tensors[given_names[0]] if given_names else None
+            for other in given_names[1:]:
+                if one is not named_tensors[other] and not torch.equal(one, named_tensors[other]):  # type: ignore[arg-type]
+                    problems.append(
+                        f"{given_names[0]} and {other} are tied in this model, but given as different"
+                    )
+    if problems:
+        raise ValueError(f"cannot load these weights, nothing was changed: {'; '.join(problems)}")
+    with torch.no_grad():
+        for name, tensor in named_tensors.items():
+            targets[name].copy_(tensor)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,303 @@
+"""Wrappers for `TokenEnv` and `TokenVectorEnv`. Each function takes either and gives back the same kind.
+
+Gymnasium's own wrappers work as well; for a reward that is only scaled or clipped, `scale_reward` picks the right one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from llm_env.core import Finished, FloatArray, TokenMDP
+from llm_env.kl import KLPenalty
+from llm_env.state import BoolArray
+from llm_env.stopping import IntArray
+
+AnyEnv = TypeVar("AnyEnv", gymnasium.Env[Any, Any], VectorEnv[Any, Any, Any])
+
+
+def flat_tokens(env: AnyEnv) -> AnyEnv:
+    """Observe the tokens alone, as one array; the places not yet written hold -1.
+
+    Examples:
+        >>> env = flat_tokens(gymnasium.make("llm_env/Addition-v0"))
+        >>> observation, info = env.reset(seed=0)
+        >>> env.observation_space.shape, int(observation.min())
+        ((10,), -1)
+    """
+    return _wrap(env, _FlatTokens(_mdp(env)))
+
+
+def top_k_actions(env: AnyEnv) -> AnyEnv:
+    """Choose among the language model's k likeliest tokens: an action is an index into `observation["top_ids"]`.
+
+    The environment must be made with an engine and `observe="top_k"`.
+
+    Examples:
+        >>> env = gymnasium.make("llm_env/Copy-v0", engine="transformers", observe="top_k", top_k=5)
+        >>> top_k_actions(env).action_space
+        Discrete(5)
+    """
+    return _wrap(env, _TopKActions(_mdp(env)))
+
+
+def kl_reward(env: AnyEnv, beta: float, reference: Any = None, model: Any = None) -> AnyEnv:
+    """Take `beta * (log pi(token) - log ref(token))` off the reward of every token.
+
+    The environment cannot know how likely the agent was to choose a token, so an action becomes
+    `{"token": ..., "log_prob": ...}`. The log-ratios are in `info["log_ratio"]`.
+
+    Args:
+        env: the environment.
+        beta: the weight of the penalty.
+        reference: the reference model: an engine or the name of one; None: the model that the environment observes.
+        model: which model a named engine serves; by default the environment's.
+
+    Examples:
+        >>> env = kl_reward(gymnasium.make("llm_env/Copy-v0"), beta=0.1, reference="transformers")
+        >>> observation, info = env.reset(seed=0)
+        >>> observation, reward, *_, info = env.step({"token": 5, "log_prob": -1.0})
+        >>> bool(np.isclose(reward, -0.1 * info["log_ratio"]))
+        True
+    """
+    return _wrap(env, _KLReward(_mdp(env), KLPenalty(_mdp(env), beta, reference, model)))
+
+
+def episode_statistics(env: AnyEnv) -> AnyEnv:
+    """Report finished episodes in `info["episode"]`: prompt, text, why it ended, return `r` and length `l`.
+
+    The return is what the environment paid, wrappers inside this one included.
+
+    Examples:
+        >>> env = episode_statistics(gymnasium.make("llm_env/Copy-v0", max_new_tokens=1))
+        >>> observation, info = env.reset(seed=0)
+        >>> observation, *_, info = env.step(int(env.unwrapped.mdp.vocabulary.encode("x")[0]))
+        >>> info["episode"]["text"], info["episode"]["end"], info["episode"]["l"]
+        ('x', 'budget', 1)
+    """
+    return _wrap(env, _EpisodeStatistics(_mdp(env)))
+
+
+def scale_reward(env: AnyEnv, scale: float = 1.0, low: float = -np.inf, high: float = np.inf) -> AnyEnv:
+    """Multiply the reward of every step by `scale`, then clip it to `low` and `high`.
+
+    Examples:
+        >>> env = scale_reward(gymnasium.make("llm_env/Copy-v0"), scale=10.0, high=5.0)
+    """
+    if not low <= high:
+        raise ValueError(f"low must not be above high, got low={low}, high={high}")
+
+    def transform(reward: Any) -> Any:
+        return np.clip(reward * scale, low, high)
+
+    if isinstance(env, VectorEnv):
+        return gymnasium.wrappers.vector.TransformReward(env, transform)
+    return gymnasium.wrappers.TransformReward(env, transform)
+
+
+class _Layer:
+    """What a wrapper does to a batch; the two shells below apply it to a vector environment, or to one as a batch of one."""
+
+    def __init__(self, mdp: TokenMDP) -> None:
+        self.mdp = mdp
+
+    def action_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
+        return inside
+
+    def observation_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
+        return inside
+
+    def inner(self, action: Any) -> Any:
+        """The action of the environment inside, from one of ours."""
+        return action
+
+    def before(self, action: Any, tokens: IntArray, acting: BoolArray) -> None:
+        """These tokens are about to be written, in the rows that act."""
+
+    def after(self, acting: BoolArray, begun: BoolArray, reward: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
+        """They were; some rows may have begun anew. Returns the reward, and `key: (values, mask)` for the infos."""
+        return reward, {}
+
+    def begin(self, begun: BoolArray) -> None:
+        """A reset has begun these rows."""
+
+    def observe(self, observation: Any) -> Any:
+        return observation
+
+    def close(self) -> None:
+        pass
+
+
+class _FlatTokens(_Layer):
+    def observation_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
+        return spaces.Box(-1, self.mdp.vocabulary.size - 1, (self.mdp.context,), np.int64)
+
+    def observe(self, observation: Any) -> Any:
+        written = np.arange(self.mdp.context) < observation["length"]
+        return np.where(written, observation["tokens"], -1)
+
+
+class _TopKActions(_Layer):
+    def __init__(self, mdp: TokenMDP) -> None:
+        super().__init__(mdp)
+        if "top_ids" not in mdp.observer.arrays:
+            raise ValueError("top-k actions need an environment made with engine='transformers', observe='top_k'")
+        self.k = mdp.observer.arrays["top_ids"].shape[1]
+
+    def action_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
+        return spaces.Discrete(self.k)
+
+    def inner(self, action: Any) -> Any:
+        index = np.asarray(action)
+        if index.dtype.kind not in "iu" or ((index < 0) | (index >= self.k)).any():
+            raise ValueError(f"an action must be an index from 0 to {self.k - 1} into the top {self.k}, got {action!r}")
+        return self.mdp.observer.arrays["top_ids"][np.arange(self.mdp.num_envs), index]
+
+
+class _KLReward(_Layer):
+    def __init__(self, mdp: TokenMDP, penalty: KLPenalty) -> None:
+        super().__init__(mdp)
+        self.penalty = penalty
+        self.log_ratio = np.zeros(mdp.num_envs)
+
+    def action_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
+        return spaces.Dict({"token": inside, "log_prob": spaces.Box(-np.inf, 0.0, (), np.float32)})
+
+    def inner(self, action: Any) -> Any:
+        if not (isinstance(action, dict) and set(action) == {"token", "log_prob"}):
+            raise TypeError(f"an action must be {{'token': ..., 'log_prob': ...}}, got {action!r}")
+        return action["token"]
+
+    def before(self, action: Any, tokens: IntArray, acting: BoolArray) -> None:
+        rows = np.flatnonzero(acting)
+        self.log_ratio = np.zeros(self.mdp.num_envs)
+        self.log_ratio[rows] = self.penalty.log_ratio(rows, tokens[rows], np.asarray(action["log_prob"])[rows])
+
+    def after(self, acting: BoolArray, begun: BoolArray, reward: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
+        self.penalty.advance(np.flatnonzero(acting & ~begun))
+        self.penalty.begin(np.flatnonzero(begun))
+        return reward - self.penalty.beta * self.log_ratio, {"log_ratio": (self.log_ratio, acting)}
+
+    def begin(self, begun: BoolArray) -> None:
+        self.penalty.begin(np.flatnonzero(begun))
+
+    def close(self) -> None:
+        self.penalty.close()
+
+
+class _EpisodeStatistics(_Layer):
+    def __init__(self, mdp: TokenMDP) -> None:
+        super().__init__(mdp)
+        self.returns = np.zeros(mdp.num_envs)
+
+    def begin(self, begun: BoolArray) -> None:
+        self.returns[begun] = 0.0
+
+    def after(self, acting: BoolArray, begun: BoolArray, reward: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
+        self.returns += reward
+        episodes = np.full(self.mdp.num_envs, None, dtype=object)
+        mask = np.zeros(self.mdp.num_envs, dtype=np.bool_)
+        for row, finished in self.mdp.finished.items():
+            mask[row] = True
+            episodes[row] = _statistics(finished, float(self.returns[row]))
+            self.returns[row] = 0.0
+        return reward, {"episode": (episodes, mask)} if mask.any() else {}
+
+
+def _statistics(finished: Finished, episode_return: float) -> dict[str, Any]:
+    rollout = finished.rollout
+    return {
+        "r": episode_return,
+        "l": rollout.num_actions,
+        "prompt": rollout.prompt,
+        "text": rollout.text,
+        "end": rollout.end,
+    }
+
+
+class _Shell:
+    """What the two shells share: the layer, and the tokens that an action comes down to."""
+
+    layer: _Layer
+    env: Any
+
+    def tokens(self, action: Any) -> IntArray:
+        env: Any = self
+        while isinstance(env, gymnasium.Wrapper | VectorWrapper):
+            if isinstance(env, _Shell):
+                action = env.layer.inner(action)
+            env = env.env
+        return np.asarray(action)
+
+    def close(self, **kwargs: Any) -> None:
+        self.layer.close()
+        self.env.close(**kwargs)
+
+
+class _SingleShell(_Shell, gymnasium.Wrapper[Any, Any, Any, Any]):
+    def __init__(self, env: gymnasium.Env[Any, Any], layer: _Layer) -> None:
+        gymnasium.Wrapper.__init__(self, env)
+        self.layer = layer
+        self.action_space = layer.action_space(env.action_space)
+        self.observation_space = layer.observation_space(env.observation_space)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        self.layer.begin(np.ones(1, dtype=np.bool_))
+        return self._observe(observation), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        batch = {k: np.asarray(v)[None] for k, v in action.items()} if isinstance(action, dict) else np.asarray(action)[None]
+        acting = self.layer.mdp.state.running
+        self.layer.before(batch, self.tokens(batch), acting)
+        observation, reward, terminated, truncated, info = self.env.step(self.layer.inner(batch)[0])
+        rewards, more = self.layer.after(acting, np.zeros(1, dtype=np.bool_), np.array([float(reward)]))
+        info = {**info, **{key: values[0] for key, (values, mask) in more.items()}}
+        return self._observe(observation), float(rewards[0]), terminated, truncated, info
+
+    def _observe(self, observation: Any) -> Any:
+        return self.layer.observe(observation)
+
+
+class _VectorShell(_Shell, VectorWrapper[Any, Any, Any, Any, Any]):
+    def __init__(self, env: VectorEnv[Any, Any, Any], layer: _Layer) -> None:
+        VectorWrapper.__init__(self, env)
+        self.layer = layer
+        self.single_action_space = layer.action_space(env.single_action_space)
+        self.single_observation_space = layer.observation_space(env.single_observation_space)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.layer.begin(info["_prompt_index"])
+        return self.layer.observe(observation), info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        acting = self.layer.mdp.state.running
+        self.layer.before(actions, self.tokens(actions), acting)
+        observation, reward, terminated, truncated, info = self.env.step(self.layer.inner(actions))
+        begun = info.get("_prompt_index", np.zeros(self.num_envs, dtype=np.bool_))
+        reward, more = self.layer.after(acting, begun, reward)
+        for key, (values, mask) in more.items():
+            info[key], info[f"_{key}"] = values, mask
+        if "final_obs" in info:
+            for row in np.flatnonzero(info["_final_obs"]):
+                info["final_obs"][row] = self.layer.observe(info["final_obs"][row])
+        return self.layer.observe(observation), reward, terminated, truncated, info
+
+
+def _mdp(env: Any) -> TokenMDP:
+    mdp = getattr(env.unwrapped, "mdp", None)
+    if not isinstance(mdp, TokenMDP):
+        raise TypeError(f"these wrappers are for TokenEnv and TokenVectorEnv, got {env}")
+    return mdp
+
+
+def _wrap(env: Any, layer: _Layer) -> Any:
+    return _VectorShell(env, layer) if isinstance(env, VectorEnv) else _SingleShell(env, layer)
