@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from llm_env.observer import Observe, Observer
 from llm_env.prompts import Prompt, PromptSampler, TokenizedPrompts
-from llm_env.state import BoolArray, End, SavedRows, TokenState
+from llm_env.state import End, SavedRows, TokenState
 from llm_env.stopping import IntArray
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import make_task
@@ -84,7 +84,7 @@ class TokenMDP:
         observe: with an engine, "logits" (all of them) or "top_k" (ids and log-probs of the likeliest).
         top_k: how many.
         on_reward_error: the score of a rollout whose reward raised or took longer than `reward_timeout`.
-        reward_timeout: seconds a reward may take for one rollout; it then runs in a process of its own that can be killed.
+        reward_timeout: seconds a reward may take for one rollout; it then runs in a killable process of its own.
 
     Attributes:
         state: the tokens, see `TokenState`.
@@ -117,9 +117,7 @@ class TokenMDP:
         self.max_new_tokens = self.task.max_new_tokens if max_new_tokens is None else max_new_tokens
         self.context = self.task.max_prompt_tokens + self.max_new_tokens if context is None else context
         self.prompts = TokenizedPrompts(self.task.prompts(split), self.vocabulary, self.task.chat)
-        self.sampler = PromptSampler(
-            len(self.prompts), completions_per_prompt=completions_per_prompt, shuffle=shuffle
-        )
+        self.sampler = PromptSampler(len(self.prompts), completions_per_prompt=completions_per_prompt, shuffle=shuffle)
         self.sampler.reseed(int(np.random.SeedSequence().generate_state(1)[0]))  # until a reset brings a seed
         self.reward = Guard(self.task.as_reward(), on_error=on_reward_error, timeout=reward_timeout)
         self.state = TokenState(
@@ -162,7 +160,9 @@ class TokenMDP:
             indices, groups = self.sampler.deal(len(rows))
         else:
             indices = groups = np.asarray(prompt_indices, dtype=np.int64)
-            if indices.shape != rows.shape or (len(indices) and not 0 <= indices.min() <= indices.max() < len(self.prompts)):
+            if indices.shape != rows.shape or (
+                len(indices) and not 0 <= indices.min() <= indices.max() < len(self.prompts)
+            ):
                 raise ValueError(
                     f"prompt_indices must name one of the {len(self.prompts)} prompts for each of the {len(rows)} rows "
                     f"to reset, got {prompt_indices!r}"
@@ -175,7 +175,7 @@ class TokenMDP:
         return rows
 
     def step(self, actions: Sequence[int] | IntArray, rows: Sequence[int] | IntArray | None = None) -> FloatArray:
-        """Let `rows` (all of them by default) each take an action, and return `[num_envs]` rewards, 0 for the others."""
+        """Let `rows` (all by default) each take an action; returns `[num_envs]` rewards, 0 for the others."""
         state = self.state
         state.step(actions, rows)
         acted = state.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
@@ -263,5 +263,3 @@ def _vocabulary(model: Any) -> Vocabulary:
     from llm_env.models import load_tokenizer
 
     return Vocabulary(load_tokenizer(model))
-
-

@@ -47,12 +47,10 @@ class TokenEnv(gymnasium.Env[Arrays, np.int64]):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.render_mode = render_mode
         self.mdp = TokenMDP(task, 1, **options)
-        self.observation_space = observation_space(self.mdp)
+        self.observation_space = observation_space(self.mdp)  # type: ignore[assignment]
         self.action_space = action_space(self.mdp)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Arrays, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
         """Begin a new episode; `options={"prompt_index": i}` begins it with prompt i of the split."""
         super().reset(seed=seed)
         options = options or {}
@@ -75,7 +73,7 @@ class TokenEnv(gymnasium.Env[Arrays, np.int64]):
             self._with_mask(info),
         )
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The prompt, the text so far, and the return."""
         return render_row(self.mdp, 0) if self.render_mode == "ansi" else None
 

@@ -1,7 +1,7 @@
 """What the environments report beside observations and rewards.
 
 The batched forms are those of Gymnasium's vector environments: an array for each key, and under `_key` a mask of the
-rows that it speaks of. They are built as arrays because Gymnasium's own helper, row by row, would cost more than the step.
+rows that it speaks of. They are built as arrays: Gymnasium's own helper, row by row, would cost more than the step.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def finished_infos(finished: Mapping[int, Finished], num_envs: int) -> dict[str,
     mask[rows] = True
     ends = np.full(num_envs, None, dtype=object)
     score: dict[str, Any] = {}
-    info = {"end": ends, "_end": mask, "score": score, "_score": mask.copy()}
+    info: dict[str, Any] = {"end": ends, "_end": mask, "score": score, "_score": mask.copy()}
     for row, episode in finished.items():
         ends[row] = episode.rollout.end
         for name, value in episode.score.parts.items():

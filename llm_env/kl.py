@@ -59,7 +59,8 @@ class KLPenalty:
         log_probs = np.asarray(log_probs, dtype=np.float64)
         if log_probs.shape != rows.shape or not np.isfinite(log_probs).all() or (log_probs > 1e-6).any():
             raise ValueError(
-                f"log_prob must be one log-probability (finite, at most 0) for each of {len(rows)} tokens, got {log_probs}"
+                f"log_prob must be one log-probability (finite, at most 0) for each of {len(rows)} tokens, "
+                f"got {log_probs}"
             )
         logits = self._observer.arrays["logits"][rows].astype(np.float64)
         top = logits.max(axis=1)

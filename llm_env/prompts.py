@@ -36,7 +36,7 @@ class Prompt:
 
     @classmethod
     def of(cls, row: Prompt | str | Mapping[str, Any], key: str = "prompt") -> Prompt:
-        """A prompt from a string, or from a row of a data set: `row[key]` is the prompt, the other fields are metadata."""
+        """A prompt from a string, or from a row of a data set: `row[key]` is the prompt, the rest is metadata."""
         if isinstance(row, Prompt):
             return row
         if isinstance(row, str):
@@ -87,7 +87,7 @@ class TokenizedPrompts:
         return len(self.prompts)
 
     def tokens(self, index: int) -> IntArray:
-        """The token ids of prompt `index`. An empty text becomes the beginning-of-sequence token, where there is one."""
+        """The token ids of prompt `index`. An empty text becomes the beginning-of-sequence token, if there is one."""
         block, place = divmod(index, _BLOCK)
         if block not in self._blocks:
             self._blocks[block] = [self._encode(p) for p in self.prompts[block * _BLOCK : (block + 1) * _BLOCK]]
@@ -114,7 +114,7 @@ class PromptSampler:
     Args:
         num_prompts: how many prompts there are.
         seed: of the order.
-        completions_per_prompt: how often each prompt is dealt in a row (group-based algorithms compare its completions).
+        completions_per_prompt: how often each prompt is dealt in a row (group-based algorithms compare these).
         shuffle: False deals them in their own order.
 
     Examples:

@@ -63,9 +63,7 @@ class SB3TokenVecEnv(VecEnv):
             )
         self.render_mode = self.envs.render_mode
         self._actions: npt.NDArray[np.int64] | None = None
-        super().__init__(
-            self.envs.num_envs, self.envs.single_observation_space, self.envs.single_action_space
-        )
+        super().__init__(self.envs.num_envs, self.envs.single_observation_space, self.envs.single_action_space)
 
     def reset(self) -> Any:
         """Begin new episodes in all rows."""
@@ -94,9 +92,9 @@ class SB3TokenVecEnv(VecEnv):
         self._return += reward
         self._length += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        masks = info.get("action_mask")
-        for row in range(self.num_envs) if masks is not None else ():
-            infos[row]["action_mask"] = masks[row]
+        if "action_mask" in info:
+            for row, mask in enumerate(info["action_mask"]):
+                infos[row]["action_mask"] = mask
         for row in np.flatnonzero(done).tolist():
             infos[row].update(_row(info["final_info"], row))
             infos[row]["terminal_observation"] = info["final_obs"][row]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gymnasium import spaces
 
@@ -13,9 +15,9 @@ def action_space(mdp: TokenMDP) -> spaces.Discrete:
     return spaces.Discrete(mdp.vocabulary.size)
 
 
-def observation_space(mdp: TokenMDP) -> spaces.Dict:
-    """A Dict of boxes. Counts have shape `(1,)`, not `()`: several libraries flatten each entry and need an axis to flatten."""
-    boxes: dict[str, spaces.Space[np.ndarray]] = {
+def observation_space(mdp: TokenMDP) -> spaces.Dict[Any]:
+    """A Dict of boxes. Counts have shape `(1,)`, not `()`: several libraries flatten each entry and need an axis."""
+    boxes: dict[str, spaces.Space[Any]] = {
         "tokens": spaces.Box(0, mdp.vocabulary.size - 1, (mdp.context,), np.int64),
         "length": spaces.Box(0, mdp.context, (1,), np.int64),
         "prompt_length": spaces.Box(0, mdp.context, (1,), np.int64),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
+import rewards
 from llm_env.stopping import IntArray, StopMatcher
 
 BoolArray = npt.NDArray[np.bool_]
@@ -32,12 +34,12 @@ class End(enum.IntEnum):
     CONTEXT = 5  # there is no room for another token
 
     @property
-    def label(self) -> str:
+    def label(self) -> rewards.End:
         """The lower-case name used in infos and rollouts."""
         return _LABELS[self]
 
 
-_LABELS = {end: end.name.lower() for end in End}
+_LABELS = {end: cast(rewards.End, end.name.lower()) for end in End}
 
 # An enum's members cost a third of a microsecond each to look up, and a step looks up a dozen.
 _RUNNING, _STOP, _TASK, _BUDGET, _CONTEXT = map(int, (End.RUNNING, End.STOP, End.TASK, End.BUDGET, End.CONTEXT))
@@ -79,7 +81,7 @@ class TokenState:
         vocab_size: actions are token ids from 0 to `vocab_size - 1`.
         pad_token: fills `tokens` after the end of each row. It may also be a token the agent can choose.
         eos_tokens: the end-of-sequence tokens.
-        stop: matchers of stop sequences. They see only what the agent wrote in one go: not the prompt, not across a reply.
+        stop: matchers of stop sequences. They see what the agent wrote in one go: not the prompt, not across a reply.
         budget: how many tokens the agent may choose in an episode; None means as many as fit.
         over: given this state, says which rows the task ends (`[num_rows]` bool). Called once a step.
         reply: given this state and a row whose turn has ended, the token ids that the task answers, or None if the
@@ -148,7 +150,7 @@ class TokenState:
     @property
     def running(self) -> BoolArray:
         """`[num_rows]` rows whose episode goes on."""
-        return self.end == _RUNNING
+        return np.equal(self.end, _RUNNING)
 
     @property
     def terminated(self) -> BoolArray:
@@ -303,7 +305,9 @@ class TokenState:
         ended = self.end[rows]
         if ended.any():
             row = int(rows[ended != _RUNNING][0])
-            label = End(self.end[row]).label
-            why = "has not begun" if label == "idle" else f"has ended ({label})"
-            raise ValueError(f"row {row} was given action {array[rows == row][0]}, but its episode {why}: reset it first")
+            end = End(self.end[row])
+            why = "has not begun" if end is End.IDLE else f"has ended ({end.label})"
+            raise ValueError(
+                f"row {row} was given action {array[rows == row][0]}, but its episode {why}: reset it first"
+            )
         return array

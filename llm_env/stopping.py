@@ -72,7 +72,7 @@ def match_tokens(sequences: Sequence[Sequence[int]], vocab_size: int) -> StopMat
 
 
 def _match(patterns: list[list[int]], pieces: list[list[int]], num_symbols: int) -> StopMatcher:
-    """Compile the patterns into an automaton over symbols, then run every token's symbols through it from every state."""
+    """Compile the patterns into an automaton over symbols; run every token's symbols through it from every state."""
     step = _aho_corasick(patterns, num_symbols)
     found = len(step) - 1
     if found > np.iinfo(np.int16).max:

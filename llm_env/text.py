@@ -104,9 +104,7 @@ class Vocabulary:
         ids = tokens.tolist() if isinstance(tokens, np.ndarray) else [int(token) for token in tokens]
         if self._plain_text is None:
             known = [token for token in ids if self.token_bytes[token]]
-            return str(
-                self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            )
+            return str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         return b"".join([self._plain_text[token] for token in ids]).decode("utf-8", errors="replace")
 
     @cached_property
@@ -149,7 +147,7 @@ class Vocabulary:
     @cached_property
     def _plain_text(self) -> list[bytes] | None:
         """What each token adds to a decoded text, or None where that depends on the tokens around it."""
-        if not {step["type"] for step in _decoder_steps(self.tokenizer)} in ({"ByteLevel"}, {"Fuse"}):
+        if {step["type"] for step in _decoder_steps(self.tokenizer)} not in ({"ByteLevel"}, {"Fuse"}):
             return None
         text = list(self.token_bytes)
         for token, added in self.tokenizer.added_tokens_decoder.items():
@@ -163,9 +161,7 @@ class Vocabulary:
         if anchor is None or anchor == self.tokenizer.unk_token_id:
             anchor = 0
         both = [anchor, self.tokenizer.convert_tokens_to_ids(name)]
-        before, after = (
-            self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (both[:1], both)
-        )
+        before, after = (self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (both[:1], both))
         return str(after[len(before) :]).encode()
 
 
@@ -186,8 +182,7 @@ def _reader(steps: list[dict[str, Any]]) -> Callable[[str], bytes] | None:
     if kinds == {"Fuse"}:
         return str.encode
     is_sentencepiece = "Metaspace" in kinds or any(
-        step["type"] == "Replace" and step["pattern"] == {"String": "▁"} and step["content"] == " "
-        for step in steps
+        step["type"] == "Replace" and step["pattern"] == {"String": "▁"} and step["content"] == " " for step in steps
     )
     if is_sentencepiece and kinds <= {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
         return _read_byte_fallback if "ByteFallback" in kinds else _read_sentencepiece

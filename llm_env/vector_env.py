@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -99,7 +99,9 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         if self._resets_next_step and len(ended := np.flatnonzero(state.end > _RUNNING)):
             actions = np.asarray(actions)
             if actions.shape != (self.num_envs,):
-                raise ValueError(f"expected actions of shape ({self.num_envs},), one per row; got shape {actions.shape}")
+                raise ValueError(
+                    f"expected actions of shape ({self.num_envs},), one per row; got shape {actions.shape}"
+                )
             acting = np.flatnonzero(state.end <= _RUNNING)
             reward = mdp.step(actions[acting], acting)
             begun = mdp.reset(ended)
@@ -113,7 +115,7 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
             mdp.reset(begun)
         return mdp.observation(self._copy), reward, terminated, truncated, self._info(info, begun)
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """Each row's prompt, text and return."""
         if self.render_mode is None:
             return None

@@ -5,7 +5,7 @@ Gymnasium's own wrappers work as well; for a reward that is only scaled or clipp
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import gymnasium
 import numpy as np
@@ -101,7 +101,7 @@ def scale_reward(env: AnyEnv, scale: float = 1.0, low: float = -np.inf, high: fl
 
 
 class _Layer:
-    """What a wrapper does to a batch; the two shells below apply it to a vector environment, or to one as a batch of one."""
+    """What a wrapper does to a batch. The two shells below apply it to a vector environment, or to a batch of one."""
 
     def __init__(self, mdp: TokenMDP) -> None:
         self.mdp = mdp
@@ -252,7 +252,11 @@ class _SingleShell(_Shell, gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._observe(observation), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        batch = {k: np.asarray(v)[None] for k, v in action.items()} if isinstance(action, dict) else np.asarray(action)[None]
+        batch = (
+            {k: np.asarray(v)[None] for k, v in action.items()}
+            if isinstance(action, dict)
+            else np.asarray(action)[None]
+        )
         acting = self.layer.mdp.state.running
         self.layer.before(batch, self.tokens(batch), acting)
         observation, reward, terminated, truncated, info = self.env.step(self.layer.inner(batch)[0])
@@ -299,5 +303,6 @@ def _mdp(env: Any) -> TokenMDP:
     return mdp
 
 
-def _wrap(env: Any, layer: _Layer) -> Any:
-    return _VectorShell(env, layer) if isinstance(env, VectorEnv) else _SingleShell(env, layer)
+def _wrap(env: AnyEnv, layer: _Layer) -> AnyEnv:
+    shell: Any = _VectorShell(env, layer) if isinstance(env, VectorEnv) else _SingleShell(env, layer)
+    return cast(AnyEnv, shell)

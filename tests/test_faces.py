@@ -1,4 +1,4 @@
-"""Promise 1: the same actions give the same trajectories through every face, and they are those of the slow reference."""
+"""Promise 1: the same actions give the same trajectories through every face: those of the slow reference."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_vector_env(
 
 
 def trajectory_of_one(face: str, choices: list[list[int]], options: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Steps of one episode after another: (observation before the step, reward, terminated, truncated, last observation)."""
+    """Steps of one episode after another: (observation before, reward, terminated, truncated, observation after)."""
     if face == "single":
         env = TokenEnv(Probe(), **options)
         observation, _ = env.reset(seed=3)

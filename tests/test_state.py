@@ -61,7 +61,9 @@ def test_a_completion_of_one_token_and_a_prompt_that_fills_the_context() -> None
     state.step([3])
     assert labels(state) == ["context"]
     assert state.is_action.tolist() == [[False, False, True]]
-    with pytest.raises(ValueError, match="3 tokens leaves no room to act in a context of 3: use a context of at least 4"):
+    with pytest.raises(
+        ValueError, match="3 tokens leaves no room to act in a context of 3: use a context of at least 4"
+    ):
         state.reset([0], [[1, 2, 3]])
     assert labels(state) == ["context"]  # a refused reset changes nothing
 

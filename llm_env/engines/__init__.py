@@ -50,8 +50,8 @@ def make_engine(
             raise ValueError("model and options are for an engine given by name; this one is made already")
         if engine.num_slots < num_slots or engine.context < context:
             raise ValueError(
-                f"the engine has {engine.num_slots} slots of {engine.context} tokens, but {num_slots} slots of "
-                f"{context} tokens are needed: make a larger engine"
+                f"the engine has {engine.num_slots} slots of {engine.context} tokens, but {num_slots} of {context} "
+                "are needed: make a larger engine"
             )
         return engine
     if engine not in _ENGINES:
@@ -63,7 +63,5 @@ def make_engine(
     module, name = _ENGINES[engine].split(":")
     return cast(
         Engine,
-        getattr(importlib.import_module(module), name)(
-            model, num_slots=num_slots, context=context, **options
-        ),
+        getattr(importlib.import_module(module), name)(model, num_slots=num_slots, context=context, **options),
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from llm_env.engines.checks import as_slots, as_token_lists, as_tokens, check_prompt, check_room
 from llm_env.engines.complete import Completion, complete
 from llm_env.engines.sampling import Sampling
 from llm_env.stopping import IntArray
@@ -18,7 +19,6 @@ from llm_env.text import Vocabulary
 
 Tokens = Sequence[int] | IntArray
 NamedTensors = Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
-Self = TypeVar("Self", bound="EngineBase")
 
 
 @runtime_checkable
@@ -51,10 +51,10 @@ class Engine(Protocol):
     def stop(self, slots: Tokens) -> None:
         """Free slots."""
 
-    def generate(self, prompts: Sequence[Tokens], sampling: Sampling) -> list[Completion]:
+    def generate(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> list[Completion]:
         """Sample every prompt to its end."""
 
-    def stream(self, prompts: Sequence[Tokens], sampling: Sampling) -> Iterator[Completion]:
+    def stream(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> Iterator[Completion]:
         """The same, each as soon as it is done."""
 
     def log_probs(self, sequences: Sequence[Tokens]) -> list[npt.NDArray[np.float32]]:
@@ -112,10 +112,10 @@ class EngineBase(abc.ABC):
         Returns:
             `[n, V]` float32 logits of the next token, in the order of `slots`.
         """
-        slots = self._check_slots(slots)
-        token_lists = self._check_lists(slots, prompts, "prompt")
+        slots = self._slots(slots)
+        token_lists = as_token_lists(prompts, slots, self.vocab_size, "prompt")
         for prompt in token_lists:
-            self._check_prompt(prompt, room=0)
+            check_prompt(prompt, self.context, 0, self.vocabulary.bos_token)
         self.lengths[slots] = 0  # should the model fail half-way, nobody may step what is left
         logits = self._start(slots, token_lists)
         self.lengths[slots] = [len(prompt) for prompt in token_lists]
@@ -131,10 +131,10 @@ class EngineBase(abc.ABC):
         Returns:
             `[n, V]` float32 logits of the next token, in the order of `slots`.
         """
-        slots, tokens = self._check_slots(slots), self._check_tokens(tokens, "tokens")
+        slots, tokens = self._slots(slots), as_tokens(tokens, self.vocab_size, "tokens")
         if tokens.shape != slots.shape:
             raise ValueError(f"a step of {len(slots)} slots needs as many tokens, got {len(tokens)}")
-        self._check_room(slots, np.ones_like(slots))
+        check_room(slots, self.lengths[slots], np.ones_like(slots), self.context)
         logits = self._step(slots, tokens)
         self.lengths[slots] += 1
         return logits
@@ -149,30 +149,29 @@ class EngineBase(abc.ABC):
         Returns:
             `[n, V]` float32 logits of the token after the last, in the order of `slots`.
         """
-        slots = self._check_slots(slots)
-        arrays = self._check_lists(slots, token_lists, "list of tokens")
+        slots = self._slots(slots)
+        arrays = as_token_lists(token_lists, slots, self.vocab_size, "list of tokens")
         if not all(len(tokens) for tokens in arrays):
-            raise ValueError(
-                "every slot must be extended by at least one token: leave out those that are not"
-            )
+            raise ValueError("every slot must be extended by at least one token: leave out those that are not")
         added = np.array([len(tokens) for tokens in arrays], dtype=np.int64)
-        self._check_room(slots, added)
+        check_room(slots, self.lengths[slots], added, self.context)
         logits = self._extend(slots, arrays)
         self.lengths[slots] += added
         return logits
 
     def stop(self, slots: Tokens) -> None:
         """Free slots; stopping a free one does nothing."""
-        slots = self._check_slots(slots)
-        self.lengths[slots] = 0
-        self._stop(slots)
+        if not self._closed:
+            slots = self._slots(slots)
+            self.lengths[slots] = 0
+            self._stop(slots)
 
     def generate(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> list[Completion]:
         """Sample every prompt to its end, `sampling.n` times.
 
-        With a seed, a completion depends on the weights, the prompt and its index only: neither on the number of slots
-        nor on what else is generated (up to the rounding of the arithmetic, which differs between batch sizes).
-        Only free slots are used, so texts being stepped are safe.
+        With a seed, a completion depends on the weights, the prompt and its index only, neither on the number of
+        slots nor on what else is generated (but for the rounding of the arithmetic, which differs between batch
+        sizes). Only free slots are used, so texts being stepped are safe.
 
         Args:
             prompts: as token ids; each may be any length that leaves room for one token.
@@ -195,10 +194,13 @@ class EngineBase(abc.ABC):
     def stream(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> Iterator[Completion]:
         """As `generate`, but each completion comes as soon as it is done."""
         self._check_open()
-        arrays = [self._check_tokens(prompt, "a prompt") for prompt in prompts]
+        arrays = [as_tokens(prompt, self.vocab_size, "a prompt") for prompt in prompts]
         for prompt in arrays:
-            self._check_prompt(prompt, room=1)
-        return complete(self, arrays, sampling or Sampling())
+            check_prompt(prompt, self.context, 1, self.vocabulary.bos_token)
+        free = np.flatnonzero(self.lengths == 0)
+        if not len(free):
+            raise ValueError(f"all {self.num_slots} slots hold texts: stop some before you generate")
+        return complete(self, free, arrays, sampling or Sampling())
 
     def log_probs(self, sequences: Sequence[Tokens]) -> list[npt.NDArray[np.float32]]:
         """Score given sequences at temperature 1.
@@ -207,15 +209,13 @@ class EngineBase(abc.ABC):
             sequences: as token ids, each at most `context` long.
 
         Returns:
-            For each the log-probability of its tokens from the second on, given those before: one fewer than tokens.
+            For each the log-probability of its tokens from the second on, given those before.
         """
         self._check_open()
-        arrays = [self._check_tokens(sequence, "a sequence") for sequence in sequences]
+        arrays = [as_tokens(sequence, self.vocab_size, "a sequence") for sequence in sequences]
         for array in arrays:
             if len(array) > self.context:
-                raise ValueError(
-                    f"a sequence of {len(array)} tokens does not fit a context of {self.context}"
-                )
+                raise ValueError(f"a sequence of {len(array)} tokens does not fit a context of {self.context}")
         return self._log_probs(arrays)
 
     def load_weights(self, named_tensors: NamedTensors, version: int) -> None:
@@ -236,7 +236,7 @@ class EngineBase(abc.ABC):
         self.lengths[:] = 0
         self._closed = True
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -270,59 +270,6 @@ class EngineBase(abc.ABC):
         if self._closed:
             raise ValueError("this engine has been closed: make a new one")
 
-    def _check_slots(self, slots: Tokens) -> IntArray:
+    def _slots(self, slots: Tokens) -> IntArray:
         self._check_open()
-        array = np.asarray(slots)
-        if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-            raise ValueError(f"slots must be a flat sequence of slot numbers, got {slots!r}")
-        array = array.astype(np.int64)
-        if len(array) and (array.min() < 0 or array.max() >= self.num_slots):
-            raise ValueError(f"slots go from 0 to {self.num_slots - 1}, got {array.tolist()}")
-        if len(array) > 1 and np.bincount(array).max() > 1:
-            raise ValueError(f"a slot may be named only once in a call, got {array.tolist()}")
-        return array
-
-    def _check_tokens(self, tokens: Any, what: str) -> IntArray:
-        array = np.asarray(tokens.cpu() if isinstance(tokens, torch.Tensor) else tokens)
-        if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-            raise ValueError(
-                f"{what} must be a flat sequence of integer token ids (encode text with `vocabulary.encode`), "
-                f"got {tokens!r}"
-            )
-        if len(array) and (array.min() < 0 or array.max() >= self.vocab_size):
-            wrong = array[(array < 0) | (array >= self.vocab_size)][0]
-            raise ValueError(f"{what} must have ids from 0 to {self.vocab_size - 1}, got {wrong}")
-        return array.astype(np.int64)
-
-    def _check_lists(self, slots: IntArray, token_lists: Sequence[Tokens], what: str) -> list[IntArray]:
-        if len(token_lists) != len(slots):
-            raise ValueError(f"{len(slots)} slots need one {what} each, got {len(token_lists)}")
-        return [self._check_tokens(tokens, f"a {what}") for tokens in token_lists]
-
-    def _check_prompt(self, prompt: IntArray, room: int) -> None:
-        if not len(prompt):
-            bos = self.vocabulary.bos_token
-            advice = "any token you like" if bos is None else f"bos_token, {bos}"
-            raise ValueError(
-                "a prompt is empty, but a language model can only go on from at least one token: "
-                f"begin it with {advice}"
-            )
-        if len(prompt) + room > self.context:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens does not fit a context of {self.context}"
-                f"{' with a token after it' if room else ''}: make the engine with a larger context"
-            )
-
-    def _check_room(self, slots: IntArray, added: IntArray) -> None:
-        lengths = self.lengths[slots]
-        if not lengths.all():
-            raise ValueError(
-                f"slot {slots[lengths == 0][0]} holds no text (never started, stopped, or the weights were replaced): "
-                "call start first"
-            )
-        if (lengths + added > self.context).any():
-            index = int(np.flatnonzero(lengths + added > self.context)[0])
-            raise ValueError(
-                f"slot {slots[index]} holds {lengths[index]} of at most {self.context} tokens: no room for "
-                f"{added[index]} more; end the episode there, or make the engine with a larger context"
-            )
+        return as_slots(slots, self.num_slots)

@@ -16,7 +16,7 @@ from llm_env.state import End, TokenState
 from llm_env.stopping import IntArray
 
 if TYPE_CHECKING:
-    from llm_env.engines.base import EngineBase
+    from llm_env.engines.base import Engine
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,18 +38,11 @@ class Completion:
     end: str
 
 
-def complete(engine: EngineBase, prompts: Sequence[IntArray], sampling: Sampling) -> Iterator[Completion]:
-    """Sample every prompt to its end in the engine's free slots.
+def complete(engine: Engine, slots: IntArray, prompts: Sequence[IntArray], sampling: Sampling) -> Iterator[Completion]:
+    """Sample every prompt to its end in the given slots, which must be free and be left alone until then.
 
     When a text ends, the next one waiting begins in its slot at once, while the others go on.
     """
-    if not prompts:
-        return
-    slots = np.flatnonzero(engine.lengths == 0)
-    if not len(slots):
-        raise ValueError(
-            f"all {engine.num_slots} slots of the engine hold texts: stop some before generating"
-        )
     sampling = sampling.with_fresh_seed()
     assert sampling.seed is not None
     vocabulary = engine.vocabulary
@@ -62,9 +55,7 @@ def complete(engine: EngineBase, prompts: Sequence[IntArray], sampling: Sampling
         stop=vocabulary.matchers(sampling.stop),
         budget=sampling.max_new_tokens,
     )
-    waiting = deque(
-        (prompt, completion) for prompt in range(len(prompts)) for completion in range(sampling.n)
-    )
+    waiting = deque((prompt, completion) for prompt in range(len(prompts)) for completion in range(sampling.n))
     of_row = [(-1, -1)] * len(slots)
     most = min(sampling.max_new_tokens, engine.context)
     random = np.zeros((len(slots), most))
@@ -78,8 +69,8 @@ def complete(engine: EngineBase, prompts: Sequence[IntArray], sampling: Sampling
             fresh = np.flatnonzero(~state.running)[: len(waiting)]
             if len(fresh):
                 for row in fresh.tolist():
-                    of_row[row] = waiting.popleft()
-                    random[row] = uniforms(sampling.seed, *of_row[row], most)
+                    prompt, completion = of_row[row] = waiting.popleft()
+                    random[row] = uniforms(sampling.seed, prompt, completion, most)
                 begun = [prompts[of_row[row][0]] for row in fresh.tolist()]
                 state.reset(fresh, begun)
                 logits.append(engine.start(slots[fresh], begun))
@@ -94,12 +85,13 @@ def complete(engine: EngineBase, prompts: Sequence[IntArray], sampling: Sampling
             ended = rows[~state.running[rows]]
             engine.stop(slots[ended])
             for row in ended.tolist():
+                prompt, completion = of_row[row]
                 yield Completion(
-                    *of_row[row],
+                    prompt_index=prompt,
+                    completion_index=completion,
                     tokens=state.tokens[row, state.prompt_length[row] : state.length[row]].copy(),
                     log_probs=log_probs[row, : state.num_actions[row]].copy(),
                     end=End(state.end[row]).label,
                 )
     finally:
-        if not engine._closed:
-            engine.stop(slots)
+        engine.stop(slots[state.running])

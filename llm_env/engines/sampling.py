@@ -1,4 +1,4 @@
-"""From logits to tokens: one sampler for the engines and for agents that want to do exactly what engines do."""
+"""From logits to tokens: one sampler for engines, and for agents that want to do exactly what engines do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIRST_LOOK = 256  # top-p needs the likeliest tokens only: sorting a whole vocab
 
 @dataclass(frozen=True)
 class Sampling:
-    """How `generate` chooses tokens, and when it ends a text.
+    r"""How `generate` chooses tokens, and when it ends a text.
 
     Args:
         temperature: divides the logits; 0 means greedy, the likeliest token always.
@@ -23,13 +23,13 @@ class Sampling:
         top_p: keep the fewest likeliest tokens that have this probability together; 1 keeps all.
         min_p: keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
         max_new_tokens: how many tokens may be written.
-        stop: stop sequences, as strings or as token ids. The text ends with the token that completes one, which stays.
+        stop: stop sequences, as strings or as token ids. The text ends with the token that completes one.
         ignore_eos: go on after an end-of-sequence token.
         n: how many completions of each prompt.
         seed: of the random numbers; None takes fresh ones at every call.
 
     Examples:
-        >>> Sampling(temperature=0.0, stop=["\\n"]).greedy
+        >>> Sampling(temperature=0.0, stop=["\n"]).greedy
         True
     """
 
@@ -76,9 +76,9 @@ class Sampling:
 def process(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Log-probabilities of exactly the distribution that is sampled from.
 
-    In this order, each on what the one before has left: temperature, top-k, top-p, min-p. Tokens as likely as the
-    last one kept are kept too, so the outcome never depends on the order in which equals are sorted. Greedy choice is
-    the distribution with all probability on the likeliest token, the first of them if there are several.
+    In this order, each on what the one before has left: temperature, top-k, top-p, min-p. Tokens as likely as
+    the last one kept are kept too, so the outcome never depends on the order in which equals are sorted. Greedy
+    choice is the distribution with all probability on the likeliest token, the first if there are several.
 
     Args:
         logits: `[n, V]` the model's.
@@ -110,7 +110,7 @@ def process(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def draw(log_probs: torch.Tensor, uniforms: torch.Tensor | npt.NDArray[np.float64]) -> torch.Tensor:
     """Turn uniform random numbers into tokens, by the inverse of the cumulative distribution.
 
-    Several times faster than `torch.multinomial` on a large vocabulary, and the outcome of a row depends on its own
+    Several times faster than `torch.multinomial` on a large vocabulary, and what a row draws depends on its own
     number only. A token of probability 0 is never drawn.
 
     Args:
@@ -129,20 +129,18 @@ def draw(log_probs: torch.Tensor, uniforms: torch.Tensor | npt.NDArray[np.float6
     total = cumulative[:, -1:].contiguous()
     if not bool((total > 0).all()):
         row = int((~(total > 0)).flatten().nonzero()[0])
-        raise ValueError(
-            f"row {row} has no token of positive probability: its logits are all -inf, or some are NaN"
-        )
+        raise ValueError(f"row {row} has no token of positive probability: its logits are all -inf, or some are NaN")
     target = torch.as_tensor(uniforms, dtype=torch.float64, device=log_probs.device)[:, None] * total
     tokens = torch.searchsorted(cumulative, target, right=True)
-    # Rounding can lift a target to the total itself; the last token that can be drawn is the one that reaches it.
+    # Rounding can lift a target to the total itself; the last token that can be drawn is the one reaching it.
     return torch.minimum(tokens, torch.searchsorted(cumulative, total))[:, 0]
 
 
 def uniforms(seed: int, request: int, completion: int, count: int) -> npt.NDArray[np.float64]:
     """The random numbers of one completion: number i decides its token i.
 
-    They depend on nothing else, so a completion is the same in any batch, beside any other, and more of them begin
-    with the same ones.
+    They depend on nothing else, so a completion is the same in any batch and beside any other; asked for more,
+    the first ones stay the same.
 
     Args:
         seed: `Sampling.seed`.
@@ -157,10 +155,8 @@ def uniforms(seed: int, request: int, completion: int, count: int) -> npt.NDArra
         >>> bool((uniforms(7, 0, 0, 3) == uniforms(7, 0, 0, 5)[:3]).all())
         True
     """
-    # A counter-based generator: the key and the counter's high word choose a stream, with no state to carry along.
-    return np.random.Generator(np.random.Philox(key=[seed, request], counter=[0, 0, 0, completion])).random(
-        count
-    )
+    # A counter-based generator: the key and the counter's high word choose a stream, with no state to carry.
+    return np.random.Generator(np.random.Philox(key=[seed, request], counter=[0, 0, 0, completion])).random(count)
 
 
 def choose(
@@ -190,6 +186,6 @@ def _top_p_threshold(logits: torch.Tensor, top_p: float) -> torch.Tensor:
         reached = (largest - normaliser).exp().cumsum(-1) >= top_p
         if bool(reached[:, -1].all()):
             break
-    # Where rounding keeps the whole vocabulary from reaching top_p, argmax is 0, and would keep one token only.
+    # Where rounding keeps even the whole vocabulary from reaching top_p, argmax is 0 and would keep one token.
     first = torch.where(reached[:, -1:], reached.int().argmax(-1, keepdim=True), count - 1)
     return largest.gather(-1, first)

@@ -14,9 +14,9 @@ class Plan:
     """Where one forward pass writes to and reads from; the same for every layer.
 
     Attributes:
-        target: `[m]` places in the flattened cache (`slot * context + position`) of the m real tokens of the pass.
+        target: `[m]` places in the flattened cache (`slot * context + position`) of the pass's m real tokens.
         source: `[m]` which of the pass's `n * width` tokens they are; None if all are real, in this order.
-        rows: the slots to read, one for each row of the pass: a slice where they lie in order, else `[n]` indices.
+        rows: the slots to read, one for each row of the pass: a slice if they lie in order, else `[n]` indices.
         columns: how many positions to read, from the first.
     """
 
@@ -26,15 +26,15 @@ class Plan:
     columns: int
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class SlotLayer(CacheLayerMixin):
     """One layer: keys and values `[num_slots, context, heads, dim]`, allocated at first use.
 
-    A step writes one position of each row in place, and reads a view if the rows lie in order: it never copies what is
-    already there. Positions come before heads so that what a step writes for a slot is one block of memory.
+    A step writes one position of each row in place, and reads a view if the rows lie in order: then nothing that
+    is already there is copied. Positions come before heads, so what a step writes for a slot is one block of memory.
     """
 
     def __init__(self, num_slots: int, context: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.shape = (num_slots, context)
         self.plan: Plan | None = None
 
@@ -54,16 +54,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         assert self.plan is not None
         assert self.keys is not None
         assert self.values is not None
-        return _write_and_read(self.keys, key_states, self.plan), _write_and_read(
-            self.values, value_states, self.plan
-        )
+        return _write_and_read(self.keys, key_states, self.plan), _write_and_read(self.values, value_states, self.plan)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Unused: the engine makes its own mask."""
         raise NotImplementedError("a slot cache needs an explicit 4D attention mask")
 
     def get_seq_length(self) -> int:
-        """Some models ask before they look at `position_ids`; each row has its own length, so there is no answer."""
+        """Some models ask although they are given positions; rows differ in length, so there is no answer."""
         return 0
 
     def get_max_length(self) -> int:

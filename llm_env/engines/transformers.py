@@ -24,20 +24,19 @@ from llm_env.text import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PREFILL_TOKENS = (
-    8192  # at most so many tokens, padding included, in one pass: bounds the memory of activations
-)
-LOGITS_BYTES = 2**28  # at most so much memory for the logits of one pass of `log_probs`
+PREFILL_TOKENS = 8192  # at most so many tokens, padding included, in one pass: bounds the memory of activations
+LOGITS_BYTES = 2**29  # at most so much memory for the logits of one pass of `log_probs`
 
 
 class TransformersEngine(EngineBase):
     """Steps any causal language model of transformers that has plain causal attention.
 
-    The keys and values of all slots are allocated once, at first use; a step writes one position of each slot in place.
+    The keys and values of all slots are allocated once, at first use. A step writes one position of each slot in
+    place, and reads what is there as it lies.
 
     Args:
-        model: a name (see `llm_env.models`), or a model. A model is used as it is, not copied: an engine can share the
-            very weights that are being trained, and needs no `load_weights` then. Stop its slots when they change.
+        model: a name (see `llm_env.models`), or a model. A model is used as it is, not copied: an engine can share
+            the very weights that are being trained, and needs no `load_weights` then. Stop its slots when they change.
         tokenizer: by default the one that belongs to the name.
         num_slots: how many texts live side by side.
         context: how many tokens a slot can hold, prompt included.
@@ -65,9 +64,7 @@ class TransformersEngine(EngineBase):
             tokenizer = tokenizer or load_tokenizer(model)
             model = load_model(model, dtype=dtype, device=device or "cpu")
         elif dtype is not None or device is not None:
-            raise ValueError(
-                "dtype and device belong to a model given by name; move a model yourself with `.to(...)`"
-            )
+            raise ValueError("dtype and device belong to a model given by name; move a model yourself with `.to(...)`")
         if tokenizer is None:
             raise ValueError(f"a {type(model).__name__} does not know its tokenizer: pass it as `tokenizer`")
         _check_model(model, context)
@@ -89,11 +86,9 @@ class TransformersEngine(EngineBase):
         return SlotCache(self.model.config.get_text_config().num_hidden_layers, self.num_slots, self.context)
 
     def _start(self, slots: IntArray, prompts: list[IntArray]) -> torch.Tensor:
-        # Several completions of one prompt are the rule in training: it is computed once, and its keys are copied.
+        # Several completions of one prompt are the rule in training: compute it once, and copy its keys.
         first: dict[bytes, int] = {}
-        of = np.array(
-            [first.setdefault(prompt.tobytes(), i) for i, prompt in enumerate(prompts)], dtype=np.int64
-        )
+        of = np.array([first.setdefault(prompt.tobytes(), i) for i, prompt in enumerate(prompts)], dtype=np.int64)
         own = np.unique(of)
         logits = self._extend(slots[own], [prompts[i] for i in own])
         if len(own) == len(of):
@@ -105,54 +100,45 @@ class TransformersEngine(EngineBase):
         return logits[self._tensor(np.searchsorted(own, of))]
 
     def _extend(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
+        if not token_lists:
+            return self._no_logits()
         lengths = np.array([len(tokens) for tokens in token_lists], dtype=np.int64)
-        if not len(lengths):
-            return torch.zeros(0, self.vocab_size, device=self.model.device)
-        parts, begin = [], 0
-        order = np.argsort(lengths, kind="stable")  # rows of similar length together need the least padding
-        while begin < len(order):
-            end = begin + 1
-            while end < len(order) and (end + 1 - begin) * lengths[order[end]] <= PREFILL_TOKENS:
-                end += 1
-            part = order[begin:end]
-            # Padding on the left puts the last token of every row into the last column, the only one whose logits are
-            # wanted. Positions are explicit and padding is not written to the cache, so the side does not matter.
-            padded = np.zeros((len(part), lengths[part[-1]]), dtype=np.int64)
+        parts = list(_batches(lengths, PREFILL_TOKENS))
+        logits = []
+        for part in parts:
+            # Padding on the left puts the last token of every row into the last column, the only one whose logits
+            # are wanted. Positions are explicit and padding is not written to the cache: its side does not matter.
+            padded = np.zeros((len(part), lengths[part].max()), dtype=np.int64)
             for row, index in enumerate(part):
                 padded[row, padded.shape[1] - lengths[index] :] = token_lists[index]
-            parts.append(self._forward(slots[part], padded, lengths[part]))
-            begin = end
-        return torch.cat(parts)[self._tensor(np.argsort(order))] if len(order) > 1 else parts[0]
+            logits.append(self._forward(slots[part], padded, lengths[part]))
+        return torch.cat(logits)[self._tensor(np.argsort(np.concatenate(parts)))]
 
     def _step(self, slots: IntArray, tokens: IntArray) -> torch.Tensor:
         if not len(slots):
-            return torch.zeros(0, self.vocab_size, device=self.model.device)
+            return self._no_logits()
         return self._forward(slots, tokens[:, None], None)
 
     def _forward(self, slots: IntArray, tokens: IntArray, lengths: IntArray | None) -> torch.Tensor:
         """Run `[n, width]` tokens, of which the last `lengths` of each row are real (None: all)."""
         n, width = tokens.shape
-        before = self.lengths[slots]
         padding = np.zeros_like(slots) if lengths is None else width - lengths
+        positions = (self.lengths[slots] - padding)[:, None] + np.arange(width)
+        real = np.flatnonzero(np.arange(width) >= padding[:, None]) if padding.any() else None
         # Padding stands at some valid position, looks at something, and is never looked at.
-        positions = (before - padding)[:, None] + np.arange(width)
-        real = None if not padding.any() else np.flatnonzero(np.arange(width) >= padding[:, None])
         positions = np.maximum(positions, 0)
-        flat = (slots[:, None] * self.context + positions).ravel()
+        places = (slots[:, None] * self.context + positions).ravel()
         in_order = bool((slots == np.arange(slots[0], slots[0] + n)).all())
-        columns = (
-            int(before.max() + width - padding[before.argmax()]) if width == 1 else int(positions.max()) + 1
-        )
         plan = Plan(
-            target=self._tensor(flat if real is None else flat[real]),
+            target=self._tensor(places if real is None else places[real]),
             source=None if real is None else self._tensor(real),
             rows=slice(int(slots[0]), int(slots[0]) + n) if in_order else self._tensor(slots),
-            columns=columns,
+            columns=int(positions.max()) + 1,
         )
         position_ids = self._tensor(positions)
         with torch.inference_mode(), _evaluating(self.model), grouped(self.model.config):
             dtype = self.model.dtype
-            hidden = torch.arange(columns, device=position_ids.device) > position_ids[:, None, :, None]
+            hidden = torch.arange(plan.columns, device=position_ids.device) > position_ids[:, None, :, None]
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
             mask.masked_fill_(hidden, torch.finfo(dtype).min)
             self._cache.use(plan)
@@ -170,25 +156,20 @@ class TransformersEngine(EngineBase):
     def _log_probs(self, sequences: list[IntArray]) -> list[npt.NDArray[np.float32]]:
         scores: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(sequences)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        order = np.argsort(lengths, kind="stable")
-        order = order[lengths[order] > 1]
-        begin = 0
-        while begin < len(order):
-            end = begin + 1
-            while end < len(order) and (end + 1 - begin) * lengths[order[end]] <= PREFILL_TOKENS:
-                end += 1
-            part = order[begin:end]
-            padded = np.zeros((len(part), lengths[part[-1]]), dtype=np.int64)
+        # Scoring wants the logits of all positions, so they are what fills the memory.
+        most = min(PREFILL_TOKENS, LOGITS_BYTES // (4 * self.vocab_size))
+        for part in _batches(lengths, most):
+            padded = np.zeros((len(part), lengths[part].max()), dtype=np.int64)
             for row, index in enumerate(part):
                 padded[row, : lengths[index]] = sequences[index]
-            scored = self._score(self._tensor(padded)).cpu().numpy()
-            for row, index in enumerate(part):
-                scores[index] = scored[row, : lengths[index] - 1].copy()
-            begin = end
+            if padded.shape[1] > 1:
+                scored = self._score(self._tensor(padded)).cpu().numpy()
+                for row, index in enumerate(part):
+                    scores[index] = scored[row, : max(lengths[index] - 1, 0)].copy()
         return scores
 
     def _score(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`[n, P]` tokens to `[n, P - 1]` log-probs, some columns at a time: the logits of all may not fit in memory."""
+        """`[n, P]` tokens to `[n, P - 1]` log-probs; a long text in several parts, whose logits fit in memory."""
         n, length = tokens.shape
         width = max(1, LOGITS_BYTES // (4 * n * self.vocab_size))
         cache = DynamicCache(config=self.model.config) if width < length - 1 else None
@@ -197,9 +178,7 @@ class TransformersEngine(EngineBase):
             for begin in range(0, length - 1, width):
                 part = slice(begin, min(begin + width, length - 1))
                 # Padding is on the right, where causal attention does not look: no mask.
-                logits = self.model(
-                    tokens[:, part], past_key_values=cache, use_cache=cache is not None
-                ).logits.float()
+                logits = self.model(tokens[:, part], past_key_values=cache, use_cache=cache is not None).logits.float()
                 chosen = logits.gather(-1, tokens[:, part.start + 1 : part.stop + 1, None])[..., 0]
                 scored.append(chosen - logits.logsumexp(-1))
         return torch.cat(scored, dim=1)
@@ -208,8 +187,21 @@ class TransformersEngine(EngineBase):
         copy_weights(self.model, named_tensors)
         self._cache = self._new_cache()  # it may hold a NaN of bad weights, which no mask would hide
 
+    def _no_logits(self) -> torch.Tensor:
+        return torch.zeros(0, self.vocab_size, device=self.model.device)
+
     def _tensor(self, array: IntArray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.model.device)
+
+
+def _batches(lengths: IntArray, most: int) -> Iterator[IntArray]:
+    """Indices of rows in batches of at most `most` tokens, padding included (or one row, if that is longer)."""
+    order = np.argsort(lengths, kind="stable")  # rows of similar length together need the least padding
+    begin = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - begin) * lengths[order[end]] > most:
+            yield order[begin:end]
+            begin = end
 
 
 @contextlib.contextmanager
@@ -247,9 +239,9 @@ def _check_model(model: Any, context: int) -> None:
     accepted = set(inspect.signature(model.forward).parameters)
     if not plain or not {"position_ids", "past_key_values", "logits_to_keep"} <= accepted:
         raise ValueError(
-            f"{name} has attention other than plain causal (sliding window, chunked, linear, ALiBi, ...), which this "
-            "engine does not support. If it is a sliding window longer than your context, load the model with "
-            "`sliding_window=None`"
+            f"{name} has attention other than plain causal (a sliding window, chunks, a recurrence, ALiBi, ...), "
+            "which this engine does not support. If it is a sliding window longer than your context, load the model "
+            "with `sliding_window=None`"
         )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
@@ -261,6 +253,4 @@ def _check_model(model: Any, context: int) -> None:
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and context > longest:
-        raise ValueError(
-            f"{name} was made for at most {longest} positions, a context of {context} is too long"
-        )
+        raise ValueError(f"{name} was made for at most {longest} positions, a context of {context} is too long")

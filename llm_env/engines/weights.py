@@ -14,7 +14,7 @@ def copy_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tenso
 
     Args:
         model: whose weights to replace.
-        named_tensors: one tensor for each weight, of any dtype and on any device. Persistent buffers may be left out.
+        named_tensors: one tensor for each weight, of any dtype, on any device. Buffers may be left out.
 
     Examples:
         >>> model = torch.nn.Linear(2, 1)
@@ -36,9 +36,7 @@ def copy_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tenso
     unknown = [name for name in named_tensors if name not in targets]
     if unknown:
         problems.append(f"unknown: {_some(unknown)} (this model has names such as {next(iter(targets))})")
-    missing = [
-        names[0] for names in names_of.values() if names[0] in parameters and not named_tensors.keys() & names
-    ]
+    missing = [names[0] for names in names_of.values() if names[0] in parameters and not named_tensors.keys() & names]
     if missing:
         problems.append(f"missing: {_some(missing)}")
     for name in named_tensors.keys() & targets.keys():
@@ -51,9 +49,7 @@ def copy_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tenso
             one = named_tensors[given_names[0]] if given_names else None
             for other in given_names[1:]:
                 if one is not named_tensors[other] and not torch.equal(one, named_tensors[other]):  # type: ignore[arg-type]
-                    problems.append(
-                        f"{given_names[0]} and {other} are tied in this model, but given as different"
-                    )
+                    problems.append(f"{given_names[0]} and {other} are tied in this model, but given as different")
     if problems:
         raise ValueError(f"cannot load these weights, nothing was changed: {'; '.join(problems)}")
     with torch.no_grad():

@@ -21,7 +21,7 @@ _PATIENCE = 1000  # so many repeated samples in a row mean that a task has no fu
 
 
 class Task:
-    """A language task. Subclass it, say where prompts come from and how a finished text is scored; the rest has defaults.
+    """A language task. Subclass it and say where prompts come from and how a finished text is scored.
 
     Prompts: write `sample(rng)`, which makes up one prompt, or `splits()`, which returns those you have.
     Score: set `reward` to a reward (or a sum of them), or write `score(rollout)`.

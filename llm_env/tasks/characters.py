@@ -13,7 +13,7 @@ from llm_env.state import TokenState
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import register_task
 from llm_env.text import Vocabulary
-from rewards import Rollout, Score
+from rewards import Rollout
 
 
 class _CharacterTask(Task):
@@ -41,9 +41,10 @@ class _CharacterTask(Task):
         """The characters that answers are made of, and the end-of-sequence tokens."""
         return np.broadcast_to(self._mask, (state.num_rows, state.vocab_size))
 
-    def score(self, rollout: Rollout) -> float | Score:
+    def score(self, rollout: Rollout) -> float:
         """1 if the text is the answer; see the class for `dense`."""
-        answer, text = rollout.metadata["answer"], rollout.text
+        answer: str = rollout.metadata["answer"]
+        text = rollout.text
         if not self.dense:
             return float(text == answer)
         right = sum(a == b for a, b in zip(answer, text, strict=False))

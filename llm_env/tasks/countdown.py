@@ -87,7 +87,9 @@ class Countdown(Task):
 
     def __init__(self, count: int = 3, *, largest: int = 20, format_score: float = 0.1, **kwargs: Any) -> None:
         if count < 2 or largest < 1:
-            raise ValueError(f"Countdown needs at least 2 numbers, each at least 1, got count={count}, largest={largest}")
+            raise ValueError(
+                f"Countdown needs at least 2 numbers, each at least 1, got count={count}, largest={largest}"
+            )
         super().__init__(**kwargs)
         self.count = count
         self.largest = largest

@@ -1,0 +1,73 @@
+"""What callers of an engine get wrong, said in their own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from llm_env.stopping import IntArray
+
+
+def as_slots(slots: Any, num_slots: int) -> IntArray:
+    """Slot numbers as an array: each in range, each at most once."""
+    array = np.asarray(slots)
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+        raise ValueError(f"slots must be a flat sequence of slot numbers, got {slots!r}")
+    array = array.astype(np.int64)
+    if len(array) and (array.min() < 0 or array.max() >= num_slots):
+        raise ValueError(f"slots go from 0 to {num_slots - 1}, got {array.tolist()}")
+    if len(array) > 1 and np.bincount(array).max() > 1:
+        raise ValueError(f"a slot may be named only once in a call, got {array.tolist()}")
+    return array
+
+
+def as_tokens(tokens: Any, vocab_size: int, what: str) -> IntArray:
+    """Token ids as an array of its own, each in range."""
+    array = np.asarray(tokens.cpu() if isinstance(tokens, torch.Tensor) else tokens)
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{what} must be a flat sequence of integer token ids (text becomes that with `vocabulary.encode`), "
+            f"got {tokens!r}"
+        )
+    if len(array) and (array.min() < 0 or array.max() >= vocab_size):
+        wrong = array[(array < 0) | (array >= vocab_size)][0]
+        raise ValueError(f"{what} must have ids from 0 to {vocab_size - 1}, got {wrong}")
+    return array.astype(np.int64)
+
+
+def as_token_lists(token_lists: Sequence[Any], slots: IntArray, vocab_size: int, what: str) -> list[IntArray]:
+    """One array of token ids for each slot."""
+    if len(token_lists) != len(slots):
+        raise ValueError(f"{len(slots)} slots need one {what} each, got {len(token_lists)}")
+    return [as_tokens(tokens, vocab_size, f"a {what}") for tokens in token_lists]
+
+
+def check_prompt(prompt: IntArray, context: int, room: int, bos_token: int | None) -> None:
+    """A prompt must not be empty, and leave `room` in the context."""
+    if not len(prompt):
+        advice = "" if bos_token is None else f", such as the tokenizer's bos_token, {bos_token}"
+        raise ValueError(f"a prompt is empty, but a language model needs a token to go on from: begin with one{advice}")
+    if len(prompt) + room > context:
+        raise ValueError(
+            f"a prompt of {len(prompt)} tokens does not fit a context of {context}"
+            f"{' with a token after it' if room else ''}: make the engine with a larger context"
+        )
+
+
+def check_room(slots: IntArray, lengths: IntArray, added: IntArray, context: int) -> None:
+    """Slots of these lengths must be in use and have room for so many more tokens."""
+    if not lengths.all():
+        raise ValueError(
+            f"slot {slots[lengths == 0][0]} holds no text (it was never started, or stopped, or the weights were "
+            "replaced): call start first"
+        )
+    full = np.flatnonzero(lengths + added > context)
+    if len(full):
+        slot, length, more = slots[full[0]], lengths[full[0]], added[full[0]]
+        raise ValueError(
+            f"slot {slot} holds {length} of at most {context} tokens: there is no room for {more} more. "
+            "End the episode there, or make the engine with a larger context"
+        )
