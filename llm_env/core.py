@@ -12,9 +12,10 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from llm_env.models import load_vocabulary
 from llm_env.observer import Observe, Observer
 from llm_env.prompts import Prompt, PromptSampler, TokenizedPrompts
-from llm_env.state import End, SavedRows, TokenState
+from llm_env.state import RUNNING, End, SavedRows, TokenState
 from llm_env.stopping import IntArray
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import make_task
@@ -73,14 +74,14 @@ class TokenMDP:
         task: a registered name, a `Task`, or a subclass of it.
         num_envs: how many episodes live side by side.
         task_kwargs: arguments of a task given by name.
-        model: whose tokens are used: a name or folder (see `llm_env.models`), or a tokenizer.
+        model: whose tokens are used: a name, folder or hub id (see `llm_env.models`), or a tokenizer.
         split: which prompts: "train", "test", or another one that the task has.
         context: how many tokens prompt and text may have together; by default what the task expects of both.
         max_new_tokens: how many tokens the agent may choose; by default what the task says.
         completions_per_prompt: how many episodes begin with the same prompt, one after the other.
         shuffle: deal the prompts in random order; False goes through them as they are (for evaluation).
         engine: a language model that reads along: the name of an engine ("transformers"), which then serves `model`,
-            or an engine. Observations then hold its distribution of the next token.
+            or an engine, whose own tokens are then used. Observations hold its distribution of the next token.
         observe: with an engine, "logits" (all of them) or "top_k" (ids and log-probs of the likeliest).
         top_k: how many.
         on_reward_error: the score of a rollout whose reward raised or took longer than `reward_timeout`.
@@ -111,7 +112,7 @@ class TokenMDP:
     ) -> None:
         unbound = make_task(task, task_kwargs)
         self.model = model
-        self.vocabulary = _vocabulary(model)
+        self.vocabulary = _vocabulary(model, engine)
         self.task = unbound.bind(self.vocabulary)
         self.num_envs = num_envs
         self.max_new_tokens = self.task.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -128,6 +129,7 @@ class TokenMDP:
             eos_tokens=self.vocabulary.eos_tokens,
             stop=self.vocabulary.matchers(self.task.stop),
             budget=self.max_new_tokens,
+            cut_is_final=self._cut_is_final(),
             over=self.task.over if self.task.overrides("over") else None,
             reply=self._reply if self.task.overrides("reply") else None,
         )
@@ -183,10 +185,10 @@ class TokenMDP:
         if self._pays_tokens:
             reward[acted] = self.task.token_reward(state, acted)
         self.finished = {}
-        ended = acted[state.end[acted] != End.RUNNING].tolist()
+        ended = acted[state.end[acted] != RUNNING].tolist()
         if ended:
             rollouts = [self.rollout(row) for row in ended]
-            for row, rollout, score in zip(ended, rollouts, self.reward(rollouts), strict=True):
+            for row, rollout, score in zip(ended, rollouts, self._score(rollouts), strict=True):
                 reward[row] += score.total
                 self.finished[row] = Finished(
                     rollout,
@@ -250,16 +252,28 @@ class TokenMDP:
         self.observer.close()
         self.reward.close()
 
+    def _cut_is_final(self) -> bool:
+        if self.task.when_cut not in ("score", "bootstrap"):
+            raise ValueError(f"when_cut must be 'score' or 'bootstrap', got {self.task.when_cut!r}")
+        return self.task.when_cut == "score"
+
+    def _score(self, rollouts: list[Rollout]) -> list[Score]:
+        if self.state.cut_is_final:
+            return self.reward(rollouts)
+        scores = iter(self.reward([rollout for rollout in rollouts if rollout.terminated]))
+        return [next(scores) if rollout.terminated else Score(0.0) for rollout in rollouts]
+
     def _reply(self, state: TokenState, row: int) -> Sequence[int] | None:
         reply = self.task.reply(self.rollout(row))
         return self.vocabulary.encode(reply).tolist() if isinstance(reply, str) else reply
 
 
-def _vocabulary(model: Any) -> Vocabulary:
+def _vocabulary(model: Any, engine: Any) -> Vocabulary:
+    if engine is not None and not isinstance(engine, str):
+        # Its own vocabulary counts logits, of which a model may have more than its tokenizer has tokens.
+        return Vocabulary(engine.vocabulary.tokenizer, eos_tokens=engine.vocabulary.eos_tokens)
     if isinstance(model, Vocabulary):
         return model
     if hasattr(model, "convert_ids_to_tokens"):
         return Vocabulary(model)
-    from llm_env.models import load_tokenizer
-
-    return Vocabulary(load_tokenizer(model))
+    return load_vocabulary(model)

@@ -93,6 +93,8 @@ class TokenEnv(gymnasium.Env[Arrays, np.int64]):
     def __repr__(self) -> str:
         return f"TokenEnv({self.mdp.task.name}, model={self.mdp.model!r}, context={self.mdp.context})"
 
+    __str__ = __repr__
+
     def _observation(self) -> Arrays:
         return {name: array[0].copy() for name, array in self.mdp.observation(copy=False).items()}
 

@@ -44,9 +44,8 @@ def finished_infos(finished: Mapping[int, Finished], num_envs: int) -> dict[str,
     """`finished_info` of several rows."""
     if not finished:
         return {}
-    rows = list(finished)
     mask = np.zeros(num_envs, dtype=np.bool_)
-    mask[rows] = True
+    mask[list(finished)] = True
     ends = np.full(num_envs, None, dtype=object)
     score: dict[str, Any] = {}
     info: dict[str, Any] = {"end": ends, "_end": mask, "score": score, "_score": mask.copy()}

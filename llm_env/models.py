@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from llm_env.text import Vocabulary
+
 if TYPE_CHECKING:  # torch takes seconds to import, and the built-in tokenizer does without
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY_CHARACTERS = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))
 TINY_SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -48,6 +50,35 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+
+
+def load_vocabulary(name: str) -> Vocabulary:
+    """The tokens of a model, with all that end a text: those of its generation config too.
+
+    Args:
+        name: a built-in name (see `model_names`), a folder, or a hub id such as "org/model".
+
+    Examples:
+        >>> load_vocabulary("tiny").eos_tokens
+        (2,)
+    """
+    tokenizer = load_tokenizer(name)
+    if name == "tiny":
+        return Vocabulary(tokenizer)
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(_source(name))
+    except OSError:  # not every model has one
+        config = None
+    return Vocabulary(tokenizer, eos_tokens=eos_tokens(tokenizer, config))
+
+
+def eos_tokens(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> list[int]:
+    """The tokens that end a text: a tokenizer knows one, the generation config of a chat model often lists more."""
+    listed = getattr(generation_config, "eos_token_id", None)
+    known = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+    return list(dict.fromkeys(int(token) for token in known if token is not None))
 
 
 def load_model(

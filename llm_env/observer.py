@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llm_env.state import End, TokenState
+from llm_env.state import RUNNING, TokenState
 from llm_env.stopping import IntArray
 from llm_env.text import Vocabulary
 
@@ -61,12 +61,13 @@ class EngineObserver(Observer):
 
         self._owns_engine = isinstance(engine, str)
         self._state = state
-        self.engine = make_engine(engine, model, num_slots=state.num_rows, context=state.context)
-        if self.engine.num_slots < state.num_rows or self.engine.context < state.context:
+        if self._owns_engine and not isinstance(model, str):
             raise ValueError(
-                f"the engine has {self.engine.num_slots} slots of {self.engine.context} tokens; this environment needs "
-                f"{state.num_rows} of {state.context}"
+                f"engine={engine!r} needs the name or folder of the model it is to run, but model={model!r}: "
+                "give a name, or make the engine yourself and pass it"
             )
+        served = model if self._owns_engine else None
+        self.engine = make_engine(engine, served, num_slots=state.num_rows, context=state.context)
         if self.engine.vocab_size < vocabulary.size:
             raise ValueError(
                 f"the tokenizer has {vocabulary.size} tokens, but the engine's model reads only "
@@ -92,7 +93,7 @@ class EngineObserver(Observer):
         rows = rows[state.running[rows]]  # a restored row may hold a text that has ended
         if not len(rows):
             return
-        self._show(rows, self.engine.start(rows.tolist(), [state.tokens[r, : state.length[r]].tolist() for r in rows]))
+        self._show(rows, self.engine.start(rows, [state.tokens[row, : state.length[row]] for row in rows]))
         self._read[rows] = state.length[rows]
 
     def advance(self, rows: IntArray) -> None:
@@ -105,15 +106,15 @@ class EngineObserver(Observer):
         if len(reading):
             gained = state.length[reading] - self._read[reading]
             if (gained == 1).all():
-                logits = self.engine.step(reading.tolist(), state.tokens[reading, state.length[reading] - 1].tolist())
+                logits = self.engine.step(reading, state.tokens[reading, state.length[reading] - 1])
             else:
-                texts = [state.tokens[r, self._read[r] : state.length[r]].tolist() for r in reading]
-                logits = self.engine.extend(reading.tolist(), texts)
+                gains = [state.tokens[row, self._read[row] : state.length[row]] for row in reading]
+                logits = self.engine.extend(reading, gains)
             self._read[reading] = state.length[reading]
             self._show(reading, logits)
-        ended = rows[state.end[rows] != End.RUNNING]
+        ended = rows[state.end[rows] != RUNNING]
         if len(ended):
-            self.engine.stop(ended.tolist())
+            self.engine.stop(ended)
 
     def close(self) -> None:
         """Free the engine, unless it was handed in."""

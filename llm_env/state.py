@@ -41,8 +41,9 @@ class End(enum.IntEnum):
 
 _LABELS = {end: cast(rewards.End, end.name.lower()) for end in End}
 
-# An enum's members cost a third of a microsecond each to look up, and a step looks up a dozen.
-_RUNNING, _STOP, _TASK, _BUDGET, _CONTEXT = map(int, (End.RUNNING, End.STOP, End.TASK, End.BUDGET, End.CONTEXT))
+# An enum's members cost a third of a microsecond each to look up, and more to compare with arrays; a step has a dozen.
+RUNNING = int(End.RUNNING)
+_STOP, _TASK, _BUDGET, _CONTEXT = map(int, (End.STOP, End.TASK, End.BUDGET, End.CONTEXT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class TokenState:
     3. the task may end the episode by itself (`over`);
     4. an episode still running is cut off when the agent's budget is spent or when the context is full.
 
-    1 and 3 are terminations: the text is finished. 4 is a truncation: it is not, and its value should be bootstrapped.
+    1 and 3 are terminations: the text is finished. 4 is a truncation: it is not, and its last state still has a value,
+    which a learner bootstraps. With `cut_is_final`, 4 is a termination as well; see `llm_env.tasks.Task.when_cut`.
     All arrays are allocated once; the cost of a step depends on neither the position in the text nor the context.
 
     Args:
@@ -83,6 +85,7 @@ class TokenState:
         eos_tokens: the end-of-sequence tokens.
         stop: matchers of stop sequences. They see what the agent wrote in one go: not the prompt, not across a reply.
         budget: how many tokens the agent may choose in an episode; None means as many as fit.
+        cut_is_final: a text that is cut off counts as finished.
         over: given this state, says which rows the task ends (`[num_rows]` bool). Called once a step.
         reply: given this state and a row whose turn has ended, the token ids that the task answers, or None if the
             episode ends here. Called only for those rows.
@@ -115,6 +118,7 @@ class TokenState:
         eos_tokens: Sequence[int] = (),
         stop: Sequence[StopMatcher] = (),
         budget: int | None = None,
+        cut_is_final: bool = False,
         over: Over | None = None,
         reply: Reply | None = None,
     ) -> None:
@@ -131,6 +135,7 @@ class TokenState:
         self.vocab_size = vocab_size
         self.pad_token = pad_token
         self.stop = tuple(stop)
+        self.cut_is_final = cut_is_final
         self.over = over
         self.reply = reply
         self._default_budget = context if budget is None else budget
@@ -150,17 +155,17 @@ class TokenState:
     @property
     def running(self) -> BoolArray:
         """`[num_rows]` rows whose episode goes on."""
-        return np.equal(self.end, _RUNNING)
+        return np.equal(self.end, RUNNING)
 
     @property
     def terminated(self) -> BoolArray:
         """`[num_rows]` rows whose text is finished."""
-        return (self.end > _RUNNING) & (self.end <= _TASK)
+        return self.end > RUNNING if self.cut_is_final else (self.end > RUNNING) & (self.end <= _TASK)
 
     @property
     def truncated(self) -> BoolArray:
         """`[num_rows]` rows that were cut off: their last state still has a value."""
-        return self.end >= _BUDGET
+        return np.zeros_like(self.end, dtype=np.bool_) if self.cut_is_final else self.end >= _BUDGET
 
     def reset(
         self,
@@ -195,7 +200,7 @@ class TokenState:
         self.num_actions[rows] = 0
         self._stop_state[rows] = 0
         self.budget[rows] = self._default_budget if budgets is None else budgets
-        self.end[rows] = _RUNNING
+        self.end[rows] = RUNNING
 
     def step(self, actions: Sequence[int] | IntArray, rows: Sequence[int] | IntArray | None = None) -> None:
         """Append the agent's tokens and decide what they end. Rows not named are left as they are.
@@ -217,10 +222,10 @@ class TokenState:
         for index, matcher in enumerate(self.stop):
             state = matcher.next_state[self._stop_state[rows, index], actions]
             self._stop_state[rows, index] = state
-            end[(state == matcher.found) & (end == _RUNNING)] = _STOP
+            end[(state == matcher.found) & (end == RUNNING)] = _STOP
         self.end[rows] = end
         if self.reply is not None:
-            for row in rows[end != _RUNNING].tolist():
+            for row in rows[end != RUNNING].tolist():
                 self._inject(row, self.reply(self, row))
         if self.over is not None:
             self._end_running(rows, np.asarray(self.over(self), dtype=np.bool_)[rows], _TASK)
@@ -269,7 +274,7 @@ class TokenState:
     def _end_running(self, rows: IntArray, condition: BoolArray, reason: int) -> None:
         if condition.any():
             ending = rows[condition]
-            self.end[ending[self.end[ending] == _RUNNING]] = reason
+            self.end[ending[self.end[ending] == RUNNING]] = reason
 
     def _inject(self, row: int, reply: Sequence[int] | None) -> None:
         """Append a task's reply; one that leaves the agent no room to act is not written, and the context is full."""
@@ -284,7 +289,7 @@ class TokenState:
         self.tokens[row, start:stop] = tokens
         self.length[row] = stop
         self._stop_state[row] = 0
-        self.end[row] = _RUNNING
+        self.end[row] = RUNNING
 
     def _check_tokens(self, tokens: IntArray, what: str) -> None:
         if tokens.ndim != 1:
@@ -304,7 +309,7 @@ class TokenState:
         self._check_tokens(array, "an action")
         ended = self.end[rows]
         if ended.any():
-            row = int(rows[ended != _RUNNING][0])
+            row = int(rows[ended != RUNNING][0])
             end = End(self.end[row])
             why = "has not begun" if end is End.IDLE else f"has ended ({end.label})"
             raise ValueError(

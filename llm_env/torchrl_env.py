@@ -11,7 +11,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from llm_env.core import Arrays, MDPOptions, TokenMDP
-from llm_env.state import End
+from llm_env.state import RUNNING
 from llm_env.tasks.base import Task
 
 
@@ -100,7 +100,7 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
         """
         tensordict = self.step(tensordict)
         following = self._step_mdp(tensordict)
-        ended = np.flatnonzero(self.mdp.state.end > End.RUNNING)
+        ended = np.flatnonzero(self.mdp.state.end > RUNNING)
         if len(ended):
             self.mdp.reset(ended)
             following.update(self._observation())

@@ -14,11 +14,9 @@ from llm_env.core import Arrays, FloatArray, MDPOptions, SavedEpisodes, TokenMDP
 from llm_env.infos import begun_infos, finished_infos
 from llm_env.render import render_row
 from llm_env.spaces import action_space, observation_space
-from llm_env.state import BoolArray, End
+from llm_env.state import RUNNING, BoolArray
 from llm_env.stopping import IntArray
 from llm_env.tasks.base import Task
-
-_RUNNING = int(End.RUNNING)
 
 Step = tuple[Arrays, FloatArray, BoolArray, BoolArray, dict[str, Any]]
 
@@ -96,13 +94,13 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         """Append one token to every episode."""
         mdp, state = self.mdp, self.mdp.state
         begun: IntArray | None = None
-        if self._resets_next_step and len(ended := np.flatnonzero(state.end > _RUNNING)):
+        if self._resets_next_step and len(ended := np.flatnonzero(state.end > RUNNING)):
             actions = np.asarray(actions)
             if actions.shape != (self.num_envs,):
                 raise ValueError(
                     f"expected actions of shape ({self.num_envs},), one per row; got shape {actions.shape}"
                 )
-            acting = np.flatnonzero(state.end <= _RUNNING)
+            acting = np.flatnonzero(state.end <= RUNNING)
             reward = mdp.step(actions[acting], acting)
             begun = mdp.reset(ended)
         else:
@@ -129,6 +127,10 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         """Put saved episodes back, into the same rows or others, or one into many; returns the observation."""
         self.mdp.restore(rows, saved)
         return self.mdp.observation(self._copy)
+
+    def __repr__(self) -> str:
+        mdp = self.mdp
+        return f"TokenVectorEnv({mdp.task.name}, num_envs={self.num_envs}, model={mdp.model!r}, context={mdp.context})"
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free what the environment holds."""

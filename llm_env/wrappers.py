@@ -103,6 +103,8 @@ def scale_reward(env: AnyEnv, scale: float = 1.0, low: float = -np.inf, high: fl
 class _Layer:
     """What a wrapper does to a batch. The two shells below apply it to a vector environment, or to a batch of one."""
 
+    name = ""
+
     def __init__(self, mdp: TokenMDP) -> None:
         self.mdp = mdp
 
@@ -134,6 +136,8 @@ class _Layer:
 
 
 class _FlatTokens(_Layer):
+    name = "flat_tokens"
+
     def observation_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
         return spaces.Box(-1, self.mdp.vocabulary.size - 1, (self.mdp.context,), np.int64)
 
@@ -143,6 +147,8 @@ class _FlatTokens(_Layer):
 
 
 class _TopKActions(_Layer):
+    name = "top_k_actions"
+
     def __init__(self, mdp: TokenMDP) -> None:
         super().__init__(mdp)
         if "top_ids" not in mdp.observer.arrays:
@@ -160,6 +166,8 @@ class _TopKActions(_Layer):
 
 
 class _KLReward(_Layer):
+    name = "kl_reward"
+
     def __init__(self, mdp: TokenMDP, penalty: KLPenalty) -> None:
         super().__init__(mdp)
         self.penalty = penalty
@@ -191,6 +199,8 @@ class _KLReward(_Layer):
 
 
 class _EpisodeStatistics(_Layer):
+    name = "episode_statistics"
+
     def __init__(self, mdp: TokenMDP) -> None:
         super().__init__(mdp)
         self.returns = np.zeros(mdp.num_envs)
@@ -233,6 +243,11 @@ class _Shell:
                 action = env.layer.inner(action)
             env = env.env
         return np.asarray(action)
+
+    def __str__(self) -> str:
+        return f"{self.layer.name}({self.env})"
+
+    __repr__ = __str__
 
     def close(self, **kwargs: Any) -> None:
         self.layer.close()

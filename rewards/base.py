@@ -80,9 +80,7 @@ class Reward:
                 does not have one finite number per token the agent chose.
         """
         if isinstance(rollouts, Rollout):
-            raise TypeError(
-                f"reward {self.name!r} was called with a Rollout; expected a sequence of them: [rollout]."
-            )
+            raise TypeError(f"reward {self.name!r} was called with a Rollout; expected a sequence of them: [rollout].")
         scores = self.score_batch(rollouts)
         if not hasattr(scores, "__len__") or len(scores) != len(rollouts):
             got = f"{len(scores)} scores" if hasattr(scores, "__len__") else repr(scores)

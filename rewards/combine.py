@@ -51,9 +51,7 @@ class _Combination(Reward):
 
     def _parts(self, scores: list[Score]) -> dict[str, float]:
         return {
-            self._unique(index, name): part
-            for index, score in enumerate(scores)
-            for name, part in score.parts.items()
+            self._unique(index, name): part for index, score in enumerate(scores) for name, part in score.parts.items()
         }
 
     def _unique(self, index: int, name: str) -> str:
@@ -89,9 +87,7 @@ class WeightedSum(_Combination):
         pairs: list[tuple[Reward, float]] = []
         for part, weight in parts.items() if isinstance(parts, Mapping) else parts:
             if not math.isfinite(weight):
-                raise ValueError(
-                    f"WeightedSum: the weight of {part!r} is {weight}; expected a finite number."
-                )
+                raise ValueError(f"WeightedSum: the weight of {part!r} is {weight}; expected a finite number.")
             reward = as_reward(part)
             if isinstance(reward, WeightedSum) and reward.name == WeightedSum.name:
                 members = zip(reward.rewards, reward.weights, strict=True)
@@ -238,8 +234,6 @@ class Ensemble(_Combination):
 def _weighted_per_token(scores: list[Score], weights: Sequence[float]) -> NDArray[np.float64] | None:
     """Add up the per-token scores times their weights; None if no score has any."""
     dense = [
-        weight * score.per_token
-        for weight, score in zip(weights, scores, strict=True)
-        if score.per_token is not None
+        weight * score.per_token for weight, score in zip(weights, scores, strict=True) if score.per_token is not None
     ]
     return np.sum(dense, axis=0) if dense else None

@@ -144,9 +144,7 @@ class Format(Reward):
         try:
             self.pattern = re.compile(pattern)
         except re.error as error:
-            error.add_note(
-                f"Format got {pattern!r}; expected a regular expression (re.escape quotes a text)."
-            )
+            error.add_note(f"Format got {pattern!r}; expected a regular expression (re.escape quotes a text).")
             raise
         self.full = full
 

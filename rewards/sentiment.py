@@ -48,7 +48,7 @@ class Sentiment(Reward):
 @cache  # it reads a lexicon of 7500 words; and held here rather than by the reward, it is never pickled
 def _analyzer() -> Any:
     try:
-        from vaderSentiment.vaderSentiment import (  # type: ignore[import-untyped]
+        from vaderSentiment.vaderSentiment import (
             SentimentIntensityAnalyzer,
         )
     except ImportError as error:

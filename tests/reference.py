@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,8 +23,9 @@ class Probe(Task):
     max_new_tokens = 5
     max_prompt_tokens = 8
 
-    def __init__(self, multi_turn: bool = True) -> None:
+    def __init__(self, multi_turn: bool = True, when_cut: Literal["score", "bootstrap"] = "bootstrap") -> None:
         super().__init__()
+        self.when_cut = when_cut
         self.multi_turn = multi_turn
 
     def splits(self) -> dict[str, list[Prompt]]:
@@ -63,6 +64,7 @@ class SlowEpisode:
     text_of: Sequence[bytes]
     encode: Any
     multi_turn: bool = True
+    when_cut: str = "bootstrap"
     tokens: list[int] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
@@ -98,7 +100,7 @@ class SlowEpisode:
             elif len(self.tokens) >= self.context:
                 self.end = "context"
         reward = 0.125 * (self.text_of[token] == b"x")
-        if self.end != "running":
+        if self.terminated:
             written = b"".join(self.text_of[t] for t in self.tokens[len(self.prompt) :] if t not in self.eos)
             reward += written.count(b"a") + 0.5 * self.prompt_index
         self.earned += reward
@@ -106,11 +108,12 @@ class SlowEpisode:
 
     @property
     def terminated(self) -> bool:
-        return self.end in ("eos", "stop", "task")
+        cut = self.end in ("budget", "context")
+        return self.end in ("eos", "stop", "task") or (cut and self.when_cut == "score")
 
     @property
     def truncated(self) -> bool:
-        return self.end in ("budget", "context")
+        return self.end in ("budget", "context") and self.when_cut == "bootstrap"
 
     def observation(self, pad: int) -> dict[str, list[int]]:
         return {
@@ -123,9 +126,8 @@ class SlowEpisode:
 class SlowEnvs:
     """Several episodes, dealt their prompts in order."""
 
-    def __init__(self, mdp: Any, multi_turn: bool = True) -> None:
+    def __init__(self, mdp: Any) -> None:
         self.mdp = mdp  # for its vocabulary and sizes only
-        self.multi_turn = multi_turn
         self.dealt = 0
         self.episodes: list[SlowEpisode] = [self._episode(0)] * mdp.num_envs
 
@@ -140,7 +142,8 @@ class SlowEnvs:
             vocabulary.eos_tokens,
             vocabulary.token_bytes,
             vocabulary.encode,
-            self.multi_turn,
+            self.mdp.task.multi_turn,
+            self.mdp.task.when_cut,
         )
 
     def begin(self, row: int) -> None:

@@ -51,14 +51,20 @@ def flags(slow: SlowEnvs) -> tuple[np.ndarray, np.ndarray]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(choices=actions_strategy, options=settings_strategy, num_envs=st.integers(1, 4), multi_turn=st.booleans())
+@given(
+    choices=actions_strategy,
+    options=settings_strategy,
+    num_envs=st.integers(1, 4),
+    multi_turn=st.booleans(),
+    when_cut=st.sampled_from(["score", "bootstrap"]),
+)
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
 def test_vector_env(
-    mode: str, choices: list[list[int]], options: dict[str, Any], num_envs: int, multi_turn: bool
+    mode: str, choices: list[list[int]], options: dict[str, Any], num_envs: int, multi_turn: bool, when_cut: Any
 ) -> None:
-    task = Probe(multi_turn)
+    task = Probe(multi_turn, when_cut)
     envs = TokenVectorEnv(task, num_envs, autoreset_mode=mode, **options)
-    slow = SlowEnvs(envs.mdp, multi_turn)
+    slow = SlowEnvs(envs.mdp)
     everyone = list(range(num_envs))
     for row in everyone:
         slow.begin(row)
@@ -99,7 +105,10 @@ def test_vector_env(
         assert np.flatnonzero(said["_end"]).tolist() == ended
         for row in ended:
             assert said["end"][row] == finals[row].end
-            assert said["score"]["length"][row] == len(finals[row].tokens) - len(finals[row].prompt)
+            if finals[row].terminated:
+                assert said["score"]["length"][row] == len(finals[row].tokens) - len(finals[row].prompt)
+            else:
+                assert not said["score"].get("_length", np.zeros(num_envs))[row]
             if mode == "SameStep":
                 assert_same(info["final_obs"][row], {key: value[row] for key, value in last.items()})
 

@@ -17,7 +17,7 @@ from llm_env.engines.attention import grouped
 from llm_env.engines.base import EngineBase
 from llm_env.engines.slot_cache import Plan, SlotCache
 from llm_env.engines.weights import copy_weights
-from llm_env.models import load_model, load_tokenizer
+from llm_env.models import eos_tokens, load_model, load_tokenizer
 from llm_env.stopping import IntArray
 from llm_env.text import Vocabulary
 
@@ -71,7 +71,7 @@ class TransformersEngine(EngineBase):
         vocabulary = Vocabulary(
             tokenizer,
             size=model.get_output_embeddings().weight.shape[0],
-            eos_tokens=_eos_tokens(model, tokenizer),
+            eos_tokens=eos_tokens(tokenizer, getattr(model, "generation_config", None)),
         )
         super().__init__(num_slots=num_slots, context=context, vocabulary=vocabulary)
         self.model: Any = model
@@ -162,7 +162,7 @@ class TransformersEngine(EngineBase):
             padded = np.zeros((len(part), lengths[part].max()), dtype=np.int64)
             for row, index in enumerate(part):
                 padded[row, : lengths[index]] = sequences[index]
-            if padded.shape[1] > 1:
+            if padded.shape[1] > 1:  # else there is nothing to score
                 scored = self._score(self._tensor(padded)).cpu().numpy()
                 for row, index in enumerate(part):
                     scores[index] = scored[row, : max(lengths[index] - 1, 0)].copy()
@@ -196,6 +196,9 @@ class TransformersEngine(EngineBase):
 
 def _batches(lengths: IntArray, most: int) -> Iterator[IntArray]:
     """Indices of rows in batches of at most `most` tokens, padding included (or one row, if that is longer)."""
+    if lengths.max(initial=0) * len(lengths) <= most:
+        yield np.arange(len(lengths))  # in the order given, so that slots in order stay so
+        return
     order = np.argsort(lengths, kind="stable")  # rows of similar length together need the least padding
     begin = 0
     for end in range(1, len(order) + 1):
@@ -207,23 +210,14 @@ def _batches(lengths: IntArray, most: int) -> Iterator[IntArray]:
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
     """No dropout, also while a trainer that shares the model has it in training mode."""
-    training = model.training
-    if training:
-        model.eval()
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        if training:
-            model.train()
-
-
-def _eos_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer knows one; the generation config of a chat model often lists more."""
-    config = getattr(model, "generation_config", None)
-    listed = getattr(config, "eos_token_id", None)
-    candidates = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
-    size = model.get_output_embeddings().weight.shape[0]
-    return list(dict.fromkeys(int(token) for token in candidates if token is not None and 0 <= token < size))
+        for module in training:
+            module.training = True
 
 
 def _check_model(model: Any, context: int) -> None:

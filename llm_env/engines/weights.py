@@ -26,8 +26,8 @@ def copy_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tenso
         ...
         ValueError: cannot load these weights, nothing was changed: missing: bias
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    targets = {**dict(model.state_dict(keep_vars=True)), **parameters}
+    parameters = dict(model.named_parameters())
+    targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)  # every name, also those of tied weights
     names_of: dict[int, list[str]] = {}
     for name, target in targets.items():
         names_of.setdefault(id(target), []).append(name)

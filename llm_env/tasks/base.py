@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ class Task:
         max_new_tokens: how many tokens the agent may write in an episode.
         max_prompt_tokens: the longest prompt expected; with `max_new_tokens` it makes the default context.
         stop: strings, or sequences of token ids, that end the text.
+        when_cut: what becomes of a text that has used up its budget, or the context. "score": it is taken as it stands,
+            scored, and the episode terminates. "bootstrap": it is not scored, the episode is truncated, and the learner
+            is to value its last state. Never both: a score and a bootstrapped value would count the text twice.
         chat: prompts go through the tokenizer's chat template; None: where the tokenizer has one.
         reward: the reward of a finished rollout.
 
@@ -54,6 +57,7 @@ class Task:
     max_new_tokens: int = 64
     max_prompt_tokens: int = 192
     stop: Sequence[str | Sequence[int]] = ()
+    when_cut: Literal["score", "bootstrap"] = "score"
     chat: bool | None = False
     reward: Reward | Callable[[Rollout], float] | None = None
 

@@ -39,7 +39,9 @@ class _CharacterTask(Task):
 
     def action_mask(self, state: TokenState) -> npt.NDArray[np.int8]:
         """The characters that answers are made of, and the end-of-sequence tokens."""
-        return np.broadcast_to(self._mask, (state.num_rows, state.vocab_size))
+        if len(self._mask) != state.num_rows:
+            self._mask = np.repeat(self._mask[:1], state.num_rows, axis=0)
+        return self._mask
 
     def score(self, rollout: Rollout) -> float:
         """1 if the text is the answer; see the class for `dense`."""

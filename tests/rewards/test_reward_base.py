@@ -256,9 +256,7 @@ class TestAsReward:
         copy = cloudpickle.loads(cloudpickle.dumps(total))
         rollouts = [Rollout.of("a", metadata={"answer": "a"})]
         assert (
-            copy(rollouts)
-            == total(rollouts)
-            == [Score(2.0, {"exact_match": 1.0, "lambda": 2.0, "weighted_sum": 2.0})]
+            copy(rollouts) == total(rollouts) == [Score(2.0, {"exact_match": 1.0, "lambda": 2.0, "weighted_sum": 2.0})]
         )
 
 

@@ -93,9 +93,7 @@ class TestProduct:
     @given(st.lists(numbers, min_size=1, max_size=3))
     def test_the_total_is_the_product_of_totals(self, values):
         rewards = [returning(values[0], [1.0, 2.0]), *map(returning, values[1:])]
-        assert of(Product(*rewards)).total == pytest.approx(
-            (values[0] + 3) * math.prod(values[1:]), abs=1e-6, rel=1e-9
-        )
+        assert of(Product(*rewards)).total == pytest.approx((values[0] + 3) * math.prod(values[1:]), abs=1e-6, rel=1e-9)
 
     def test_two_dense_factors_have_no_meaning(self):
         with pytest.raises(RewardError, match=r"per_token scores from 'a', 'b'.*at most one factor"):
@@ -103,9 +101,7 @@ class TestProduct:
 
 
 class TestClip:
-    @pytest.mark.parametrize(
-        ("value", "clipped"), [(-3.0, -1.0), (-1.0, -1.0), (0.3, 0.3), (2.0, 2.0), (9.0, 2.0)]
-    )
+    @pytest.mark.parametrize(("value", "clipped"), [(-3.0, -1.0), (-1.0, -1.0), (0.3, 0.3), (2.0, 2.0), (9.0, 2.0)])
     def test_hand_computed(self, value, clipped):
         assert of(Clip(returning(value), -1, 2)) == Score(clipped, {"member": value, "clip": clipped})
 

@@ -12,9 +12,7 @@ def value(reward, rollout):
     return reward([rollout])[0].value
 
 
-@pytest.mark.parametrize(
-    ("length", "expected"), [(0, 0.0), (4, 0.0), (5, -0.25), (7, -0.75), (8, -1.0), (100, -1.0)]
-)
+@pytest.mark.parametrize(("length", "expected"), [(0, 0.0), (4, 0.0), (5, -0.25), (7, -0.75), (8, -1.0), (100, -1.0)])
 def test_length_penalty(length, expected):
     assert value(LengthPenalty(free=4, cost=0.25, floor=-1.0), Rollout.of("x" * length)) == expected
 

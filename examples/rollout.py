@@ -1,0 +1,73 @@
+"""How far a language model gets without training: sampled answers to a task's held-out prompts, and their mean score.
+
+    python examples/rollout.py
+    python examples/rollout.py --task Countdown --model smollm2-135m --episodes 16
+
+The environment carries an engine, so every observation holds the model's next-token distribution; this script only
+samples from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+from llm_env import TokenVectorEnv
+from llm_env.wrappers import episode_statistics
+
+
+def rollout(task: str, model: str, episodes: int, num_envs: int, temperature: float, seed: int) -> list[dict]:
+    """Play `episodes` episodes; what `episode_statistics` says of each."""
+    envs = episode_statistics(
+        TokenVectorEnv(
+            task,
+            num_envs,
+            model=model,
+            split="test",
+            engine="transformers",
+            observe="logits",
+            autoreset_mode="SameStep",
+        )
+    )
+    rng = np.random.default_rng(seed)
+    observation, _ = envs.reset(seed=seed)
+    finished: list[dict] = []
+    while len(finished) < episodes:
+        # Adding Gumbel noise and taking the largest samples from the softmax.
+        logits = observation["logits"] / temperature
+        observation, _, _, _, info = envs.step((logits + rng.gumbel(size=logits.shape)).argmax(-1))
+        finished += [episode for episode in info.get("episode", ()) if episode is not None]
+    envs.close()
+    return finished[:episodes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="Reverse")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--episodes", type=int, default=256)
+    parser.add_argument("--num-envs", type=int, default=32)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    print(f"{args.model} on llm_env/{args.task}-v0: {args.episodes} sampled episodes, no training")
+    start = time.perf_counter()
+    episodes = rollout(**vars(args))
+    seconds = time.perf_counter() - start
+
+    for episode in episodes[:3]:
+        print(f"  {episode['prompt']!r} -> {episode['text']!r}  (return {episode['r']:g}, {episode['end']})")
+    returns = np.array([episode["r"] for episode in episodes])
+    lengths = np.array([episode["l"] for episode in episodes])
+    ends = {end: sum(e["end"] == end for e in episodes) for end in sorted({e["end"] for e in episodes})}
+    print(
+        f"mean return {returns.mean():.3f} +- {returns.std() / np.sqrt(len(returns)):.3f} over {len(returns)} episodes"
+    )
+    print(f"mean length {lengths.mean():.1f} tokens; ended by {ends}; {lengths.sum() / seconds:.0f} tokens/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""`generate` is an agent that steps; what it must add is when texts end and which one begins next."""
+
+import numpy as np
+import pytest
+import torch
+
+from llm_env.engines.sampling import Sampling, choose, draw, process, uniforms
+
+from .conftest import AlphabetEngine, full_logits, make_engine_of, make_model
+
+PROMPTS = [[4, 5, 6], [7], [8, 9, 10, 11, 12], [13, 14], [15, 16, 17]]
+SAMPLINGS = [
+    Sampling(max_new_tokens=8, n=2, seed=3),
+    Sampling(max_new_tokens=8, temperature=0.7, top_k=20, top_p=0.9, min_p=0.01, seed=4),
+    Sampling(max_new_tokens=8, temperature=0.0),
+]
+
+
+def text_of(engine, completion):
+    return engine.vocabulary.tokenizer.decode(completion.tokens.tolist())
+
+
+def encode(engine, *texts):
+    return [engine.vocabulary.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_stepping_the_generated_tokens_gives_the_same_log_probs(sampling):
+    engine = make_engine_of(make_model("llama"), num_slots=3)
+    for completion in engine.generate(PROMPTS, sampling):
+        logits = engine.start([1], [PROMPTS[completion.prompt_index]])
+        for token, log_prob in zip(completion.tokens, completion.log_probs, strict=True):
+            assert abs(process(logits, sampling)[0, token].item() - log_prob) < 1e-4
+            logits = engine.step([1], [token]) if engine.lengths[1] < engine.context else None
+        engine.stop([1])
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:2])
+def test_an_agent_with_the_public_parts_writes_the_same_text(sampling):
+    engine = make_engine_of(make_model("qwen2"), num_slots=2)
+    for completion in engine.generate(PROMPTS, sampling):
+        index, sample = completion.prompt_index, completion.completion_index
+        random = uniforms(sampling.seed, index, sample, sampling.max_new_tokens)
+        logits, written = engine.start([0], [PROMPTS[index]]), []
+        while True:
+            log_probs = process(logits, sampling)
+            token = int(draw(log_probs, random[len(written) : len(written) + 1]))
+            assert abs(log_probs[0, token].item() - completion.log_probs[len(written)]) < 1e-5
+            written.append(token)
+            if token in engine.vocabulary.eos_tokens or len(written) == sampling.max_new_tokens:
+                break
+            logits = engine.step([0], [token])
+        engine.stop([0])
+        assert written == completion.tokens.tolist()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_greedy_equals_transformers(family):
+    model = make_model(family)
+    engine = make_engine_of(model, num_slots=2)
+    for prompt, completion in zip(
+        PROMPTS, engine.generate(PROMPTS, Sampling(temperature=0, max_new_tokens=12)), strict=True
+    ):
+        ids = torch.tensor([prompt])
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        assert completion.tokens.tolist() == expected[0, len(prompt) :].tolist()
+        assert (completion.log_probs == 0).all()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_number_of_slots_does_not_matter(sampling):
+    model = make_model("llama")
+    runs = [make_engine_of(model, num_slots).generate(PROMPTS, sampling) for num_slots in (1, 3, 16)]
+    for run in runs:
+        order = [(c.prompt_index, c.completion_index) for c in run]
+        assert order == [(i, j) for i in range(len(PROMPTS)) for j in range(sampling.n)]
+        for one, other in zip(run, runs[0], strict=True):
+            assert one.tokens.tolist() == other.tokens.tolist()
+            assert one.end == other.end
+            np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-4)
+            assert one.tokens.dtype == np.int64
+            assert one.log_probs.dtype == np.float32
+
+
+def test_completions_of_one_prompt_differ_and_seeds_matter():
+    engine = make_engine_of(make_model("llama"), num_slots=4)
+    first = engine.generate([PROMPTS[0]], Sampling(n=3, max_new_tokens=10, seed=1))
+    assert len({tuple(c.tokens) for c in first}) == 3
+    assert len({tuple(engine.generate([PROMPTS[0]], Sampling(max_new_tokens=10))[0].tokens) for _ in range(3)}) == 3
+
+
+def test_sampled_frequencies():
+    model = make_model("llama")
+    engine = make_engine_of(model, num_slots=64)
+    sampling = Sampling(n=4000, max_new_tokens=1, seed=0, temperature=0.5)
+    tokens = [c.tokens[0] for c in engine.generate([[4, 5]], sampling)]
+    expected = (full_logits(model, [4, 5])[-1] / 0.5).softmax(-1).numpy()
+    observed = np.bincount(tokens, minlength=100) / 4000
+    assert np.abs(observed - expected).max() < 4 * np.sqrt(0.25 / 4000)
+
+
+def test_log_probs_are_those_of_generate_at_temperature_one():
+    engine = make_engine_of(make_model("gpt2"), num_slots=2)
+    done = engine.generate(PROMPTS, Sampling(max_new_tokens=8, seed=0))
+    scores = engine.log_probs([PROMPTS[c.prompt_index] + c.tokens.tolist() for c in done])
+    for completion, score in zip(done, scores, strict=True):
+        np.testing.assert_allclose(score[-len(completion.tokens) :], completion.log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", [2**29, 4 * 100 * 5])
+def test_log_probs_equal_a_plain_forward_pass(memory, monkeypatch):
+    monkeypatch.setattr("llm_env.engines.transformers.LOGITS_BYTES", memory)  # the small one: 5 positions a pass
+    model = make_model("llama")
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, 100, length) for length in (7, 1, 24, 0, 2, 12, 7)]
+    for sequence, score in zip(sequences, make_engine_of(model).log_probs(sequences), strict=True):
+        assert score.shape == (max(len(sequence) - 1, 0),)
+        assert score.dtype == np.float32
+        if len(score):
+            all_log_probs = full_logits(model, sequence).log_softmax(-1)
+            expected = all_log_probs[np.arange(len(score)), sequence[1:]]
+            np.testing.assert_allclose(score, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "text", "end"),
+    [
+        ("w", {}, "xyz<eos>", "eos"),
+        ("z", {}, "<eos>", "eos"),
+        ("w", {"ignore_eos": True, "max_new_tokens": 6}, "xyz<eos><unk>\n", "budget"),
+        ("a", {"max_new_tokens": 1}, "b", "budget"),
+        ("a", {"stop": ["b"]}, "b", "stop"),
+        ("a", {"stop": ["ef", "jk"]}, "bcdef", "stop"),
+        ("a", {"stop": ["abc"], "max_new_tokens": 4}, "bcde", "budget"),  # "a" is the prompt's, it does not count
+        ("abcdefghijklmnopqrstuvwxyzABC", {}, "DEF", "context"),
+        ("abcdefghijklmnopqrstuvwxyzABCDE", {}, "F", "context"),
+    ],
+)
+def test_why_a_text_ends(prompt, options, text, end):
+    engine = AlphabetEngine(context=32)
+    (completion,) = engine.generate(encode(engine, prompt), Sampling(seed=0, **options))
+    assert text_of(engine, completion) == text
+    assert completion.end == end
+    assert completion.log_probs.shape == completion.tokens.shape
+    assert engine.lengths.tolist() == [0, 0]
+
+
+def test_stop_sequences_of_token_ids():
+    engine = AlphabetEngine()
+    stop = [[int(token) for token in engine.vocabulary.encode("de")]]
+    (completion,) = engine.generate(encode(engine, "a"), Sampling(stop=stop))
+    assert (text_of(engine, completion), completion.end) == ("bcde", "stop")
+
+
+def test_the_next_request_starts_when_a_slot_falls_free():
+    """Two slots: "q" takes 10 steps in one, "x", "w" and "y" take turns in the other."""
+    engine = AlphabetEngine(num_slots=2)
+    done = list(engine.stream(encode(engine, "q", "x", "w", "y"), Sampling(temperature=0)))
+    assert [text_of(engine, c) for c in done] == ["yz<eos>", "xyz<eos>", "z<eos>", "rstuvwxyz<eos>"]
+    assert [c.prompt_index for c in done] == [1, 2, 3, 0]
+    begin, both, one = ("start", [0, 1]), ("step", [0, 1]), ("step", [0])
+    again = ("start", [1])
+    assert engine.calls == [begin, both, both, one, again, both, both, both, one, again, both, one]
+
+
+def test_only_free_slots_are_used():
+    model = make_model("llama")
+    engine = make_engine_of(model, num_slots=2)
+    engine.start([0], [[4, 5]])
+    assert len(engine.generate(PROMPTS, SAMPLINGS[0])) == 10
+    torch.testing.assert_close(engine.step([0], [6])[0], full_logits(model, [4, 5, 6])[-1], atol=1e-4, rtol=1e-4)
+    engine.start([1], [[4]])
+    with pytest.raises(ValueError, match="all 2 slots hold texts"):
+        engine.generate(PROMPTS)
+
+
+def test_a_stream_left_early_frees_its_slots():
+    engine = AlphabetEngine(num_slots=2)
+    stream = engine.stream(encode(engine, "a", "y", "b"), Sampling(seed=0))
+    assert text_of(engine, next(stream)) == "z<eos>"
+    stream.close()
+    assert engine.lengths.tolist() == [0, 0]
+
+
+def test_nothing_to_generate():
+    assert AlphabetEngine().generate([]) == []
+
+
+def test_bad_prompts_are_refused_before_anything_runs():
+    engine = AlphabetEngine(context=8)
+    for prompts, message in (
+        ([[4], []], "a prompt is empty"),
+        ([[4], [4] * 8], "a prompt of 8 tokens does not fit a context of 8 with a token after it"),
+        (["Hi"], "encode"),
+        ([[4, 100]], "got 100"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.stream(prompts)
+    assert engine.calls == []
+
+
+def test_a_model_that_has_diverged_is_an_error():
+    with pytest.raises(ValueError, match="row 1 has no token of positive probability"):
+        choose(torch.tensor([[0.0, 0.0], [torch.nan, 0.0]]), Sampling(), np.array([0.1, 0.1]))

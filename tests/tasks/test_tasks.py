@@ -1,0 +1,208 @@
+"""The built-in tasks: what they ask, and what they pay for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from llm_env import Prompt, Task, TokenEnv, TokenMDP, TokenVectorEnv, register_task
+from llm_env.tasks import Addition, Copy, Countdown, Dataset, ReasoningGym, Reverse, Sentiment, make_task
+from rewards import ExactMatch, Rollout
+
+
+def write(mdp: TokenMDP, text: str) -> float:
+    """Write a text into row 0 and end it; what it earned."""
+    mdp.reset(seed=0)
+    for token in [*mdp.vocabulary.encode(text), mdp.vocabulary.eos_tokens[0]]:
+        mdp.step([token])
+        if mdp.finished:
+            break
+    return mdp.finished[0].episode_return
+
+
+@pytest.mark.parametrize("task", [Copy(4), Reverse(4), Addition(3)])
+def test_the_right_answer_earns_one_and_others_nothing(task: Task) -> None:
+    mdp = TokenMDP(task)
+    mdp.reset(seed=0)
+    answer = mdp.prompt(0).metadata["answer"]
+    assert write(mdp, answer) == 1.0
+    assert mdp.finished[0].rollout.end == "eos"
+    assert write(mdp, answer[:-1]) == 0.0
+    assert write(mdp, answer + answer[-1]) == 0.0  # the budget has room for this
+
+
+def test_what_the_character_tasks_ask() -> None:
+    for prompt in Reverse(5).prompts("train")[:20]:
+        word = prompt.text.removeprefix("reverse ").removesuffix(": ")  # type: ignore[union-attr]
+        assert prompt.metadata["answer"] == word[::-1]
+    for prompt in Copy(5).prompts("train")[:20]:
+        assert prompt.text == f"copy {prompt.metadata['answer']}: "
+    for prompt in Addition(2).prompts("train")[:20]:
+        left, right = prompt.text.removesuffix("=").split("+")  # type: ignore[union-attr]
+        assert int(prompt.metadata["answer"]) == int(left) + int(right)
+
+
+def test_dense_scores_are_the_share_of_right_characters() -> None:
+    task = Reverse(4, dense=True)
+    for text, score in (("abcd", 1.0), ("abxd", 0.75), ("ab", 0.5), ("abcdabcd", 0.5), ("", 0.0)):
+        assert task.score(Rollout.of(text, metadata={"answer": "abcd"})) == score
+
+
+def test_the_action_mask_allows_answers_only() -> None:
+    env = TokenEnv(Addition(2))
+    _, info = env.reset(seed=0)
+    allowed = [env.mdp.vocabulary.token_bytes[t] for t in np.flatnonzero(info["action_mask"])]
+    assert b"".join(sorted(allowed)) == b"0123456789<eos>"
+    env.action_space.seed(0)
+    assert env.action_space.sample(info["action_mask"]) in np.flatnonzero(info["action_mask"])
+    assert env.step(env.action_space.sample())[4]["action_mask"].sum() == 11
+
+
+@pytest.mark.parametrize("task", [Copy(3), Addition(2), Countdown(), Sentiment(), ReasoningGym("chain_sum")])
+def test_held_out_prompts_are_held_out_and_stay_the_same(task: Task) -> None:
+    train, test = ({p.identity for p in task.prompts(split)} for split in ("train", "test"))
+    assert train
+    assert test
+    assert not train & test
+
+
+def test_more_training_prompts_leave_the_held_out_ones_alone() -> None:
+    small, large = Copy(num_train=10, num_test=5), Copy(num_train=1000, num_test=5)
+    assert list(small.prompts("test")) == list(large.prompts("test"))
+    assert list(small.prompts("train")) == list(large.prompts("train"))[:10]
+    assert list(Copy(seed=1, num_train=10).prompts("train")) != list(small.prompts("train"))
+
+
+def test_a_task_with_few_prompts_gives_what_it_has() -> None:
+    task = Copy(1, alphabet="abcde")
+    assert len(task.prompts("train")) == 4
+    assert len(task.prompts("test")) == 1
+
+
+class TestCountdown:
+    FACTS: dict[str, Any] = {"numbers": [3, 5, 2], "target": 21}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("text", "score"),
+        [
+            ("3*(5+2)", 1.0),
+            ("I think <answer>3*5</answer>... no: <answer> (2+5)*3 = 21 </answer>", 1.0),
+            ("let me see\n(5 + 2) * 3 = 21\n", 1.0),
+            ("3*(5+2)+0", 0.1),  # a number that was not given
+            ("3*5+3+3", 0.1),
+            ("21", 0.1),
+            ("3*5+2", 0.1),
+            ("5/0", 0.0),
+            ("3**5", 0.0),
+            ("-3*(-5-2)", 0.0),
+            ("__import__('os').system('true')", 0.0),
+            ("(" * 150 + ")" * 150, 0.0),
+            ("9" * 5000, 0.0),
+            ("", 0.0),
+            ("\x00", 0.0),
+            ("3.0*(5+2)", 0.0),
+            ("True*(5+2)", 0.0),
+        ],
+    )
+    def test_scores(self, text: str, score: float) -> None:
+        assert Countdown().score(Rollout.of(text, metadata=self.FACTS)).value == score
+
+    def test_every_prompt_has_a_solution(self) -> None:
+        """Found by trying everything."""
+
+        def reachable(numbers: list[Any]) -> set[Any]:
+            from fractions import Fraction
+
+            if len(numbers) == 1:
+                return {Fraction(numbers[0])}
+            results = set()
+            for i, left in enumerate(numbers):
+                for j, right in enumerate(numbers):
+                    if i != j:
+                        rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
+                        left, right = Fraction(left), Fraction(right)
+                        values = [left + right, left - right, left * right] + ([left / right] if right else [])
+                        for value in values:
+                            results |= reachable([value, *rest])
+            return results
+
+        for prompt in Countdown(count=4, num_train=8, num_test=2).prompts("train"):
+            assert prompt.metadata["target"] in reachable(list(prompt.metadata["numbers"]))
+            assert str(prompt.metadata["target"]) in prompt.text
+
+
+def test_sentiment_pays_for_praise() -> None:
+    mdp = TokenMDP("Sentiment")
+    assert write(mdp, "it was wonderful, I love it") > 0.9
+    assert write(mdp, "it was awful, I hate it") < 0.2
+    with pytest.raises(ValueError, match="has 240 prompts in all, got num_train=300"):
+        Sentiment(num_train=300).prompts("train")
+
+
+def test_reasoning_gym() -> None:
+    task = ReasoningGym("chain_sum", config={"min_terms": 2, "max_terms": 2}, num_train=5, num_test=2)
+    prompt = task.prompts("train")[0]
+    answer = prompt.metadata["entry"]["answer"]
+    for text, score in ((answer, 1.0), (f"so <answer>{answer}</answer>", 1.0), ("<answer>none</answer>", 0.0)):
+        assert (task.score(Rollout.of(text, metadata=prompt.metadata)) == 1.0) == (score == 1.0)
+    with pytest.raises(ValueError, match=r"no data set 'chain_sums'; near it: \['chain_sum'"):
+        ReasoningGym("chain_sums")
+
+
+def test_data_sets() -> None:
+    rows = [{"question": f"{i}+1=", "answer": str(i + 1)} for i in range(30)]
+    task = Dataset(rows, prompt="question", reward=ExactMatch(), max_new_tokens=4, max_prompt_tokens=8)
+    assert len(task.prompts("train")) == 27
+    assert len(task.prompts("test")) == 3
+    mdp = TokenMDP(task)
+    mdp.reset(seed=0)
+    assert write(mdp, mdp.prompt(0).metadata["answer"]) == 1.0
+    held_out = Dataset(rows[:3], test=rows[3:5], prompt="question", reward=lambda rollout: 0.5)
+    assert [len(held_out.prompts(split)) for split in ("train", "test")] == [3, 2]
+
+
+def test_bad_tasks() -> None:
+    with pytest.raises(ValueError, match="unknown task 'Reverce'; did you mean 'Reverse'"):
+        TokenVectorEnv("Reverce")
+    with pytest.raises(TypeError, match=r"cannot make the task Copy with .'lenght': 3."):
+        gymnasium.make("llm_env/Copy-v0", task_kwargs={"lenght": 3})
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        Copy(0)
+    with pytest.raises(ValueError, match=r"has no split 'dev'; it has \['test', 'train'\]"):
+        TokenEnv("Copy", split="dev")
+    with pytest.raises(ValueError, match="the split 'test' of the task Copy has no prompts"):
+        TokenEnv(Copy(num_test=0), split="test")
+    with pytest.raises(ValueError, match="task_kwargs go with a task's name"):
+        make_task(Copy(), {"length": 3})
+
+    class Empty(Task):
+        def splits(self) -> dict[str, list[Prompt]]:
+            return {"train": []}
+
+    with pytest.raises(ValueError, match="the split 'train' of the task Empty has no prompts"):
+        TokenEnv(Empty)
+
+    class Unfinished(Task):
+        pass
+
+    with pytest.raises(NotImplementedError, match="neither `sample` nor `splits`"):
+        TokenEnv(Unfinished)
+    with pytest.raises(TypeError, match="takes a subclass of Task"):
+        register_task(Copy())  # type: ignore[type-var]
+
+    class Clash(Task):
+        name = "Copy"
+
+    with pytest.raises(ValueError, match="a task named 'Copy' is already registered"):
+        register_task(Clash)
+
+
+def test_one_task_serves_environments_with_other_tokens() -> None:
+    task = Copy(3)
+    first, second = TokenMDP(task), TokenMDP(task)
+    assert first.task is not task
+    assert first.task is not second.task
+    assert not hasattr(task, "vocabulary")

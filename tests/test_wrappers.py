@@ -1,0 +1,183 @@
+"""Wrappers on one environment and on a batch; promise 5: the rewards of a KL-shaped episode add up."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_env import SB3TokenVecEnv, TokenEnv, TokenVectorEnv
+from llm_env.engines.transformers import TransformersEngine
+from llm_env.models import load_model, load_tokenizer
+from llm_env.tasks import Copy
+from llm_env.wrappers import episode_statistics, flat_tokens, kl_reward, scale_reward, top_k_actions
+from tests.reference import LETTERS, Probe
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_model("tiny", seed=1)
+
+
+@pytest.fixture(scope="module")
+def reference(model: Any) -> Any:
+    """An engine of another model than the environment's default."""
+    with TransformersEngine(model, load_tokenizer("tiny"), num_slots=4, context=16) as engine:
+        yield engine
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    beta=st.floats(0, 2),
+    choices=st.lists(st.lists(st.integers(0, len(LETTERS)), min_size=3, max_size=3), min_size=8, max_size=8),
+    log_probs=st.lists(st.lists(st.floats(-9, 0), min_size=3, max_size=3), min_size=8, max_size=8),
+)
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_kl_shaped_rewards_add_up(
+    mode: str, beta: float, choices: Any, log_probs: Any, reference: Any, model: Any
+) -> None:
+    """Their sum is the task's reward minus beta times the log-ratio of the episode, scored in one go by the model."""
+    plain = TokenVectorEnv(Probe(), 3, autoreset_mode=mode, context=14, shuffle=False)
+    shaped = kl_reward(
+        TokenVectorEnv(Probe(), 3, autoreset_mode=mode, context=14, shuffle=False), beta, reference=reference
+    )
+    mdp = plain.mdp
+    palette = np.array([*mdp.vocabulary.encode(LETTERS), mdp.vocabulary.eos_tokens[0]])
+    plain.reset(seed=0)
+    shaped.reset(seed=0)
+    sums, plain_sums, said = np.zeros(3), np.zeros(3), np.zeros(3)
+    for actions, agent in zip(palette[np.array(choices)], np.array(log_probs), strict=True):
+        acted = mdp.state.running.copy()
+        plain_sums += plain.step(actions)[1]
+        _, reward, _, _, info = shaped.step({"token": actions, "log_prob": agent})
+        assert info["_log_ratio"].tolist() == acted.tolist()
+        sums += reward
+        said += np.where(acted, agent, 0.0)
+        for row, finished in mdp.finished.items():
+            rollout = finished.rollout
+            text = np.concatenate([rollout.prompt_tokens, rollout.tokens])
+            with torch.no_grad():
+                scores = torch.log_softmax(model(torch.from_numpy(text)[None]).logits[0].double(), -1)
+            places = len(rollout.prompt_tokens) + np.flatnonzero(rollout.is_action)
+            reference_log_prob = sum(scores[place - 1, text[place]].item() for place in places)
+            assert sums[row] == pytest.approx(plain_sums[row] - beta * (said[row] - reference_log_prob), abs=1e-3)
+            sums[row] = plain_sums[row] = said[row] = 0.0
+
+
+def test_kl_against_the_model_that_the_environment_reads_with() -> None:
+    """An agent that samples from that very model pays nothing."""
+    env = kl_reward(gymnasium.make("llm_env/Copy-v0", engine="transformers", observe="logits"), beta=1.0)
+    observation, _ = env.reset(seed=0)
+    log_probs = torch.log_softmax(torch.from_numpy(observation["logits"]), -1)
+    _, reward, *_, info = env.step({"token": 7, "log_prob": log_probs[7].item()})
+    assert reward == pytest.approx(0.0, abs=1e-5)
+    assert info["log_ratio"] == pytest.approx(0.0, abs=1e-5)
+    assert env.action_space.sample().keys() == {"token", "log_prob"}
+
+
+def test_kl_of_an_agent_that_steers_by_the_top_k() -> None:
+    envs = top_k_actions(TokenVectorEnv(Copy(3), 2, engine="transformers", observe="top_k", top_k=4))
+    shaped = kl_reward(envs, beta=0.5, reference="transformers")
+    observation, _ = shaped.reset(seed=0)
+    _, reward, *_, info = shaped.step({"token": np.array([1, 2]), "log_prob": np.array([-1.0, -2.0])})
+    expected = np.array([-1.0, -2.0]) - observation["top_log_probs"][[0, 1], [1, 2]]
+    np.testing.assert_allclose(info["log_ratio"], expected, atol=1e-5)
+    np.testing.assert_allclose(reward, -0.5 * expected, atol=1e-5)
+    shaped.close()
+
+
+def test_bad_kl() -> None:
+    with pytest.raises(ValueError, match="needs a reference model: give reference='transformers'"):
+        kl_reward(TokenEnv("Copy"), beta=0.1)
+    with pytest.raises(ValueError, match="beta must be a number, 0 or more, got -1"):
+        kl_reward(TokenEnv("Copy"), beta=-1, reference="transformers")
+    env = kl_reward(TokenEnv("Copy"), beta=0.1, reference="transformers")
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match=r"an action must be \{'token': ..., 'log_prob': ...\}, got"):
+        env.step(5)
+    for wrong in (0.5, float("nan")):
+        with pytest.raises(ValueError, match="log_prob must be one log-probability"):
+            env.step({"token": 5, "log_prob": wrong})
+    with pytest.raises(TypeError, match="for TokenEnv and TokenVectorEnv"):
+        kl_reward(gymnasium.make("CartPole-v1"), beta=0.1)
+
+
+def test_top_k_actions_choose_from_what_was_observed() -> None:
+    envs = top_k_actions(TokenVectorEnv("Copy", 3, engine="transformers", observe="top_k", top_k=6))
+    assert envs.single_action_space == gymnasium.spaces.Discrete(6)
+    observation, _ = envs.reset(seed=0)
+    index = np.array([0, 3, 5])
+    following, *_ = envs.step(index)
+    written = following["tokens"][np.arange(3), following["length"][:, 0] - 1]
+    np.testing.assert_array_equal(written, observation["top_ids"][np.arange(3), index])
+    with pytest.raises(ValueError, match="an index from 0 to 5 into the top 6"):
+        envs.step(np.array([0, 6, 0]))
+    with pytest.raises(ValueError, match="observe='top_k'"):
+        top_k_actions(TokenEnv("Copy"))
+    env = top_k_actions(TokenEnv("Copy", engine="transformers", observe="top_k", top_k=6))
+    assert str(env) == "top_k_actions(TokenEnv(Copy, model='tiny', context=24))"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it would rather check the environment inside
+        check_env(env, skip_render_check=True)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_flat_tokens(mode: str) -> None:
+    envs = flat_tokens(TokenVectorEnv(Copy(3), 2, autoreset_mode=mode, max_new_tokens=1))
+    observation, _ = envs.reset(seed=0)
+    assert observation in envs.observation_space
+    assert (observation[:, :10] >= 0).all()
+    assert (observation[:, 10:] == -1).all()
+    _, _, _, _, info = envs.step(np.array([5, 6]))
+    if mode == "SameStep":
+        assert [last[10] for last in info["final_obs"]] == [5, 6]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        check_env(flat_tokens(TokenEnv("Copy")), skip_render_check=True)
+    if mode == "SameStep":
+        assert SB3TokenVecEnv(envs).reset().shape == (2, 11)
+
+
+def test_episode_statistics() -> None:
+    envs = episode_statistics(
+        scale_reward(TokenVectorEnv(Copy(2, dense=True), 2, autoreset_mode="NextStep"), scale=10.0)
+    )
+    envs.reset(seed=0)
+    mdp = envs.unwrapped.mdp
+    answers = np.array([mdp.vocabulary.encode(mdp.prompt(row).metadata["answer"]) for row in range(2)])
+    eos = mdp.vocabulary.eos_tokens[0]
+    for episode in range(2):  # the second begins after an autoreset
+        _, _, _, _, info = envs.step(answers[:, 0])
+        assert "episode" not in info
+        _, _, _, _, info = envs.step(np.array([answers[0, 1], eos]))
+        assert info["_episode"].tolist() == [False, True]
+        said = info["episode"][1]
+        assert (said["r"], said["l"], said["end"]) == (5.0, 2, "eos")
+        assert said["prompt"] + said["text"] == mdp.prompt(1).text + mdp.prompt(1).metadata["answer"][0]
+        _, _, _, _, info = envs.step(np.array([eos, eos]))
+        assert info["_episode"].tolist() == [True, False]
+        assert info["episode"][0]["r"] == 10.0
+        if episode == 0:
+            envs.step(np.array([eos, eos]))  # row 1 writes nothing, row 0 begins anew
+            envs.reset(options={"reset_mask": np.array([True, True])})
+            answers = np.array([mdp.vocabulary.encode(mdp.prompt(row).metadata["answer"]) for row in range(2)])
+
+
+def test_scaling_and_clipping() -> None:
+    for env in (TokenEnv(Copy(2)), TokenVectorEnv(Copy(2), 1)):
+        wrapped = scale_reward(env, scale=4.0, low=-1.0, high=3.0)
+        wrapped.reset(seed=0)
+        mdp = env.mdp
+        total = 0.0
+        for token in [*mdp.vocabulary.encode(mdp.prompt(0).metadata["answer"]), mdp.vocabulary.eos_tokens[0]]:
+            total += float(np.sum(wrapped.step(np.array([token]) if isinstance(env, TokenVectorEnv) else token)[1]))
+        assert total == 3.0
+    with pytest.raises(ValueError, match="low must not be above high, got low=2, high=1"):
+        scale_reward(TokenEnv("Copy"), low=2, high=1)
