@@ -65,7 +65,7 @@ def train(batches: int, num_envs: int, learning_rate: float, seed: int, task_kwa
         ),
     )
     critic = ValueOperator(Baseline(env.mdp.vocabulary.size, env.mdp.context), in_keys=["tokens"])
-    advantages = GAE(gamma=1.0, lmbda=1.0, value_network=critic)
+    advantages = GAE(gamma=1.0, lmbda=1.0, value_network=critic, average_gae=True)
     loss_module = ReinforceLoss(actor, critic)
     optimizer = torch.optim.AdamW(
         [
@@ -88,18 +88,18 @@ def train(batches: int, num_envs: int, learning_rate: float, seed: int, task_kwa
         loss.backward()
         nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
         optimizer.step()
-        if index % 10 == 0:
+        if index % 20 == 0:
             print(f"batch {index:4d}   mean return {history[-1]:.3f}", flush=True)
     collector.shutdown()
-    print(f"mean return of the last 5 batches: {sum(history[-5:]) / len(history[-5:]):.3f}")
+    print(f"mean return of the last 20 batches: {sum(history[-20:]) / len(history[-20:]):.3f}")
     return history
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=120)
-    parser.add_argument("--num-envs", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--batches", type=int, default=200)
+    parser.add_argument("--num-envs", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     train(**vars(args), task_kwargs={"length": 2, "alphabet": "abcd", "dense": True})

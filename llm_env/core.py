@@ -169,7 +169,14 @@ class TokenMDP:
                     f"prompt_indices must name one of the {len(self.prompts)} prompts for each of the {len(rows)} rows "
                     f"to reset, got {prompt_indices!r}"
                 )
-        self.state.reset(rows, [self.prompts.tokens(index) for index in indices.tolist()])
+        prompts = [self.prompts.tokens(index) for index in indices.tolist()]
+        try:
+            self.state.reset(rows, prompts)
+        except ValueError as error:
+            worst = int(indices[np.argmax([len(prompt) for prompt in prompts])])
+            text = str(self.prompts.prompts[worst].text)[:200]
+            error.add_note(f"it is prompt {worst} of the task {self.task.name}: {text!r}")
+            raise
         self.prompt_index[rows] = indices
         self.group[rows] = groups
         self.episode_return[rows] = 0.0

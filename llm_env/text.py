@@ -61,7 +61,8 @@ class Vocabulary:
         if eos_tokens is None:
             eos = self.tokenizer.eos_token_id
             eos_tokens = () if eos is None else (eos,)
-        self.eos_tokens = tuple(int(token) for token in eos_tokens)
+        # A generation config may list tokens that this model does not have, of a larger sibling.
+        self.eos_tokens = tuple(int(token) for token in eos_tokens if token < self.size)
         self.bos_token: int | None = self.tokenizer.bos_token_id
         pad = self.tokenizer.pad_token_id
         self.pad_token: int = next(iter(self.eos_tokens), 0) if pad is None else pad

@@ -41,7 +41,7 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         >>> envs = TokenVectorEnv("Reverse", num_envs=2, task_kwargs={"length": 3})
         >>> observation, info = envs.reset(seed=0)
         >>> observation["tokens"].shape, observation["length"].shape
-        ((2, 16), (2, 1))
+        ((2, 17), (2, 1))
         >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
         >>> reward.shape
         (2,)

@@ -72,7 +72,9 @@ def test_stable_baselines3_trains_on_the_gymnasium_env_itself() -> None:
 
 
 def test_stable_baselines3_finds_returns_where_it_looks_for_them() -> None:
-    envs = SB3TokenVecEnv(Copy(length=2), num_envs=2, max_new_tokens=2)
+    task = Copy(length=2)
+    task.when_cut = "bootstrap"
+    envs = SB3TokenVecEnv(task, num_envs=2, max_new_tokens=2)
     monitored = VecMonitor(envs)
     monitored.seed(0)
     monitored.reset()

@@ -122,7 +122,7 @@ def test_top_k_actions_choose_from_what_was_observed() -> None:
     with pytest.raises(ValueError, match="observe='top_k'"):
         top_k_actions(TokenEnv("Copy"))
     env = top_k_actions(TokenEnv("Copy", engine="transformers", observe="top_k", top_k=6))
-    assert str(env) == "top_k_actions(TokenEnv(Copy, model='tiny', context=24))"
+    assert str(env) == "top_k_actions(TokenEnv(Copy, model='tiny', context=20))"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it would rather check the environment inside
         check_env(env, skip_render_check=True)
