@@ -268,7 +268,9 @@ def test_bad_actions_change_nothing() -> None:
         with pytest.raises(ValueError, match=message):
             envs.step(np.array(wrong))
     envs.step(np.array([5, envs.mdp.vocabulary.eos_tokens[0]]))
-    with pytest.raises(ValueError, match=r"row 1 was given action 6, but its episode has ended \(eos\): reset it first"):
+    with pytest.raises(
+        ValueError, match=r"row 1 was given action 6, but its episode has ended \(eos\): reset it first"
+    ):
         envs.step(np.array([5, 6]))
     assert envs.mdp.state.num_actions.tolist() == [1, 1]
     following = TokenVectorEnv("Copy", 2)
