@@ -10,11 +10,12 @@ samples from it.
 from __future__ import annotations
 
 import argparse
-import time
 
 import numpy as np
+import torch
 
 from llm_env import TokenVectorEnv
+from llm_env.engines.sampling import Sampling, choose
 from llm_env.wrappers import episode_statistics
 
 
@@ -31,16 +32,19 @@ def rollout(task: str, model: str, episodes: int, num_envs: int, temperature: fl
             autoreset_mode="SameStep",
         )
     )
+    sampling = Sampling(temperature=temperature)
     rng = np.random.default_rng(seed)
     observation, _ = envs.reset(seed=seed)
-    finished: list[dict] = []
+    finished: dict[int, dict] = {}
     while len(finished) < episodes:
-        # Adding Gumbel noise and taking the largest samples from the softmax.
-        logits = observation["logits"] / temperature
-        observation, _, _, _, info = envs.step((logits + rng.gumbel(size=logits.shape)).argmax(-1))
-        finished += [episode for episode in info.get("episode", ()) if episode is not None]
+        tokens, _ = choose(torch.from_numpy(observation["logits"]), sampling, rng.random(num_envs))
+        observation, _, _, _, info = envs.step(tokens.numpy())
+        # Those that began first, not those that ended first: these would be the short ones.
+        for episode in info.get("episode", ()):
+            if episode is not None and episode["group"] < episodes:
+                finished[episode["group"]] = episode
     envs.close()
-    return finished[:episodes]
+    return [finished[group] for group in sorted(finished)]
 
 
 def main() -> None:
@@ -54,9 +58,7 @@ def main() -> None:
     args = parser.parse_args()
 
     print(f"{args.model} on llm_env/{args.task}-v0: {args.episodes} sampled episodes, no training")
-    start = time.perf_counter()
     episodes = rollout(**vars(args))
-    seconds = time.perf_counter() - start
 
     for episode in episodes[:3]:
         print(f"  {episode['prompt']!r} -> {episode['text']!r}  (return {episode['r']:g}, {episode['end']})")
@@ -66,7 +68,7 @@ def main() -> None:
     print(
         f"mean return {returns.mean():.3f} +- {returns.std() / np.sqrt(len(returns)):.3f} over {len(returns)} episodes"
     )
-    print(f"mean length {lengths.mean():.1f} tokens; ended by {ends}; {lengths.sum() / seconds:.0f} tokens/s")
+    print(f"mean length {lengths.mean():.1f} tokens; ended by {ends}")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def kl_reward(env: AnyEnv, beta: float, reference: Any = None, model: Any = None
 def episode_statistics(env: AnyEnv) -> AnyEnv:
     """Report finished episodes in `info["episode"]`: prompt, text, why it ended, return `r` and length `l`.
 
-    The return is what the environment paid, wrappers inside this one included.
+    The return is what the environment paid, wrappers inside this one included. `prompt_index` and `group` are those
+    that `reset` reported when the episode began. (The first n episodes to end are the short ones: to evaluate on n
+    prompts, wait for the first n groups instead, as `examples/rollout.py` does.)
 
     Examples:
         >>> env = episode_statistics(gymnasium.make("llm_env/Copy-v0", max_new_tokens=1))
@@ -227,6 +229,8 @@ def _statistics(finished: Finished, episode_return: float) -> dict[str, Any]:
         "prompt": rollout.prompt,
         "text": rollout.text,
         "end": rollout.end,
+        "prompt_index": finished.prompt_index,
+        "group": finished.group,
     }
 
 
