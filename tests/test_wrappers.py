@@ -12,11 +12,13 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchrl.envs import TransformedEnv
 
-from llm_env import SB3TokenVecEnv, TokenEnv, TokenVectorEnv
+from llm_env import SB3TokenVecEnv, TokenEnv, TokenVectorEnv, TorchRLTokenEnv
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.models import load_model, load_tokenizer
 from llm_env.tasks import Copy
+from llm_env.torchrl_kl import KLReward
 from llm_env.wrappers import episode_statistics, flat_tokens, kl_reward, scale_reward, top_k_actions
 from tests.reference import LETTERS, Probe
 
@@ -69,6 +71,39 @@ def test_kl_shaped_rewards_add_up(
             reference_log_prob = sum(scores[place - 1, text[place]].item() for place in places)
             assert sums[row] == pytest.approx(plain_sums[row] - beta * (said[row] - reference_log_prob), abs=1e-3)
             sums[row] = plain_sums[row] = said[row] = 0.0
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    beta=st.floats(0, 2),
+    choices=st.lists(st.lists(st.integers(0, len(LETTERS)), min_size=3, max_size=3), min_size=8, max_size=8),
+    log_probs=st.lists(st.lists(st.floats(-9, 0), min_size=3, max_size=3), min_size=8, max_size=8),
+)
+def test_the_torchrl_transform_shapes_as_the_wrapper_does(
+    beta: float, choices: Any, log_probs: Any, reference: Any
+) -> None:
+    arguments: Any = {"num_envs": 3, "context": 14, "shuffle": False}
+    base = TorchRLTokenEnv(Probe(), seed=0, **arguments)
+    # Engines of their own: both would use the same slots of a shared one.
+    native = TransformedEnv(base, KLReward(base, beta, reference="transformers"))
+    wrapped = kl_reward(TokenVectorEnv(Probe(), autoreset_mode="SameStep", **arguments), beta, reference="transformers")
+    palette = np.array([*base.mdp.vocabulary.encode(LETTERS), base.mdp.vocabulary.eos_tokens[0]])
+    following = native.reset()
+    wrapped.reset(seed=0)
+    for actions, agent in zip(palette[np.array(choices)], np.array(log_probs), strict=True):
+        following.set("action", torch.from_numpy(actions)).set("action_log_prob", torch.from_numpy(agent))
+        step, following = native.step_and_maybe_reset(following)
+        expected = wrapped.step({"token": actions, "log_prob": agent})[1]
+        np.testing.assert_allclose(step["next", "reward"].squeeze(-1), expected, atol=1e-4)
+    native.close()
+    wrapped.close()
+
+
+def test_the_torchrl_transform_needs_a_log_prob() -> None:
+    base = TorchRLTokenEnv("Copy", 2, seed=0)
+    native = TransformedEnv(base, KLReward(base, 0.1, reference="transformers"))
+    with pytest.raises(KeyError, match="give it return_log_prob=True, or set log_prob_key"):
+        native.step(native.rand_action(native.reset()))
 
 
 def test_kl_against_the_model_that_the_environment_reads_with() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,12 +53,30 @@ class _CharacterTask(Task):
         return right / max(len(answer), len(text))
 
 
-def _word(rng: np.random.Generator, alphabet: str, length: int) -> str:
-    return "".join(alphabet[i] for i in rng.integers(len(alphabet), size=length))
+class _WordTask(_CharacterTask):
+    """A random word in, another word of the same letters out."""
+
+    verb: ClassVar[str]
+
+    def __init__(
+        self, length: int = 6, *, alphabet: str = string.ascii_lowercase, dense: bool = False, **kwargs: Any
+    ) -> None:
+        self.length = _at_least_one(length, "length")
+        prompt_length = length + len(f"{self.verb} : ")
+        super().__init__(answer_length=length, prompt_length=prompt_length, alphabet=alphabet, dense=dense, **kwargs)
+
+    def answer(self, word: str) -> str:
+        """What to write when given a word."""
+        raise NotImplementedError
+
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        """A random word."""
+        word = "".join(self.alphabet[i] for i in rng.integers(len(self.alphabet), size=self.length))
+        return Prompt(f"{self.verb} {word}: ", {"answer": self.answer(word)})
 
 
 @register_task
-class Copy(_CharacterTask):
+class Copy(_WordTask):
     """Write the word again.
 
     Args:
@@ -72,22 +90,15 @@ class Copy(_CharacterTask):
         True
     """
 
-    def __init__(
-        self, length: int = 6, *, alphabet: str = string.ascii_lowercase, dense: bool = False, **kwargs: Any
-    ) -> None:
-        self.length = _at_least_one(length, "length")
-        super().__init__(
-            answer_length=length, prompt_length=length + len("copy : "), alphabet=alphabet, dense=dense, **kwargs
-        )
+    verb = "copy"
 
-    def sample(self, rng: np.random.Generator) -> Prompt:
-        """A random word."""
-        word = _word(rng, self.alphabet, self.length)
-        return Prompt(f"copy {word}: ", {"answer": word})
+    def answer(self, word: str) -> str:
+        """The word."""
+        return word
 
 
 @register_task
-class Reverse(_CharacterTask):
+class Reverse(_WordTask):
     """Write the word backwards.
 
     Args:
@@ -96,23 +107,16 @@ class Reverse(_CharacterTask):
         dense: score the share of right characters instead of all or nothing.
 
     Examples:
-        >>> Reverse(length=3, alphabet="ab").prompts("train")[0].metadata["answer"][::-1] in (
-        ...     Reverse(length=3, alphabet="ab").prompts("train")[0].text)
+        >>> prompt = Reverse(length=3).prompts("train")[0]
+        >>> prompt.text == f"reverse {prompt.metadata['answer'][::-1]}: "
         True
     """
 
-    def __init__(
-        self, length: int = 6, *, alphabet: str = string.ascii_lowercase, dense: bool = False, **kwargs: Any
-    ) -> None:
-        self.length = _at_least_one(length, "length")
-        super().__init__(
-            answer_length=length, prompt_length=length + len("reverse : "), alphabet=alphabet, dense=dense, **kwargs
-        )
+    verb = "reverse"
 
-    def sample(self, rng: np.random.Generator) -> Prompt:
-        """A random word."""
-        word = _word(rng, self.alphabet, self.length)
-        return Prompt(f"reverse {word}: ", {"answer": word[::-1]})
+    def answer(self, word: str) -> str:
+        """The word, backwards."""
+        return word[::-1]
 
 
 @register_task
