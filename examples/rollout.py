@@ -40,7 +40,7 @@ def rollout(task: str, model: str, episodes: int, num_envs: int, temperature: fl
         tokens, _ = choose(torch.from_numpy(observation["logits"]), sampling, rng.random(num_envs))
         observation, _, _, _, info = envs.step(tokens.numpy())
         # Those that began first, not those that ended first: these would be the short ones.
-        for episode in info.get("episode", ()):
+        for episode in info.get("rollout", ()):
             if episode is not None and episode["group"] < episodes:
                 finished[episode["group"]] = episode
     envs.close()

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from llm_env.core import Arrays, MDPOptions, SavedEpisodes, TokenMDP
-from llm_env.infos import begun_info, finished_info
+from llm_env.infos import episode_info, finished_info
 from llm_env.render import render_row
 from llm_env.spaces import action_space, observation_space
 from llm_env.tasks.base import Task
@@ -44,7 +44,8 @@ class TokenEnv(gymnasium.Env[Arrays, np.int64]):
         **options: Unpack[MDPOptions],
     ) -> None:
         if render_mode not in (None, "ansi"):
-            raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
+            # A TypeError, because that is what libraries which try "rgb_array" first are ready for.
+            raise TypeError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.render_mode = render_mode
         self.mdp = TokenMDP(task, 1, **options)
         self.observation_space = observation_space(self.mdp)  # type: ignore[assignment]
@@ -52,19 +53,22 @@ class TokenEnv(gymnasium.Env[Arrays, np.int64]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
         """Begin a new episode; `options={"prompt_index": i}` begins it with prompt i of the split."""
+        seed = None if seed is None else int(seed)
         super().reset(seed=seed)
         options = options or {}
         if unknown := set(options) - {"prompt_index"}:
             raise ValueError(f"unknown reset options {sorted(unknown)}; known is 'prompt_index'")
         index = options.get("prompt_index")
         self.mdp.reset(seed=seed, prompt_indices=None if index is None else [index])
-        return self._observation(), self._with_mask(begun_info(self.mdp, 0))
+        return self._observation(), self._with_mask(episode_info(self.mdp, 0))
 
     def step(self, action: np.int64 | int) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
         """Append one token."""
         state = self.mdp.state
         reward = self.mdp.step(np.reshape(action, -1))
-        info = finished_info(self.mdp.finished[0]) if self.mdp.finished else {}
+        info = episode_info(self.mdp, 0)
+        if self.mdp.finished:
+            info.update(finished_info(self.mdp.finished[0]))
         return (
             self._observation(),
             float(reward[0]),

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from llm_env.core import Finished, TokenMDP
-from llm_env.stopping import IntArray
 
 
-def begun_info(mdp: TokenMDP, row: int) -> dict[str, Any]:
-    """Of an episode that begins: which prompt of the split it answers, and the group of completions it belongs to."""
+def episode_info(mdp: TokenMDP, row: int) -> dict[str, Any]:
+    """Of the episode in a row: which prompt of the split it answers, and the group of completions it belongs to."""
     return {"prompt_index": int(mdp.prompt_index[row]), "group": int(mdp.group[row])}
 
 
@@ -28,15 +27,14 @@ def finished_info(finished: Finished) -> dict[str, Any]:
     return info
 
 
-def begun_infos(mdp: TokenMDP, rows: IntArray) -> dict[str, Any]:
-    """`begun_info` of several rows."""
-    mask = np.zeros(mdp.num_envs, dtype=np.bool_)
-    mask[rows] = True
+def episode_infos(mdp: TokenMDP) -> dict[str, Any]:
+    """`episode_info` of all rows; at every step, since some libraries expect the same keys always."""
+    everyone = np.ones(mdp.num_envs, dtype=np.bool_)
     return {
         "prompt_index": mdp.prompt_index.copy(),
-        "_prompt_index": mask,
+        "_prompt_index": everyone,
         "group": mdp.group.copy(),
-        "_group": mask.copy(),
+        "_group": everyone.copy(),
     }
 
 

@@ -42,7 +42,8 @@ class KLPenalty:
         self._owns = reference is not None
         if reference is not None:
             served = mdp.model if model is None else model
-            self._observer = EngineObserver(reference, False, 0, served, mdp.state, mdp.vocabulary)
+            self._observer = EngineObserver(reference, None, served, mdp.state, mdp.vocabulary)
+        mdp.followers.append(self)
 
     def begin(self, rows: IntArray) -> None:
         """These rows hold a new text."""
@@ -68,7 +69,15 @@ class KLPenalty:
         ratio: FloatArray = log_probs - (logits[np.arange(len(rows)), tokens] - normalizer)
         return ratio
 
+    def save(self, rows: IntArray) -> None:
+        """Nothing is saved: the reference model reads restored texts again."""
+
+    def restore(self, rows: IntArray, saved: None) -> None:
+        """These rows hold other texts."""
+        self.begin(rows)
+
     def close(self) -> None:
         """Free the reference engine, if this penalty made it."""
+        self._mdp.followers.remove(self)
         if self._owns:
             self._observer.close()

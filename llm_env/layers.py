@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
@@ -24,6 +25,13 @@ class Layer:
 
     def __init__(self, mdp: TokenMDP) -> None:
         self.mdp = mdp
+        mdp.followers.append(self)
+
+    def save(self, rows: IntArray) -> Any:
+        """What this layer keeps for some rows."""
+
+    def restore(self, rows: IntArray, saved: Any) -> None:
+        """Episodes were copied into some rows; `saved` is what `save` gave for them, or None."""
 
     def action_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
         """Of one environment, given that of the environment inside."""
@@ -47,12 +55,17 @@ class Layer:
     def begin(self, begun: BoolArray) -> None:
         """A reset has begun these rows."""
 
+    def mask(self, action_mask: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+        """Our action mask, from that of the environment inside, batched."""
+        return action_mask
+
     def observe(self, observation: Any) -> Any:
         """Our observation, from that of the environment inside; batched or of one row."""
         return observation
 
     def close(self) -> None:
         """Free what this layer made."""
+        self.mdp.followers.remove(self)
 
 
 class _Shell:
@@ -90,7 +103,7 @@ class _SingleShell(_Shell, gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
         self.layer.begin(np.ones(1, dtype=np.bool_))
-        return self._observe(observation), info
+        return self.layer.observe(observation), self._with_mask(info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         batch = (
@@ -103,10 +116,12 @@ class _SingleShell(_Shell, gymnasium.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(self.layer.inner(batch)[0])
         rewards, more = self.layer.after(acting, np.zeros(1, dtype=np.bool_), np.array([float(reward)]))
         info = {**info, **{key: values[0] for key, (values, mask) in more.items()}}
-        return self._observe(observation), float(rewards[0]), terminated, truncated, info
+        return self.layer.observe(observation), float(rewards[0]), terminated, truncated, self._with_mask(info)
 
-    def _observe(self, observation: Any) -> Any:
-        return self.layer.observe(observation)
+    def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
+        if "action_mask" in info:
+            info["action_mask"] = self.layer.mask(info["action_mask"][None])[0]
+        return info
 
 
 class _VectorShell(_Shell, VectorWrapper[Any, Any, Any, Any, Any]):
@@ -120,21 +135,25 @@ class _VectorShell(_Shell, VectorWrapper[Any, Any, Any, Any, Any]):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        self.layer.begin(info["_prompt_index"])
-        return self.layer.observe(observation), info
+        self.layer.begin(self.layer.mdp.begun)
+        return self.layer.observe(observation), self._with_mask(info)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         acting = self.layer.mdp.state.running
         self.layer.before(actions, self.tokens(actions), acting)
         observation, reward, terminated, truncated, info = self.env.step(self.layer.inner(actions))
-        begun = info.get("_prompt_index", np.zeros(self.num_envs, dtype=np.bool_))
-        reward, more = self.layer.after(acting, begun, reward)
+        reward, more = self.layer.after(acting, self.layer.mdp.begun, reward)
         for key, (values, mask) in more.items():
             info[key], info[f"_{key}"] = values, mask
         if "final_obs" in info:
             for row in np.flatnonzero(info["_final_obs"]):
                 info["final_obs"][row] = self.layer.observe(info["final_obs"][row])
-        return self.layer.observe(observation), reward, terminated, truncated, info
+        return self.layer.observe(observation), reward, terminated, truncated, self._with_mask(info)
+
+    def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
+        if "action_mask" in info:
+            info["action_mask"] = self.layer.mask(info["action_mask"])
+        return info
 
 
 def mdp_of(env: Any) -> TokenMDP:

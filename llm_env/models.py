@@ -117,7 +117,7 @@ def model_folder(name: str, *, seed: int = 0) -> Path:
         seed: of the random weights of "tiny"; the others are trained already and ignore it.
     """
     if name in _BUILDERS:
-        return _cached(f"{name}-seed{seed}-1" if name == "tiny" else f"{name}-1", lambda to: _BUILDERS[name](to, seed))
+        return _cached(f"{name}-seed{seed}-2" if name == "tiny" else f"{name}-1", lambda to: _BUILDERS[name](to, seed))
     source = _source(name)
     if isinstance(source, Path):
         return source
@@ -178,7 +178,7 @@ def _tiny_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in TINY_SPECIALS])
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), TINY_SPECIALS, strict=True))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=512, clean_up_tokenization_spaces=False, **names
+        tokenizer_object=tokenizer, model_max_length=2048, clean_up_tokenization_spaces=False, **names
     )
 
 
@@ -193,7 +193,7 @@ def _tiny_model(seed: int) -> PreTrainedModel:
         intermediate_size=512,
         num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=512,
+        max_position_embeddings=2048,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,

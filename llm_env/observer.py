@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Literal
 
 import numpy as np
@@ -22,20 +23,23 @@ class Observer:
 
     @staticmethod
     def make(
-        engine: Any, observe: Observe | None, top_k: int, model: Any, state: TokenState, vocabulary: Vocabulary
+        engine: Any, observe: Observe | None, top_k: int | None, model: Any, state: TokenState, vocabulary: Vocabulary
     ) -> Observer:
         """The observer that an environment's arguments ask for."""
         if observe not in (None, "tokens", "logits", "top_k"):
             raise ValueError(f"observe must be 'tokens', 'logits' or 'top_k', got {observe!r}")
         if observe is None:
             observe = "tokens" if engine is None else "top_k"
+        if observe != "top_k" and top_k is not None:
+            raise ValueError(f"top_k={top_k} is for observe='top_k' with an engine, not for observe={observe!r}")
         if observe == "tokens":
             if engine is not None:
                 raise ValueError("an engine was given, but observe='tokens' would not use it: leave one of them out")
             return Observer()
         if engine is None:
             raise ValueError(f"observe={observe!r} needs a language model to read along: give engine='transformers'")
-        return EngineObserver(engine, observe == "top_k", top_k, model, state, vocabulary)
+        count = (50 if top_k is None else top_k) if observe == "top_k" else None
+        return EngineObserver(engine, count, model, state, vocabulary)
 
     def begin(self, rows: IntArray) -> None:
         """These rows hold a new text."""
@@ -51,11 +55,18 @@ class EngineObserver(Observer):
     """An engine reads every text. `arrays` has its distribution of each row's next token, zero after the end.
 
     A truncated text still has a next token, and its distribution: the last state's value may depend on it.
+    An engine may serve several observers: each claims slots of its own. When the engine's weights have been replaced,
+    the texts are read again.
+
+    Args:
+        engine: an engine, or the name of one.
+        top_k: how many of the likeliest tokens to show; None shows all logits.
+        model: what an engine given by name runs.
+        state: the texts.
+        vocabulary: their tokens.
     """
 
-    def __init__(
-        self, engine: Any, top_k_only: bool, top_k: int, model: Any, state: TokenState, vocabulary: Vocabulary
-    ) -> None:
+    def __init__(self, engine: Any, top_k: int | None, model: Any, state: TokenState, vocabulary: Vocabulary) -> None:
         super().__init__()
         from llm_env.engines import make_engine
 
@@ -74,56 +85,70 @@ class EngineObserver(Observer):
                 f"{self.engine.vocab_size}: they do not belong together"
             )
         self._size = vocabulary.size  # models often have a few rows more, to round the matrix up
-        self._read = np.zeros(state.num_rows, dtype=np.int64)  # how many tokens of each row the engine has read
         rows = state.num_rows
-        self._top_k = top_k if top_k_only else 0
-        if top_k_only:
-            if not 1 <= top_k <= self._size:
-                raise ValueError(f"top_k must be from 1 to the {self._size} tokens of the vocabulary, got {top_k}")
+        self._top_k = top_k
+        if top_k is None:
+            self.arrays["logits"] = np.zeros((rows, self._size), dtype=np.float32)
+        elif 1 <= top_k <= self._size:
             self.arrays["top_ids"] = np.zeros((rows, top_k), dtype=np.int64)
             self.arrays["top_log_probs"] = np.zeros((rows, top_k), dtype=np.float32)
         else:
-            self.arrays["logits"] = np.zeros((rows, self._size), dtype=np.float32)
+            raise ValueError(f"top_k must be from 1 to the {self._size} tokens of the vocabulary, got {top_k}")
+        self._read = np.zeros(rows, dtype=np.int64)  # how many tokens of each row the engine has read
+        self._slots: IntArray = self.engine.claim(rows)
+        weakref.finalize(self, self.engine.release, self._slots)  # an environment that is dropped without `close`
+        self._version = self.engine.version
 
     def begin(self, rows: IntArray) -> None:
         """Read these rows from their beginning."""
         state = self._state
         for array in self.arrays.values():
             array[rows] = 0
-        rows = rows[state.running[rows]]  # a restored row may hold a text that has ended
-        if not len(rows):
-            return
-        self._show(rows, self.engine.start(rows, [state.tokens[row, : state.length[row]] for row in rows]))
-        self._read[rows] = state.length[rows]
+        reading = rows[~state.terminated[rows] & (state.end[rows] >= RUNNING)]
+        if len(reading):
+            texts = [state.tokens[row, : state.length[row]] for row in reading]
+            self._show(reading, self.engine.start(self._slots[reading], texts))
+            self._read[reading] = state.length[reading]
+        self._stop_ended(rows)
 
     def advance(self, rows: IntArray) -> None:
         """Read what these rows have gained: the agent's token, and perhaps a task's reply."""
         state = self._state
+        if self.engine.version != self._version:
+            self._version = self.engine.version
+            self.begin(state.all_rows)
+            return
         finished = rows[state.terminated[rows]]
         for array in self.arrays.values():
             array[finished] = 0
         reading = rows[~state.terminated[rows]]
         if len(reading):
+            slots = self._slots[reading]
             gained = state.length[reading] - self._read[reading]
             if (gained == 1).all():
-                logits = self.engine.step(reading, state.tokens[reading, state.length[reading] - 1])
+                logits = self.engine.step(slots, state.tokens[reading, state.length[reading] - 1])
             else:
                 gains = [state.tokens[row, self._read[row] : state.length[row]] for row in reading]
-                logits = self.engine.extend(reading, gains)
+                logits = self.engine.extend(slots, gains)
             self._read[reading] = state.length[reading]
             self._show(reading, logits)
-        ended = rows[state.end[rows] != RUNNING]
-        if len(ended):
-            self.engine.stop(ended)
+        self._stop_ended(rows)
 
     def close(self) -> None:
-        """Free the engine, unless it was handed in."""
+        """Free the engine, or only the slots if it was handed in."""
         if self._owns_engine:
             self.engine.close()
+        else:
+            self.engine.release(self._slots)
+
+    def _stop_ended(self, rows: IntArray) -> None:
+        ended = rows[self._state.end[rows] != RUNNING]
+        if len(ended):
+            self.engine.stop(self._slots[ended])
 
     def _show(self, rows: IntArray, logits: Any) -> None:
         logits = logits[:, : self._size].float()
-        if not self._top_k:
+        if self._top_k is None:
             self.arrays["logits"][rows] = logits.cpu().numpy()
             return
         values, ids = logits.topk(self._top_k, dim=-1)

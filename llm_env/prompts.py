@@ -15,8 +15,6 @@ from llm_env.text import Vocabulary
 
 Messages = Sequence[Mapping[str, str]]
 
-_BLOCK = 256  # prompts are tokenized this many at a time: a tokenizer is several times faster on a list
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -33,6 +31,13 @@ class Prompt:
 
     text: str | Messages
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        text = self.text
+        if not isinstance(text, str) and not (
+            isinstance(text, Sequence) and len(text) and all(isinstance(message, Mapping) for message in text)
+        ):
+            raise TypeError(f"a prompt must be a string or a list of chat messages (mappings), got {text!r}")
 
     @classmethod
     def of(cls, row: Prompt | str | Mapping[str, Any], key: str = "prompt") -> Prompt:
@@ -60,49 +65,82 @@ def read_prompts(source: str | Path | Iterable[Any], key: str = "prompt") -> lis
         >>> read_prompts(["a", {"prompt": "b", "answer": 1}])[1].metadata
         {'answer': 1}
     """
-    if isinstance(source, str | Path):
-        with open(source, encoding="utf-8") as file:
-            rows: Iterable[Any] = [json.loads(line) for line in file if line.strip()]
-    else:
-        rows = source
-    return [Prompt.of(row, key) for row in rows]
+    if isinstance(source, Mapping):
+        raise TypeError(f"prompts must be a list of rows, or the path of a JSONL file, got one mapping: {source!r}")
+    if not isinstance(source, str | Path):
+        return [Prompt.of(row, key) for row in source]
+    prompts = []
+    with open(source, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                prompts.append(Prompt.of(json.loads(line), key))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{source}, line {number}: {error}") from error
+    return prompts
 
 
 class TokenizedPrompts:
-    """A list of prompts with their token ids, encoded when first asked for.
+    """A list of prompts with their token ids, all encoded and measured at once: none is left to fail in mid-training.
 
     Args:
         prompts: the prompts.
         vocabulary: encodes them.
         chat: put them through the chat template; None means where they are messages, or the vocabulary has a template.
+        longest: how many tokens a prompt may have.
+        drop_long: leave longer ones out, instead of raising an error.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], vocabulary: Vocabulary, chat: bool | None = False) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        vocabulary: Vocabulary,
+        chat: bool | None = False,
+        *,
+        longest: int,
+        drop_long: bool = False,
+    ) -> None:
+        tokens = _encode_all(prompts, vocabulary, chat)
+        long = [index for index, ids in enumerate(tokens) if len(ids) > longest]
+        if drop_long and long:
+            out = set(long)
+            kept = [index for index in range(len(prompts)) if index not in out]
+            if not kept:
+                raise ValueError(f"all {len(prompts)} prompts have more than {longest} tokens: none is left")
+            prompts, tokens = [prompts[index] for index in kept], [tokens[index] for index in kept]
+        elif long:
+            worst = max(long, key=lambda index: len(tokens[index]))
+            raise ValueError(
+                f"{len(long)} of {len(prompts)} prompts leave no room to act: at most {longest} tokens fit, and prompt "
+                f"{worst} has {len(tokens[worst])} ({str(prompts[worst].text)[:200]!r}). Use a context of at least "
+                f"{len(tokens[worst]) + 1}, or drop_long_prompts=True"
+            )
         self.prompts = prompts
-        self._vocabulary = vocabulary
-        self._chat = chat
-        self._blocks: dict[int, list[IntArray]] = {}
+        self.tokens = tokens
+        self.dropped = len(long)
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def tokens(self, index: int) -> IntArray:
-        """The token ids of prompt `index`. An empty text becomes the beginning-of-sequence token, if there is one."""
-        block, place = divmod(index, _BLOCK)
-        if block not in self._blocks:
-            self._blocks[block] = [self._encode(p) for p in self.prompts[block * _BLOCK : (block + 1) * _BLOCK]]
-        return self._blocks[block][place]
 
-    def _encode(self, prompt: Prompt) -> IntArray:
-        vocabulary, text = self._vocabulary, prompt.text
-        if isinstance(text, str) and not (self._chat or (self._chat is None and vocabulary.has_chat_template)):
-            tokens = vocabulary.encode(text)
+def _encode_all(prompts: Sequence[Prompt], vocabulary: Vocabulary, chat: bool | None) -> list[IntArray]:
+    as_chat = chat or (chat is None and vocabulary.has_chat_template)
+    texts = [None if as_chat or not isinstance(prompt.text, str) else prompt.text for prompt in prompts]
+    plain = iter(vocabulary.encode_batch([text for text in texts if text is not None]))
+    encoded = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        if text is not None:
+            tokens = next(plain)
+        elif isinstance(prompt.text, str):
+            tokens = vocabulary.encode_chat([{"role": "user", "content": prompt.text}])
         else:
-            messages = [{"role": "user", "content": text}] if isinstance(text, str) else [dict(m) for m in text]
-            tokens = vocabulary.encode_chat(messages)
+            tokens = vocabulary.encode_chat([dict(message) for message in prompt.text])
         if not len(tokens) and vocabulary.bos_token is not None:
-            return np.array([vocabulary.bos_token], dtype=np.int64)
-        return tokens
+            # A language model needs a token to go on from.
+            tokens = np.array([vocabulary.bos_token], dtype=np.int64)
+        encoded.append(tokens)
+    return encoded
 
 
 class PromptSampler:
@@ -142,6 +180,10 @@ class PromptSampler:
         self.dealt = 0
         self._epoch = -1
 
+    def begin_group(self) -> None:
+        """Leave the rest of a group that has been dealt in part, so that the next deal begins a group."""
+        self.dealt += -self.dealt % self.completions_per_prompt
+
     def deal(self, count: int) -> tuple[IntArray, IntArray]:
         """The next `count` deals: `[count]` indices of prompts and `[count]` numbers of the group each belongs to."""
         groups = np.arange(self.dealt, self.dealt + count) // self.completions_per_prompt
@@ -151,17 +193,22 @@ class PromptSampler:
 
     def state_dict(self) -> dict[str, int]:
         """What `load_state_dict` needs to go on from here."""
-        return {"seed": self.seed, "dealt": self.dealt, "num_prompts": self.num_prompts}
+        return {"seed": self.seed, "dealt": self.dealt, **self._deck()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on where another sampler over the same prompts was."""
-        if state["num_prompts"] != self.num_prompts:
-            raise ValueError(
-                f"the saved sampler dealt {state['num_prompts']} prompts, this one has {self.num_prompts}: "
-                "they are not the same prompts"
-            )
+        saved = {name: state[name] for name in self._deck()}
+        if saved != self._deck():
+            raise ValueError(f"the saved sampler deals {saved}, this one {self._deck()}: they are not the same deck")
         self.reseed(state["seed"])
         self.dealt = state["dealt"]
+
+    def _deck(self) -> dict[str, int]:
+        return {
+            "num_prompts": self.num_prompts,
+            "completions_per_prompt": self.completions_per_prompt,
+            "shuffle": int(self.shuffle),
+        }
 
     def _order(self, epoch: int) -> IntArray:
         if epoch != self._epoch:

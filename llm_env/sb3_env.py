@@ -9,11 +9,14 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 
 from llm_env.core import MDPOptions
 from llm_env.tasks.base import Task
 from llm_env.vector_env import TokenVectorEnv
+
+_BEGUN_OR_ENDED = ("prompt_index", "group", "final_obs", "final_info")
 
 
 class SB3TokenVecEnv(VecEnv):
@@ -51,16 +54,19 @@ class SB3TokenVecEnv(VecEnv):
         **options: Unpack[MDPOptions],
     ) -> None:
         if isinstance(task, VectorEnv):
-            if options or task.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
+            mode = task.metadata.get("autoreset_mode")
+            if options or num_envs not in (1, task.num_envs) or mode is not AutoresetMode.SAME_STEP:
                 raise ValueError(
                     "a vector environment made already takes no further options and must have "
-                    f"autoreset_mode='SameStep'; got {task.metadata.get('autoreset_mode')} and options {options}"
+                    f"autoreset_mode='SameStep'; got {mode}, num_envs={num_envs} and options {options}"
                 )
             self.envs: VectorEnv[Any, Any, Any] = task
         else:
             self.envs = TokenVectorEnv(
                 task, num_envs, autoreset_mode=AutoresetMode.SAME_STEP, render_mode=render_mode, **options
             )
+        if isinstance(self.envs.single_action_space, gymnasium.spaces.Dict):
+            raise TypeError(f"Stable-Baselines3 has no actions such as {self.envs.single_action_space}")
         self.render_mode = self.envs.render_mode
         self._actions: npt.NDArray[np.int64] | None = None
         super().__init__(self.envs.num_envs, self.envs.single_observation_space, self.envs.single_action_space)
@@ -92,9 +98,9 @@ class SB3TokenVecEnv(VecEnv):
         self._return += reward
         self._length += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if "action_mask" in info:
-            for row, mask in enumerate(info["action_mask"]):
-                infos[row]["action_mask"] = mask
+        for key in [key for key in info if key[0] != "_" and key not in _BEGUN_OR_ENDED]:
+            for row in np.flatnonzero(info[f"_{key}"]).tolist():
+                infos[row][key] = info[key][row]
         for row in np.flatnonzero(done).tolist():
             infos[row].update(_row(info["final_info"], row))
             infos[row]["terminal_observation"] = info["final_obs"][row]
@@ -119,27 +125,30 @@ class SB3TokenVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the batch, once for each row asked for."""
         owner: Any = self if attr_name == "render_mode" else self.envs
-        value = owner.get_wrapper_attr(attr_name) if hasattr(owner, "get_wrapper_attr") else getattr(owner, attr_name)
+        value = getattr(self._owner(attr_name), attr_name) if owner is self.envs else getattr(owner, attr_name)
         return [value for _ in self._rows(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of the batch. It cannot differ between rows."""
         if len(list(self._rows(indices))) != self.num_envs:
             raise ValueError(f"the rows share one environment: {attr_name!r} cannot be set for some of them only")
-        setattr(self.envs, attr_name, value)
+        setattr(self._owner(attr_name), attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the batch once; its result stands for each row asked for."""
-        result = getattr(self.envs, method_name)(*method_args, **method_kwargs)
-        return [result for _ in self._rows(indices)]
+        """Call a method of the batch once; its result stands for each row asked for.
+
+        `action_masks`, which masking algorithms call, gives each row its own.
+        """
+        result = getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)
+        return [result[row] if method_name == "action_masks" else result for row in self._rows(indices)]
 
     def env_is_wrapped(
         self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Whether a row is wrapped: never, by wrappers of single environments."""
-        return [False for _ in self._rows(indices)]
+        """Whether a row is wrapped: never by wrappers of single environments, but `Monitor`'s infos are given."""
+        return [issubclass(wrapper_class, Monitor) for _ in self._rows(indices)]
 
     def get_images(self) -> Sequence[None]:
         """Texts have no images; `render` shows them."""
@@ -148,6 +157,13 @@ class SB3TokenVecEnv(VecEnv):
     def render(self, mode: str | None = None) -> Any:
         """Each row's prompt, text and return."""
         return self.envs.render()
+
+    def _owner(self, name: str) -> Any:
+        """The outermost of the wrapped environments that has an attribute of this name."""
+        env: Any = self.envs
+        while not hasattr(env, name) and env is not env.unwrapped:
+            env = env.env
+        return env
 
     def _rows(self, indices: VecEnvIndices) -> Iterable[int]:
         return self._get_indices(indices)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 import rewards
+from llm_env.checks import as_indices, as_token_ids
 from llm_env.stopping import IntArray, StopMatcher
 
 BoolArray = npt.NDArray[np.bool_]
@@ -69,7 +70,7 @@ class TokenState:
     A step appends one token, chosen by the agent, to every row (or to the rows named). After it, in this order:
 
     1. an end-of-sequence token or a completed stop sequence ends the agent's turn, and with it the episode, unless
-    2. the task replies (`reply`): its tokens are appended and the episode goes on;
+    2. the task replies (`reply`): its tokens are appended and the episode goes on (if the agent may still act);
     3. the task may end the episode by itself (`over`);
     4. an episode still running is cut off when the agent's budget is spent or when the context is full.
 
@@ -180,12 +181,14 @@ class TokenState:
             prompts: their prompts, as token ids. A prompt may be empty; it must leave room for one token.
             budgets: how many tokens the agent may choose in each; by default the budget of this state.
         """
-        arrays = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
+        rows = self._as_rows(rows)
+        arrays = [np.asarray(prompt) for prompt in prompts]
         if len(arrays) != len(rows):
             raise ValueError(f"reset of {len(rows)} rows needs as many prompts, got {len(arrays)}")
         if not arrays:
             return
-        self._check_tokens(np.concatenate(arrays), "a prompt")
+        if written := [prompt for prompt in arrays if len(prompt)]:
+            as_token_ids(np.concatenate(written), self.vocab_size, "a prompt")
         lengths = np.array([len(prompt) for prompt in arrays])
         if lengths.max() >= self.context:
             raise ValueError(
@@ -209,8 +212,8 @@ class TokenState:
             actions: `[num_rows]` token ids, or one for each of `rows`.
             rows: which rows act; all of them by default. Every one must be running.
         """
-        rows = self.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
-        actions = self._check_actions(actions, rows)
+        rows = self._as_rows(rows)
+        actions = self.check_actions(actions, rows)
 
         position = self.length[rows]
         self.tokens[rows, position] = actions
@@ -228,12 +231,13 @@ class TokenState:
             for row in rows[end != RUNNING].tolist():
                 self._inject(row, self.reply(self, row))
         if self.over is not None:
-            self._end_running(rows, np.asarray(self.over(self), dtype=np.bool_)[rows], _TASK)
+            self._end_running(rows, self._asked_over()[rows], _TASK)
         self._end_running(rows, self.num_actions[rows] >= self.budget[rows], _BUDGET)
         self._end_running(rows, self.length[rows] >= self.context, _CONTEXT)
 
     def save(self, rows: Sequence[int] | IntArray) -> SavedRows:
         """Copy some rows out; `restore` puts them back, into the same rows or others."""
+        rows = self._as_rows(rows)
         return SavedRows(
             tokens=self.tokens[rows],
             is_action=self.is_action[rows],
@@ -255,6 +259,7 @@ class TokenState:
             >>> state.tokens[:, 0].tolist()
             [1, 1, 1]
         """
+        rows = self._as_rows(rows)
         if len(saved) not in (1, len(rows)):
             raise ValueError(f"cannot restore {len(saved)} saved rows into {len(rows)} rows: give as many, or one")
         if saved.tokens.shape[1] != self.context or saved.stop_state.shape[1] != len(self.stop):
@@ -277,12 +282,14 @@ class TokenState:
             self.end[ending[self.end[ending] == RUNNING]] = reason
 
     def _inject(self, row: int, reply: Sequence[int] | None) -> None:
-        """Append a task's reply; one that leaves the agent no room to act is not written, and the context is full."""
+        """Append a task's reply, unless the agent could not act on it: for want of budget, or of room after it."""
         if reply is None:
             return
-        tokens = np.asarray(reply, dtype=np.int64)
-        self._check_tokens(tokens, "a task's reply")
+        tokens = as_token_ids(reply, self.vocab_size, "a task's reply")
         start, stop = int(self.length[row]), int(self.length[row]) + len(tokens)
+        if self.num_actions[row] >= self.budget[row]:
+            self.end[row] = _BUDGET
+            return
         if stop >= self.context:
             self.end[row] = _CONTEXT
             return
@@ -291,22 +298,25 @@ class TokenState:
         self._stop_state[row] = 0
         self.end[row] = RUNNING
 
-    def _check_tokens(self, tokens: IntArray, what: str) -> None:
-        if tokens.ndim != 1:
-            raise ValueError(f"{what} must be a flat sequence of token ids, got shape {tokens.shape}")
-        # Seen as unsigned, a negative id is a huge one: one pass finds both.
-        if len(tokens) and tokens.view(np.uint64).max() >= self.vocab_size:
-            wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size)][0]
-            raise ValueError(f"{what} has token id {wrong}; this vocabulary has ids 0 to {self.vocab_size - 1}")
+    def _asked_over(self) -> BoolArray:
+        assert self.over is not None
+        answer = np.asarray(self.over(self))
+        if answer.shape != (self.num_rows,) or answer.dtype != np.bool_:
+            raise ValueError(
+                f"`over` must return a bool for each of the {self.num_rows} rows, "
+                f"got shape {answer.shape} of {answer.dtype}"
+            )
+        return answer
 
-    def _check_actions(self, actions: Sequence[int] | IntArray, rows: IntArray) -> IntArray:
+    def _as_rows(self, rows: Sequence[int] | IntArray | None) -> IntArray:
+        return self.all_rows if rows is None or rows is self.all_rows else as_indices(rows, self.num_rows, "row")
+
+    def check_actions(self, actions: Sequence[int] | IntArray, rows: IntArray) -> IntArray:
+        """The actions as an array, if they are token ids, one for each of `rows`, all of which are running."""
         array = np.asarray(actions)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"actions must be integer token ids, got dtype {array.dtype}: {actions!r}")
         if array.shape != rows.shape:
             raise ValueError(f"expected {len(rows)} actions, shape {rows.shape}, one per row; got shape {array.shape}")
-        array = np.ascontiguousarray(array, dtype=np.int64)
-        self._check_tokens(array, "an action")
+        array = as_token_ids(array, self.vocab_size, "an action")
         ended = self.end[rows]
         if ended.any():
             row = int(rows[ended != RUNNING][0])

@@ -76,9 +76,15 @@ class Vocabulary:
         """Whether `encode_chat` works."""
         return bool(self.tokenizer.chat_template)
 
-    def encode(self, text: str) -> IntArray:
-        """The tokens of a text, with the special tokens that the tokenizer itself puts around one."""
-        return np.asarray(self.tokenizer.encode(text), dtype=np.int64)
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> IntArray:
+        """The tokens of a text, with the special tokens that the tokenizer itself puts around one, or without."""
+        return np.asarray(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), dtype=np.int64)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
+        """`encode` of many texts, several times faster than one by one."""
+        if not texts:
+            return []
+        return [np.asarray(ids, dtype=np.int64) for ids in self.tokenizer(list(texts))["input_ids"]]
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> IntArray:
         """The tokens of a conversation, up to the point where the assistant begins to answer.
@@ -133,6 +139,8 @@ class Vocabulary:
         """
         if isinstance(stop, str):
             raise ValueError(f"stop must be a list of stop sequences; write [{stop!r}], not {stop!r}")
+        if not all(isinstance(s, Sequence | np.ndarray) for s in stop):
+            raise ValueError(f"each stop sequence must be a string or a list of token ids, got {list(stop)!r}")
         strings = tuple(s for s in stop if isinstance(s, str))
         sequences = tuple(tuple(int(token) for token in s) for s in stop if not isinstance(s, str))
         key = (strings, sequences)

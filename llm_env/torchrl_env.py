@@ -46,7 +46,6 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
         super().__init__(device=device, batch_size=torch.Size([num_envs]))
         self.mdp = TokenMDP(task, num_envs, **options)
         self._make_specs()
-        self._next_seed: int | None = None
         if seed is not None:
             self.set_seed(seed)
 
@@ -75,8 +74,7 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         rows = None if mask is None else np.flatnonzero(mask.cpu().numpy().reshape(-1))
-        self.mdp.reset(rows, seed=self._next_seed)
-        self._next_seed = None
+        self.mdp.reset(rows)
         return self._tensordict(self._observation())
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -107,7 +105,8 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
         return tensordict, following
 
     def _set_seed(self, seed: int | None) -> None:
-        self._next_seed = seed
+        if seed is not None:
+            self.mdp.sampler.reseed(seed)
 
     def _observation(self) -> dict[str, torch.Tensor]:
         mdp, state = self.mdp, self.mdp.state

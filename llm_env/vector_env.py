@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llm_env.core import Arrays, FloatArray, MDPOptions, SavedEpisodes, TokenMDP
-from llm_env.infos import begun_infos, finished_infos
+from llm_env.infos import episode_infos, finished_infos
 from llm_env.render import render_row
 from llm_env.spaces import action_space, observation_space
 from llm_env.state import RUNNING, BoolArray
@@ -60,7 +60,8 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         **options: Unpack[MDPOptions],
     ) -> None:
         if render_mode not in (None, "ansi"):
-            raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
+            # A TypeError, because that is what libraries which try "rgb_array" first are ready for.
+            raise TypeError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self._resets_next_step = self.autoreset_mode is AutoresetMode.NEXT_STEP
         self._resets_same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
@@ -85,15 +86,15 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         """
         if seed is not None and not isinstance(seed, int | np.integer):
             raise TypeError(f"the rows draw from one shuffled list of prompts: seed must be one int, got {seed!r}")
+        seed = None if seed is None else int(seed)
         super().reset(seed=seed)
         rows, prompt_indices = self._reset_options(options or {})
-        rows = self.mdp.reset(rows, seed=seed, prompt_indices=prompt_indices)
-        return self.mdp.observation(self._copy), self._info({}, rows)
+        self.mdp.reset(rows, seed=seed, prompt_indices=prompt_indices)
+        return self.mdp.observation(self._copy), self._info({})
 
     def step(self, actions: IntArray) -> Step:
         """Append one token to every episode."""
         mdp, state = self.mdp, self.mdp.state
-        begun: IntArray | None = None
         if self._resets_next_step and len(ended := np.flatnonzero(state.end > RUNNING)):
             actions = np.asarray(actions)
             if actions.shape != (self.num_envs,):
@@ -102,22 +103,27 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
                 )
             acting = np.flatnonzero(state.end <= RUNNING)
             reward = mdp.step(actions[acting], acting)
-            begun = mdp.reset(ended)
+            mdp.reset(ended)
         else:
             reward = mdp.step(actions)
         terminated, truncated = state.terminated, state.truncated
         info = finished_infos(mdp.finished, self.num_envs)
         if self._resets_same_step and mdp.finished:
-            begun = np.fromiter(mdp.finished, dtype=np.int64)
-            info = self._final(begun, info)
-            mdp.reset(begun)
-        return mdp.observation(self._copy), reward, terminated, truncated, self._info(info, begun)
+            ended = np.fromiter(mdp.finished, dtype=np.int64)
+            info = self._final(ended, info)
+            mdp.reset(ended)
+        return mdp.observation(self._copy), reward, terminated, truncated, self._info(info)
 
     def render(self) -> tuple[str, ...] | None:
         """Each row's prompt, text and return."""
         if self.render_mode is None:
             return None
         return tuple(render_row(self.mdp, row) for row in range(self.num_envs))
+
+    def action_masks(self) -> BoolArray:
+        """`[num_envs, vocab_size]` the tokens that the task allows, by the name that masking algorithms look for."""
+        mask = self.mdp.action_mask()
+        return np.ones((self.num_envs, self.mdp.vocabulary.size), np.bool_) if mask is None else mask.astype(np.bool_)
 
     def save_rows(self, rows: Sequence[int]) -> SavedEpisodes:
         """Copy episodes out; see `restore_rows`."""
@@ -136,9 +142,8 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         """Free what the environment holds."""
         self.mdp.close()
 
-    def _info(self, info: dict[str, Any], begun: IntArray | None) -> dict[str, Any]:
-        if begun is not None:
-            info.update(begun_infos(self.mdp, begun))
+    def _info(self, info: dict[str, Any]) -> dict[str, Any]:
+        info.update(episode_infos(self.mdp))
         if (mask := self.mdp.action_mask()) is not None:
             info["action_mask"], info["_action_mask"] = mask, np.ones(self.num_envs, dtype=np.bool_)
         return info

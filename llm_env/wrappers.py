@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
@@ -34,7 +35,7 @@ def flat_tokens(env: AnyEnv) -> AnyEnv:
 def top_k_actions(env: AnyEnv) -> AnyEnv:
     """Choose among the language model's k likeliest tokens: an action is an index into `observation["top_ids"]`.
 
-    The environment must be made with an engine and `observe="top_k"`.
+    The environment must be made with an engine and `observe="top_k"`. An action mask is that of those tokens.
 
     Examples:
         >>> env = gymnasium.make("llm_env/Copy-v0", engine="transformers", observe="top_k", top_k=5)
@@ -67,7 +68,7 @@ def kl_reward(env: AnyEnv, beta: float, reference: Any = None, model: Any = None
 
 
 def episode_statistics(env: AnyEnv) -> AnyEnv:
-    """Report finished episodes in `info["episode"]`: prompt, text, why it ended, return `r` and length `l`.
+    """Report finished episodes in `info["rollout"]`: prompt, text, why it ended, return `r` and length `l`.
 
     The return is what the environment paid, wrappers inside this one included. `prompt_index` and `group` are those
     that `reset` reported when the episode began. (The first n episodes to end are the short ones: to evaluate on n
@@ -77,7 +78,7 @@ def episode_statistics(env: AnyEnv) -> AnyEnv:
         >>> env = episode_statistics(gymnasium.make("llm_env/Copy-v0", max_new_tokens=1))
         >>> observation, info = env.reset(seed=0)
         >>> observation, *_, info = env.step(int(env.unwrapped.mdp.vocabulary.encode("x")[0]))
-        >>> info["episode"]["text"], info["episode"]["end"], info["episode"]["l"]
+        >>> info["rollout"]["text"], info["rollout"]["end"], info["rollout"]["l"]
         ('x', 'budget', 1)
     """
     return wrap(env, _EpisodeStatistics(mdp_of(env)))
@@ -120,11 +121,18 @@ class _TopKActions(Layer):
             raise ValueError("top-k actions need an environment made with engine='transformers', observe='top_k'")
         self.k = mdp.observer.arrays["top_ids"].shape[1]
 
+    def mask(self, action_mask: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+        return np.take_along_axis(action_mask, self.mdp.observer.arrays["top_ids"], axis=1)
+
     def action_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
+        if not isinstance(inside, spaces.Discrete):
+            raise TypeError(f"top_k_actions needs actions that are tokens, got {inside}: apply it before kl_reward")
         return spaces.Discrete(self.k)
 
     def inner(self, action: Any) -> Any:
         index = np.asarray(action)
+        if index.shape != (self.mdp.num_envs,):
+            raise ValueError(f"expected {self.mdp.num_envs} actions, one per row; got shape {index.shape}")
         if index.dtype.kind not in "iu" or ((index < 0) | (index >= self.k)).any():
             raise ValueError(f"an action must be an index from 0 to {self.k - 1} into the top {self.k}, got {action!r}")
         return self.mdp.observer.arrays["top_ids"][np.arange(self.mdp.num_envs), index]
@@ -147,11 +155,25 @@ class _KLReward(Layer):
         return action["token"]
 
     def before(self, action: Any, tokens: IntArray, acting: BoolArray) -> None:
+        log_prob = np.asarray(action["log_prob"])
+        if not tokens.shape == log_prob.shape == (self.mdp.num_envs,):
+            raise ValueError(
+                f"expected a token and a log_prob for each of {self.mdp.num_envs} rows, "
+                f"got shapes {tokens.shape} and {log_prob.shape}"
+            )
         rows = np.flatnonzero(acting)
+        tokens = self.mdp.state.check_actions(tokens[rows], rows)
         self.log_ratio = np.zeros(self.mdp.num_envs)
-        self.log_ratio[rows] = self.penalty.log_ratio(rows, tokens[rows], np.asarray(action["log_prob"])[rows])
+        self.log_ratio[rows] = self.penalty.log_ratio(rows, tokens, log_prob[rows])
+        self.expected = (rows, self.mdp.state.length[rows], tokens)
 
     def after(self, acting: BoolArray, begun: BoolArray, reward: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
+        rows, places, tokens = self.expected
+        if (changed := (self.mdp.state.tokens[rows, places] != tokens) & ~begun[rows]).any():
+            raise RuntimeError(
+                f"row {rows[changed][0]} was to write token {tokens[changed][0]}, but an action wrapper inside made it "
+                "another: apply kl_reward before that wrapper"
+            )
         self.penalty.advance(np.flatnonzero(acting & ~begun))
         self.penalty.begin(np.flatnonzero(begun))
         return reward - self.penalty.beta * self.log_ratio, {"log_ratio": (self.log_ratio, acting)}
@@ -160,6 +182,7 @@ class _KLReward(Layer):
         self.penalty.begin(np.flatnonzero(begun))
 
     def close(self) -> None:
+        super().close()
         self.penalty.close()
 
 
@@ -173,6 +196,13 @@ class _EpisodeStatistics(Layer):
     def begin(self, begun: BoolArray) -> None:
         self.returns[begun] = 0.0
 
+    def save(self, rows: IntArray) -> FloatArray:
+        return self.returns[rows]
+
+    def restore(self, rows: IntArray, saved: FloatArray | None) -> None:
+        # An episode saved before this wrapper was there is known only by what the environment itself paid.
+        self.returns[rows] = self.mdp.episode_return[rows] if saved is None else saved
+
     def after(self, acting: BoolArray, begun: BoolArray, reward: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
         self.returns += reward
         episodes = np.full(self.mdp.num_envs, None, dtype=object)
@@ -181,7 +211,7 @@ class _EpisodeStatistics(Layer):
             mask[row] = True
             episodes[row] = _statistics(finished, float(self.returns[row]))
             self.returns[row] = 0.0
-        return reward, {"episode": (episodes, mask)} if mask.any() else {}
+        return reward, {"rollout": (episodes, mask)} if mask.any() else {}
 
 
 def _statistics(finished: Finished, episode_return: float) -> dict[str, Any]:

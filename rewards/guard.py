@@ -45,9 +45,9 @@ class Guard(Reward):
     and logged (logger "rewards"): the first three in full, then a line at every power of two. Each score
     has a part "reward_failed", 1 for a failure and else 0, so its mean is the share of failures.
 
-    Three things pass through, since going on would not help: a `RewardError` (NaN, infinity: a bug in the
-    reward), a `rewards.isolated.StartupError` (no worker process can load the reward), and exceptions that
-    are not errors, such as KeyboardInterrupt.
+    Some things pass through, since going on would not help: a `RewardError` (NaN, infinity: a bug in the
+    reward), a `NotImplementedError` (there is no reward), a `rewards.isolated.StartupError` (no worker process
+    can load the reward), and exceptions that are not errors, such as KeyboardInterrupt.
 
     Without a timeout, batches are passed on whole; if one raises, its rollouts are scored again one at a
     time, so that only the guilty ones fail. With a timeout, rollouts are scored one at a time in a worker
@@ -97,7 +97,7 @@ class Guard(Reward):
             return [self._score_one(rollout) for rollout in rollouts]
         try:
             return [_succeeded(score) for score in self.reward(rollouts)]
-        except RewardError:
+        except (RewardError, NotImplementedError):
             raise
         except Exception:
             trace = traceback.format_exc()
@@ -108,16 +108,20 @@ class Guard(Reward):
 
     def close(self) -> None:
         """End the worker process, if there is one, and close the guarded reward."""
+        self.end_worker()
+        self.reward.close()
+
+    def end_worker(self) -> None:
+        """End the worker process, if there is one, and leave the guarded reward open: others may be using it."""
         if self._isolated is not None:
             self._isolated.close()
-        self.reward.close()
 
     def _score_one(self, rollout: Rollout) -> Score:
         try:
             if self._isolated is None:
                 return _succeeded(self.reward([rollout])[0])
             return _succeeded(self._isolated.score(rollout))
-        except (RewardError, StartupError):
+        except (RewardError, StartupError, NotImplementedError):
             raise
         except IsolationError as error:
             failure = Failure(rollout, str(error), error.trace)

@@ -86,7 +86,9 @@ class SlowEpisode:
             self.end = "stop"
         if self.end == "stop" and self.multi_turn:
             answer = self.encode("ok").tolist()
-            if len(self.tokens) + len(answer) >= self.context:
+            if len(self.chosen) >= self.budget:
+                self.end = "budget"
+            elif len(self.tokens) + len(answer) >= self.context:
                 self.end = "context"
             else:
                 self.tokens += answer

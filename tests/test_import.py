@@ -9,7 +9,9 @@ import sys
 def imported_by(code: str) -> set[str]:
     """The top-level modules that running some code in a fresh interpreter imports."""
     script = f"{code}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"
-    return set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_torch_is_not_needed_to_step_the_tiny_vocabulary() -> None:

@@ -11,13 +11,16 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 from torchrl.collectors import Collector
-from torchrl.envs import ActionMask, GymWrapper, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs import ActionMask, GymEnv, GymWrapper, RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.utils import RandomPolicy, check_env_specs
 
 from llm_env import SB3TokenVecEnv, TokenVectorEnv, TorchRLTokenEnv
 from llm_env.tasks import Copy, Task
+from llm_env.wrappers import episode_statistics, flat_tokens, kl_reward
 
 TASKS = ["Addition", "Copy", "Countdown", "ReasoningGym", "Reverse", "Sentiment"]
 
@@ -87,6 +90,51 @@ def test_stable_baselines3_finds_returns_where_it_looks_for_them() -> None:
     assert envs.reset_infos[0]["prompt_index"] == envs.envs.mdp.prompt_index[0]
     assert monitored.get_attr("num_envs") == [2, 2]
     assert monitored.env_method("render", indices=[0]) == [None]
+
+
+def test_stable_baselines3_by_its_own_ways() -> None:
+    """By id, through `make_vec_env` and `evaluate_policy`, and with what wrappers report."""
+    model = PPO("MultiInputPolicy", "llm_env/Copy-v0", n_steps=8, batch_size=8, n_epochs=1)
+    make_vec_env("llm_env/Copy-v0", 2).reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean, _ = evaluate_policy(model, SB3TokenVecEnv("Copy", 2), n_eval_episodes=3)
+    assert mean == 0.0
+    wrapped = SB3TokenVecEnv(
+        episode_statistics(flat_tokens(TokenVectorEnv("Copy", 2, autoreset_mode="SameStep", max_new_tokens=1)))
+    )
+    wrapped.reset()
+    infos = wrapped.step(np.array([70, 71]))[3]
+    assert infos[1]["rollout"]["end"] == "budget"
+    assert infos[1]["episode"]["l"] == 1
+    assert len(wrapped.env_method("save_rows", [0])[0]) == 1
+    masks = wrapped.env_method("action_masks")
+    assert [mask.sum() for mask in masks] == [27, 27]
+    with pytest.raises(ValueError, match="num_envs=5"):
+        SB3TokenVecEnv(TokenVectorEnv("Copy", 2, autoreset_mode="SameStep"), num_envs=5)
+    with pytest.raises(TypeError, match="Stable-Baselines3 has no actions such as Dict"):
+        SB3TokenVecEnv(
+            kl_reward(TokenVectorEnv("Copy", 2, autoreset_mode="SameStep"), beta=0.1, reference="transformers")
+        )
+
+
+def test_torchrl_makes_it_by_id() -> None:
+    """Its GymEnv takes the same-step mode, whose last observations of Dict spaces it drops; ours does not."""
+    env = GymEnv("llm_env/Copy-v0", num_envs=2, categorical_action_encoding=True)
+    assert env.rollout(20, break_when_any_done=False)["next", "done"].any()
+
+
+def test_a_torchrl_collector_can_be_seeded() -> None:
+    seen = []
+    for _ in range(2):
+        env = TorchRLTokenEnv("Reverse", num_envs=3)
+        collector = Collector(env, RandomPolicy(env.action_spec), frames_per_batch=30, total_frames=90)
+        torch.manual_seed(0)
+        collector.set_seed(5)
+        seen.append([batch["tokens"].clone() for batch in collector])
+        collector.shutdown()
+    for one, other in list(zip(*seen, strict=True))[1:]:  # the first batch begins where the collector had reset to
+        assert (one == other).all()
 
 
 def test_stable_baselines3_seeds() -> None:

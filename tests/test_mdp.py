@@ -10,12 +10,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from llm_env import Prompt, Task, TokenEnv, TokenMDP, TokenVectorEnv, TorchRLTokenEnv
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.models import load_model, load_tokenizer
 from llm_env.tasks import Copy, Dataset
-from rewards import ExactMatch, LengthPenalty, RewardError, Rollout, Score
+from rewards import ExactMatch, LengthPenalty, Reward, RewardError, Rollout, Score
 from tests.reference import LETTERS, Probe
 
 
@@ -71,6 +72,97 @@ class TestRewards:
         env.reset(seed=0)
         with pytest.raises(RewardError, match=r"returned nan for the rollout with text 'x'; expected a finite number"):
             env.step(env.mdp.vocabulary.encode("x")[0])
+
+    def test_token_rewards_are_checked(self) -> None:
+        class Paying(Copy):
+            name = "Paying"
+            answer_with: Any = None
+
+            def token_reward(self, state: Any, rows: Any) -> Any:
+                return self.answer_with
+
+        for answer in (None, np.array([np.nan]), np.zeros(2), [[1.0]]):
+            Paying.answer_with = answer
+            env = TokenEnv(Paying(2))
+            env.reset(seed=0)
+            with pytest.raises(
+                RewardError, match=r"the task Paying gave a token_reward of .* a finite number for each of 1"
+            ):
+                env.step(5)
+
+        class Over(Copy):
+            name = "Over"
+
+            def over(self, state: Any) -> Any:
+                return True
+
+        env = TokenEnv(Over(2))
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match="`over` must return a bool for each of the 1 rows, got shape"):
+            env.step(5)
+
+        class Masking(Copy):
+            name = "Masking"
+
+            def action_mask(self, state: Any) -> Any:
+                return np.ones(100)
+
+        with pytest.raises(ValueError, match="the task Masking gave an action_mask of shape"):
+            TokenEnv(Masking(2)).reset(seed=0)
+
+    def test_batches_of_nothing_are_not_scored(self) -> None:
+        def count(rollouts: Any) -> Any:
+            assert len(rollouts)
+            return [1.0] * len(rollouts)
+
+        class Batch(Reward):
+            def score_batch(self, rollouts: Any) -> Any:
+                return count(rollouts)
+
+        task = one_prompt(Batch())
+        task.when_cut = "bootstrap"
+        env = TokenEnv(task, max_new_tokens=1)
+        env.reset(seed=0)
+        assert env.step(5)[1] == 0.0
+        assert env.mdp.reward.num_failures == 0
+
+    def test_closing_one_environment_leaves_a_shared_reward_open(self) -> None:
+        class Connected(ExactMatch):
+            open = True
+
+            def close(self) -> None:
+                self.open = False
+
+        reward = Connected()
+        TokenEnv(one_prompt(reward)).close()
+        assert reward.open
+
+    def test_replies_bring_no_special_tokens(self) -> None:
+        class Chatty(Task):
+            max_new_tokens = 3
+
+            def splits(self) -> dict[str, list[Prompt]]:
+                return {"train": [Prompt("a")]}
+
+            def reply(self, rollout: Rollout) -> str | None:
+                return "ok" if rollout.num_actions < 3 else "never read"
+
+            def score(self, rollout: Rollout) -> float:
+                return float(len(rollout.text))
+
+        tokenizer = load_tokenizer("tiny")
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", 1)]
+        )
+        env = TokenEnv(Chatty, model=tokenizer)
+        observation, _ = env.reset(seed=0)
+        assert observation["tokens"][:2].tolist() == [1, tokenizer.convert_tokens_to_ids("a")]
+        eos = env.mdp.vocabulary.eos_tokens[0]
+        tokens = env.step(eos)[0]["tokens"]
+        assert tokens[2:5].tolist() == [eos, *tokenizer.convert_tokens_to_ids(["o", "k"])]
+        env.step(eos)
+        _, reward, terminated, _, info = env.step(eos)  # the last token it may write: no reply could be read
+        assert (reward, terminated, info["end"]) == (4.0, True, "budget")
 
     def test_scores_per_token_are_paid_and_reported(self) -> None:
         def per_token(rollout: Rollout) -> Score:
@@ -142,8 +234,8 @@ class TestEngine:
         both = {}
         for observe in ("logits", "top_k"):
             engine = TransformersEngine(model, load_tokenizer("tiny"), **arguments)
-            env = TokenEnv("Copy", engine=engine, observe=observe, top_k=7)
-            both[observe] = env.reset(seed=0)[0]
+            more = {"top_k": 7} if observe == "top_k" else {}
+            both[observe] = TokenEnv("Copy", engine=engine, observe=observe, **more).reset(seed=0)[0]
         log_probs = torch.log_softmax(torch.from_numpy(both["logits"]["logits"]), -1)
         values, ids = log_probs.topk(7)
         assert both["top_k"]["top_ids"].tolist() == ids.tolist()
@@ -196,10 +288,63 @@ class TestEngine:
             ({"observe": "pixels"}, "observe must be 'tokens', 'logits' or 'top_k', got 'pixels'"),
             ({"engine": "transformers", "top_k": 101}, "top_k must be from 1 to the 100 tokens"),
             ({"engine": engine}, "2 slots of 12 tokens, but 1 of 20 are needed"),
+            ({"engine": engine, "model": "tiny"}, "an engine brings its own model: leave out model='tiny'"),
+            ({"top_k": 5}, "top_k=5 is for observe='top_k' with an engine"),
+            ({"num_envs": 0}, "num_envs and max_new_tokens must be at least 1, got num_envs=0"),
             ({"model": "tinny"}, "unknown model 'tinny'. Did you mean 'tiny'"),
         ):
             with pytest.raises(ValueError, match=message):
-                TokenEnv("Copy", **arguments)
+                TokenMDP("Copy", **arguments)
+        for arguments, message in (
+            ({"legnth": 3}, "got an unexpected keyword argument 'legnth'; Arguments of the task itself go into task_kwargs"),
+            ({"contxt": 30}, "got an unexpected keyword argument 'contxt'; did you mean context"),
+            ({"max_episode_steps": 3}, "use max_new_tokens, not max_episode_steps"),
+            ({"model": 3}, "model must be a name, a folder, a hub id or a tokenizer, got int: 3"),
+        ):
+            with pytest.raises(TypeError, match=message):
+                TokenMDP("Copy", **arguments)
+
+    def test_environments_may_share_an_engine(self, model: Any) -> None:
+        engine = TransformersEngine(model, load_tokenizer("tiny"), num_slots=4, context=20)
+        alone = TokenVectorEnv(
+            "Copy", 2, engine=TransformersEngine(model, load_tokenizer("tiny"), num_slots=2, context=20)
+        )
+        first = TokenVectorEnv("Copy", 2, engine=engine)
+        second = TokenVectorEnv("Copy", 2, engine=engine)
+        for envs, seed in ((alone, 0), (first, 0), (second, 1)):
+            envs.reset(seed=seed)
+        second.step(np.array([70, 71]))
+        expected, seen = (envs.step(np.array([72, 73]))[0] for envs in (alone, first))
+        np.testing.assert_allclose(seen["top_log_probs"], expected["top_log_probs"], atol=1e-5)
+        with pytest.raises(ValueError, match="1 slots are wanted, but of the engine's 4 only 0 are free"):
+            TokenVectorEnv("Copy", 1, engine=engine)
+        second.close()
+        assert TokenVectorEnv("Copy", 2, engine=engine).reset(seed=0)
+
+    def test_texts_are_read_again_when_the_weights_have_changed(self) -> None:
+        engine = TransformersEngine(load_model("tiny", seed=1), load_tokenizer("tiny"), num_slots=2, context=20)
+        other = load_model("tiny", seed=2)
+        envs = TokenVectorEnv("Copy", 2, engine=engine, observe="logits")
+        envs.reset(seed=0)
+        engine.load_weights(other.state_dict(), version=1)
+        observation, *_ = envs.step(np.array([70, envs.mdp.vocabulary.eos_tokens[0]]))
+        with torch.no_grad():
+            expected = other(torch.from_numpy(observation["tokens"][:1, :14])).logits[0, -1]
+        np.testing.assert_allclose(observation["logits"][0], expected, atol=1e-4)
+        envs.step(np.array([71, 0]))
+
+    def test_a_restored_text_that_was_cut_off_keeps_its_distribution(self) -> None:
+        task = Copy(3)
+        task.when_cut = "bootstrap"
+        envs = TokenVectorEnv(
+            task, 2, engine="transformers", observe="logits", autoreset_mode="Disabled", max_new_tokens=1
+        )
+        envs.reset(seed=0)
+        before = envs.step(np.array([70, 71]))[0]["logits"]
+        after = envs.restore_rows([1], envs.save_rows([0]))["logits"]
+        assert abs(before[0]).max() > 0
+        np.testing.assert_allclose(after[1], before[0], atol=1e-5)
+        assert envs.mdp.observer.engine.lengths.tolist() == [0, 0]
 
 
 def test_groups_share_a_prompt() -> None:
@@ -217,9 +362,19 @@ def test_prompts_can_be_chosen() -> None:
     assert envs.mdp.prompt(0) == envs.mdp.task.prompts("test")[5]
     env = TokenEnv("Reverse")
     assert env.reset(options={"prompt_index": 7})[1]["prompt_index"] == 7
-    for wrong in ([0], [0, 10_000], [-1, 0]):
+    for wrong in ([0], [0, 10_000], [-1, 0], [1.5, 2.9]):
         with pytest.raises(ValueError, match="must name one of the 256 prompts for each of the 2 rows"):
             envs.reset(options={"prompt_indices": wrong})
+
+
+def test_chosen_prompts_form_groups_of_their_own() -> None:
+    envs = TokenVectorEnv("Reverse", 4, completions_per_prompt=2, autoreset_mode="Disabled")
+    assert envs.reset(seed=0)[1]["group"].tolist() == [0, 0, 1, 1]
+    options = {"reset_mask": np.array([False, False, True, True]), "prompt_indices": [7, 7]}
+    assert envs.reset(options=options)[1]["group"].tolist() == [0, 0, -1, -1]
+    assert envs.reset(options={"prompt_indices": [7, 9, 7, 9]})[1]["group"].tolist() == [-3, -2, -3, -2]
+    envs.reset(options={"reset_mask": np.array([True, False, False, False])})
+    assert envs.reset()[1]["group"].tolist() == [3, 3, 4, 4]  # what was left of group 2 is not dealt out
 
 
 def test_evaluation_goes_through_the_held_out_prompts_in_order() -> None:
@@ -252,8 +407,19 @@ def test_rendering() -> None:
     envs = TokenVectorEnv("Copy", 2, render_mode="ansi")
     envs.reset(seed=0)
     assert len(envs.render() or ()) == 2
-    with pytest.raises(ValueError, match="render_mode must be None or 'ansi', got 'human'"):
+    with pytest.raises(TypeError, match="render_mode must be None or 'ansi', got 'human'"):
         TokenEnv("Copy", render_mode="human")
+
+
+def test_restored_episodes_keep_their_prompt() -> None:
+    train, test = TokenVectorEnv(Copy(3), 2), TokenVectorEnv(Copy(3), 2, split="test")
+    train.reset(seed=0)
+    test.reset(seed=0)
+    test.restore_rows([1], train.save_rows([0]))
+    assert test.mdp.prompt(1) == train.mdp.prompt(0)
+    for rows in (slice(0, 1), 0, [True, False], [0, 0], [2]):
+        with pytest.raises(ValueError, match="row"):
+            train.save_rows(rows)
 
 
 def test_bad_actions_change_nothing() -> None:
@@ -303,9 +469,15 @@ def test_a_prompt_longer_than_the_context() -> None:
         def score(self, rollout: Rollout) -> float:
             return 0.0
 
-    with pytest.raises(ValueError, match="a prompt of 30 tokens leaves no room to act in a context of 30") as caught:
-        TokenEnv(Long, context=30).reset()
-    assert caught.value.__notes__ == ["it is prompt 0 of the task Long: 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'"]
+    with pytest.raises(
+        ValueError, match=r"at most 29 tokens fit, and prompt 0 has 30 \('x+'\). Use a context of at least 31"
+    ):
+        TokenEnv(Long, context=30)
+    with pytest.raises(ValueError, match="all 1 prompts have more than 29 tokens: none is left"):
+        TokenEnv(Long, context=30, drop_long_prompts=True)
+    mixed = Dataset(["x" * 30, "ab", "x" * 31], reward=lambda rollout: 0.0)
+    env = TokenEnv(mixed, context=20, drop_long_prompts=True)
+    assert (len(env.mdp.prompts), env.mdp.prompts.dropped) == (1, 2)
     env = TokenEnv(Long, context=31)
     env.reset()
     assert env.step(5)[4]["end"] == "context"

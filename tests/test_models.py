@@ -55,7 +55,7 @@ def test_the_tiny_model():
     model = load_model("tiny", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
     assert not model.training
-    assert model.config.max_position_embeddings == 512
+    assert model.config.max_position_embeddings == 2048
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 

@@ -53,7 +53,7 @@ def test_bad_samplers() -> None:
         PromptSampler(0)
     with pytest.raises(ValueError, match="completions_per_prompt must be at least 1, got 0"):
         PromptSampler(2, completions_per_prompt=0)
-    with pytest.raises(ValueError, match="dealt 3 prompts, this one has 4"):
+    with pytest.raises(ValueError, match="they are not the same deck"):
         PromptSampler(4).load_state_dict(PromptSampler(3).state_dict())
 
 
@@ -67,8 +67,12 @@ def test_reading(tmp_path: Path) -> None:
         assert prompts[0].text == "1+1="
     with pytest.raises(KeyError, match=r"no field 'prompt'; its fields are \['answer', 'q'\]"):
         read_prompts(rows)
-    with pytest.raises(TypeError, match="a prompt is a string"):
-        read_prompts([3])
+    for wrong in ([3], [{"prompt": 12}], [{"prompt": None}], {"prompt": "a"}):
+        with pytest.raises(TypeError, match="prompt"):
+            read_prompts(wrong)
+    path.write_text('{"prompt": "a"}\n{"prompt": "b",\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2: Expecting"):
+        read_prompts(path)
 
 
 class FakeChat:
@@ -79,8 +83,8 @@ class FakeChat:
     def __init__(self, has_chat_template: bool) -> None:
         self.has_chat_template = has_chat_template
 
-    def encode(self, text: str) -> np.ndarray:
-        return np.array([ord(c) for c in text], dtype=np.int64)
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array([ord(c) for c in text], dtype=np.int64) for text in texts]
 
     def encode_chat(self, messages: list[dict[str, str]]) -> np.ndarray:
         return np.array([-1, *(ord(c) for m in messages for c in m["content"])], dtype=np.int64)
@@ -93,13 +97,12 @@ class FakeChat:
 )  # fmt: skip
 def test_chat_templates(chat: bool | None, template: bool, plain: list[int], messages: list[int]) -> None:
     prompts = [Prompt("a"), Prompt([{"role": "user", "content": "b"}])]
-    tokenized = TokenizedPrompts(prompts, FakeChat(template), chat)  # type: ignore[arg-type]
-    assert tokenized.tokens(0).tolist() == plain
-    assert tokenized.tokens(1).tolist() == messages
+    tokenized = TokenizedPrompts(prompts, FakeChat(template), chat, longest=9)  # type: ignore[arg-type]
+    assert [tokens.tolist() for tokens in tokenized.tokens] == [plain, messages]
 
 
 def test_an_empty_prompt_begins_with_the_beginning_of_sequence() -> None:
     vocabulary = Vocabulary(load_tokenizer("tiny"))
-    tokenized = TokenizedPrompts([Prompt("")] * 300 + [Prompt("b")], vocabulary)
-    assert tokenized.tokens(0).tolist() == [vocabulary.bos_token]
-    assert tokenized.tokens(300).tolist() == vocabulary.encode("b").tolist()
+    tokenized = TokenizedPrompts([Prompt(""), Prompt("b")], vocabulary, longest=9)
+    assert tokenized.tokens[0].tolist() == [vocabulary.bos_token]
+    assert tokenized.tokens[1].tolist() == vocabulary.encode("b").tolist()

@@ -131,7 +131,7 @@ def test_bad_input_is_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             state.step(wrong)
-    with pytest.raises(TypeError, match="integer token ids, got dtype float64"):
+    with pytest.raises(TypeError, match="an action must be integer token ids, got dtype float64"):
         state.step([1.0, 2.0])
     assert state.length.tolist() == [1, 1]  # none of these did anything
     state.step([0, 1])

@@ -71,6 +71,7 @@ def test_kl_shaped_rewards_add_up(
             reference_log_prob = sum(scores[place - 1, text[place]].item() for place in places)
             assert sums[row] == pytest.approx(plain_sums[row] - beta * (said[row] - reference_log_prob), abs=1e-3)
             sums[row] = plain_sums[row] = said[row] = 0.0
+    shaped.close()  # the engine has slots for one environment at a time
 
 
 @settings(max_examples=10, deadline=None)
@@ -140,8 +141,42 @@ def test_bad_kl() -> None:
     for wrong in (0.5, float("nan")):
         with pytest.raises(ValueError, match="log_prob must be one log-probability"):
             env.step({"token": 5, "log_prob": wrong})
+    with pytest.raises(ValueError, match="an action has token id 1000"):
+        env.step({"token": 1000, "log_prob": -1.0})
+    with pytest.raises(ValueError, match="expected a token and a log_prob for each of 1 rows"):
+        env.step({"token": [5, 5], "log_prob": -1.0})
     with pytest.raises(TypeError, match="for TokenEnv and TokenVectorEnv"):
         kl_reward(gymnasium.make("CartPole-v1"), beta=0.1)
+
+
+def test_kl_after_a_restore_and_through_other_wrappers() -> None:
+    envs = kl_reward(TokenVectorEnv("Copy", 2, autoreset_mode="Disabled"), beta=1.0, reference="transformers")
+    inner = envs.unwrapped
+    envs.reset(seed=0)
+    envs.step({"token": np.array([70, 71]), "log_prob": np.array([-1.0, -1.0])})
+    saved = inner.save_rows([0])
+    same = {"token": np.array([72, 72]), "log_prob": np.array([-1.0, -1.0])}
+    inner.restore_rows([1], saved)
+    first = envs.step(same)[4]["log_ratio"]
+    assert first[0] == pytest.approx(first[1], abs=1e-5)
+    inner.restore_rows([0], saved)  # back in time, in the same row
+    assert envs.step(same)[4]["log_ratio"][0] == pytest.approx(first[0], abs=1e-5)
+    changed = gymnasium.wrappers.TransformAction(TokenEnv("Copy"), lambda action: action + 1, None)
+    env = kl_reward(changed, beta=1.0, reference="transformers")
+    env.reset(seed=0)
+    with pytest.raises(RuntimeError, match="was to write token 70, but an action wrapper inside made it another"):
+        env.step({"token": 70, "log_prob": -1.0})
+
+
+def test_statistics_after_a_restore() -> None:
+    envs = episode_statistics(TokenVectorEnv(Probe(), 2, context=14, shuffle=False, autoreset_mode="Disabled"))
+    envs.reset(seed=0)
+    x, eos = envs.unwrapped.mdp.vocabulary.encode("x")[0], envs.unwrapped.mdp.vocabulary.eos_tokens[0]
+    envs.step(np.array([x, eos]))
+    saved = envs.unwrapped.save_rows([0])
+    envs.unwrapped.restore_rows([0, 1], saved)
+    _, _, _, _, info = envs.step(np.array([eos, eos]))
+    assert [said["r"] for said in info["rollout"]] == [0.125, 0.125]
 
 
 def test_top_k_actions_choose_from_what_was_observed() -> None:
@@ -154,6 +189,15 @@ def test_top_k_actions_choose_from_what_was_observed() -> None:
     np.testing.assert_array_equal(written, observation["top_ids"][np.arange(3), index])
     with pytest.raises(ValueError, match="an index from 0 to 5 into the top 6"):
         envs.step(np.array([0, 6, 0]))
+    for wrong in (np.array([0]), 0, np.array([0, 1, 2, 3])):
+        with pytest.raises(ValueError, match="expected 3 actions, one per row; got shape"):
+            envs.step(wrong)
+    with pytest.raises(TypeError, match="apply it before kl_reward"):
+        top_k_actions(kl_reward(TokenEnv("Copy", engine="transformers", top_k=6), beta=0.1, reference="transformers"))
+    _, info = envs.reset(seed=0)
+    ids = envs.unwrapped.mdp.observer.arrays["top_ids"]
+    full = envs.unwrapped.mdp.action_mask()
+    np.testing.assert_array_equal(info["action_mask"], [full[row, ids[row]] for row in range(3)])
     with pytest.raises(ValueError, match="observe='top_k'"):
         top_k_actions(TokenEnv("Copy"))
     env = top_k_actions(TokenEnv("Copy", engine="transformers", observe="top_k", top_k=6))
@@ -190,19 +234,33 @@ def test_episode_statistics() -> None:
     eos = mdp.vocabulary.eos_tokens[0]
     for episode in range(2):  # the second begins after an autoreset
         _, _, _, _, info = envs.step(answers[:, 0])
-        assert "episode" not in info
+        assert "rollout" not in info
         _, _, _, _, info = envs.step(np.array([answers[0, 1], eos]))
-        assert info["_episode"].tolist() == [False, True]
-        said = info["episode"][1]
+        assert info["_rollout"].tolist() == [False, True]
+        said = info["rollout"][1]
         assert (said["r"], said["l"], said["end"]) == (5.0, 2, "eos")
         assert said["prompt"] + said["text"] == mdp.prompt(1).text + mdp.prompt(1).metadata["answer"][0]
         _, _, _, _, info = envs.step(np.array([eos, eos]))
-        assert info["_episode"].tolist() == [True, False]
-        assert info["episode"][0]["r"] == 10.0
+        assert info["_rollout"].tolist() == [True, False]
+        assert info["rollout"][0]["r"] == 10.0
         if episode == 0:
             envs.step(np.array([eos, eos]))  # row 1 writes nothing, row 0 begins anew
             envs.reset(options={"reset_mask": np.array([True, True])})
             answers = np.array([mdp.vocabulary.encode(mdp.prompt(row).metadata["answer"]) for row in range(2)])
+
+
+def test_gymnasium_statistics_beside_ours() -> None:
+    env = gymnasium.wrappers.RecordEpisodeStatistics(episode_statistics(TokenEnv("Copy", max_new_tokens=1)))
+    env.reset(seed=0)
+    info = env.step(70)[4]
+    assert (info["episode"]["l"], info["rollout"]["l"]) == (1, 1)
+    envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(
+        episode_statistics(TokenVectorEnv("Copy", 2, max_new_tokens=1))
+    )
+    envs.reset(seed=0)
+    info = envs.step(np.array([70, 71]))[4]
+    assert info["episode"]["l"].tolist() == [1, 1]
+    assert [said["l"] for said in info["rollout"]] == [1, 1]
 
 
 def test_scaling_and_clipping() -> None:

@@ -51,6 +51,12 @@ class Engine(Protocol):
     def stop(self, slots: Tokens) -> None:
         """Free slots."""
 
+    def claim(self, count: int) -> IntArray:
+        """Free slots, for the caller alone until `release`."""
+
+    def release(self, slots: Tokens) -> None:
+        """Stop slots and give them back."""
+
     def generate(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> list[Completion]:
         """Sample every prompt to its end."""
 
@@ -100,6 +106,7 @@ class EngineBase(abc.ABC):
         self.vocab_size = vocabulary.size
         self.version = 0
         self.lengths: IntArray = np.zeros(num_slots, dtype=np.int64)
+        self._claimed = np.zeros(num_slots, dtype=np.bool_)
         self._closed = False
 
     def start(self, slots: Tokens, prompts: Sequence[Tokens]) -> torch.Tensor:
@@ -166,6 +173,34 @@ class EngineBase(abc.ABC):
             self.lengths[slots] = 0
             self._stop(slots)
 
+    def claim(self, count: int) -> IntArray:
+        """Slots that hold no text and that nobody else has claimed; they are the caller's until `release`.
+
+        Those who share an engine claim their slots, so that none steps another's text; whoever has it alone need not.
+
+        Examples:
+            >>> from llm_env.engines import make_engine
+            >>> engine = make_engine("transformers", "tiny", num_slots=4, context=16)
+            >>> engine.claim(2), engine.claim(2)
+            (array([0, 1]), array([2, 3]))
+        """
+        self._check_open()
+        free = np.flatnonzero(~self._claimed & (self.lengths == 0))
+        if len(free) < count:
+            raise ValueError(
+                f"{count} slots are wanted, but of the engine's {self.num_slots} only {len(free)} are free; the others "
+                "hold texts or belong to another environment: make the engine with more, or an engine for each"
+            )
+        self._claimed[free[:count]] = True
+        return free[:count]
+
+    def release(self, slots: Tokens) -> None:
+        """Stop slots that were claimed, and give them back."""
+        if not self._closed:
+            slots = self._slots(slots)
+            self.stop(slots)
+            self._claimed[slots] = False
+
     def generate(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> list[Completion]:
         """Sample every prompt to its end, `sampling.n` times.
 
@@ -197,10 +232,19 @@ class EngineBase(abc.ABC):
         arrays = [as_tokens(prompt, self.vocab_size, "a prompt") for prompt in prompts]
         for prompt in arrays:
             check_prompt(prompt, self.context, 1, self.vocabulary.bos_token)
-        free = np.flatnonzero(self.lengths == 0)
-        if not len(free):
-            raise ValueError(f"all {self.num_slots} slots hold texts: stop some before you generate")
-        return complete(self, free, arrays, sampling or Sampling())
+        if not self._num_free():
+            raise ValueError(f"all {self.num_slots} slots hold texts or are claimed: stop some before you generate")
+        return self._stream(arrays, sampling or Sampling())
+
+    def _stream(self, prompts: list[IntArray], sampling: Sampling) -> Iterator[Completion]:
+        slots = self.claim(max(1, min(self._num_free(), len(prompts) * sampling.n)))
+        try:
+            yield from complete(self, slots, prompts, sampling)
+        finally:
+            self.release(slots)
+
+    def _num_free(self) -> int:
+        return int(np.count_nonzero(~self._claimed & (self.lengths == 0)))
 
     def log_probs(self, sequences: Sequence[Tokens]) -> list[npt.NDArray[np.float32]]:
         """Score given sequences at temperature 1.

@@ -8,20 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from llm_env.checks import as_indices
 from llm_env.stopping import IntArray
 
 
 def as_slots(slots: Any, num_slots: int) -> IntArray:
     """Slot numbers as an array: each in range, each at most once."""
-    array = np.asarray(slots)
-    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-        raise ValueError(f"slots must be a flat sequence of slot numbers, got {slots!r}")
-    array = array.astype(np.int64)
-    if len(array) and (array.min() < 0 or array.max() >= num_slots):
-        raise ValueError(f"slots go from 0 to {num_slots - 1}, got {array.tolist()}")
-    if len(array) > 1 and np.bincount(array).max() > 1:
-        raise ValueError(f"a slot may be named only once in a call, got {array.tolist()}")
-    return array
+    return as_indices(slots, num_slots, "slot")
 
 
 def as_tokens(tokens: Any, vocab_size: int, what: str) -> IntArray:

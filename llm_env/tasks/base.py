@@ -35,11 +35,14 @@ class Task:
             is to value its last state. Never both: a score and a bootstrapped value would count the text twice.
         chat: prompts go through the tokenizer's chat template; None: where the tokenizer has one.
         reward: the reward of a finished rollout.
+        num_train: how many prompts `sample` makes for the split "train".
+        num_test: how many for the held-out split "test". No training prompt repeats one of them.
+        seed: of the prompts made. It is not the seed of the environment: the task stays the same between runs.
 
     Args:
-        num_train: how many prompts `sample` makes for the split "train".
-        num_test: how many for the held-out split "test". None of them is among the training prompts.
-        seed: of the prompts made. It is not the seed of the environment: the task stays the same between runs.
+        num_train: in place of the class's.
+        num_test: in place of the class's.
+        seed: in place of the class's.
 
     Examples:
         >>> class Shout(Task):
@@ -62,18 +65,23 @@ class Task:
     reward: Reward | Callable[[Rollout], float] | None = None
 
     name: ClassVar[str]
+    num_train: int = 4096
+    num_test: int = 256
+    seed: int = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             cls.name = cls.__name__
 
-    def __init__(self, *, num_train: int = 4096, num_test: int = 256, seed: int = 0) -> None:
-        if num_train < 1 or num_test < 0:
-            raise ValueError(f"num_train must be at least 1 and num_test at least 0, got {num_train} and {num_test}")
-        self.num_train = num_train
-        self.num_test = num_test
-        self.seed = seed
+    def __init__(self, *, num_train: int | None = None, num_test: int | None = None, seed: int | None = None) -> None:
+        self.num_train = self.num_train if num_train is None else num_train
+        self.num_test = self.num_test if num_test is None else num_test
+        self.seed = self.seed if seed is None else seed
+        if self.num_train < 1 or self.num_test < 0:
+            raise ValueError(
+                f"num_train must be at least 1 and num_test at least 0, got {self.num_train} and {self.num_test}"
+            )
 
     # What a task writes.
 
@@ -82,13 +90,16 @@ class Task:
         raise NotImplementedError(f"the task {self.name} has neither `sample` nor `splits`: write one of them")
 
     def splits(self) -> Splits:
-        """The prompts, by split: at least "train"; "test" holds those never trained on."""
+        """The prompts, by split: "train", and under other names those held out.
+
+        Whatever this returns, training prompts that repeat a held-out one are left out.
+        """
         wanted = self.num_train + self.num_test
         rng = np.random.default_rng(self.seed)
         found: dict[str, Prompt] = {}
         repeated = 0
         while len(found) < wanted and repeated < _PATIENCE:
-            prompt = self.sample(rng)
+            prompt = Prompt.of(self.sample(rng))
             repeated = repeated + 1 if prompt.identity in found else 0
             found.setdefault(prompt.identity, prompt)
         prompts = list(found.values())
@@ -98,7 +109,7 @@ class Task:
 
     def score(self, rollout: Rollout) -> float | Score:
         """What a finished text is worth. Not called where `reward` is set."""
-        raise NotImplementedError(f"the task {self.name} has neither `reward` nor `score`: write one of them")
+        raise NotImplementedError
 
     # What a task may write.
 
@@ -112,7 +123,8 @@ class Task:
     def reply(self, rollout: Rollout) -> str | Sequence[int] | None:
         """The answer to an agent that has ended its turn (a tool's output, the next question), or None to end there.
 
-        It is called only when a turn ends, with what was written so far. The episode goes on after a reply.
+        It is called only when a turn ends, with what was written so far. The episode goes on after a reply. A string is
+        encoded as it is: where the model expects a chat, it must bring the markers of its turn along.
         """
         raise NotImplementedError
 
@@ -150,13 +162,21 @@ class Task:
 
     def as_reward(self) -> Reward:
         """The reward of this task: `reward` if set, else `score`."""
-        if self.reward is not None:
-            # A plain function in the class body is a reward too; looked up on an instance it would become a method.
-            return as_reward(inspect.getattr_static(self, "reward"))
+        # A plain function in the class body is a reward too; looked up on an instance it would become a method.
+        static = inspect.getattr_static(self, "reward")
+        given = static if inspect.isfunction(static) else self.reward
+        if given is not None:
+            return as_reward(given)
+        if not self.overrides("score"):
+            raise NotImplementedError(f"the task {self.name} has neither `reward` nor `score`: write one of them")
         return as_reward(self.score)
 
     vocabulary: Vocabulary
 
     @cached_property
     def _splits(self) -> Splits:
-        return self.splits()
+        splits = {name: [Prompt.of(row) for row in rows] for name, rows in self.splits().items()}
+        held_out = {prompt.identity for name, prompts in splits.items() if name != "train" for prompt in prompts}
+        if "train" in splits and held_out:
+            splits["train"] = [prompt for prompt in splits["train"] if prompt.identity not in held_out]
+        return splits

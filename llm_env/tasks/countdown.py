@@ -84,6 +84,7 @@ class Countdown(Task):
 
     chat = None
     max_new_tokens = 256
+    num_train = 1024
 
     def __init__(self, count: int = 3, *, largest: int = 20, format_score: float = 0.1, **kwargs: Any) -> None:
         if count < 2 or largest < 1:

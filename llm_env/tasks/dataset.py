@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_env.prompts import Prompt, read_prompts
+from llm_env.prompts import read_prompts
 from llm_env.tasks.base import Splits, Task
 from rewards import Reward, Rollout
 
@@ -57,10 +57,10 @@ class Dataset(Task):
         self._test = None if test is None else read_prompts(test, prompt)
 
     def splits(self) -> Splits:
-        """As given, or a tenth held out."""
+        """As given, or a tenth of the distinct prompts held out."""
         if self._test is not None:
             return {"train": self._train, "test": self._test}
-        order = np.random.default_rng(self.seed).permutation(len(self._train)).tolist()
-        prompts: list[Prompt] = [self._train[i] for i in order]
-        held_out = len(prompts) // 10
-        return {"train": prompts[held_out:], "test": prompts[:held_out]}
+        distinct = {prompt.identity: prompt for prompt in self._train}
+        order = np.random.default_rng(self.seed).permutation(len(distinct)).tolist()
+        prompts = list(distinct.values())
+        return {"train": self._train, "test": [prompts[i] for i in order[: len(order) // 10]]}

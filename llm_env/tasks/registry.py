@@ -77,6 +77,8 @@ def make_task(task: str | Task | type[Task], task_kwargs: Mapping[str, Any] | No
             hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
             raise ValueError(f"unknown task {task!r}; {hint}Known: {', '.join(task_names())}")
         task = _TASKS[task]
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise TypeError(f"a task is a registered name ({', '.join(task_names())}), a Task, or a subclass; got {task!r}")
     try:
         return task(**(task_kwargs or {}))
     except TypeError as error:

@@ -160,6 +160,9 @@ def test_data_sets() -> None:
     mdp = TokenMDP(task)
     mdp.reset(seed=0)
     assert write(mdp, mdp.prompt(0).metadata["answer"]) == 1.0
+    repeated = Dataset([f"{i % 20}" for i in range(200)], reward=ExactMatch())
+    train, test = ({p.identity for p in repeated.prompts(split)} for split in ("train", "test"))
+    assert (len(train), len(test), train & test) == (18, 2, set())
     held_out = Dataset(rows[:3], test=rows[3:5], prompt="question", reward=lambda rollout: 0.5)
     assert [len(held_out.prompts(split)) for split in ("train", "test")] == [3, 2]
 
@@ -182,14 +185,27 @@ def test_bad_tasks() -> None:
         def splits(self) -> dict[str, list[Prompt]]:
             return {"train": []}
 
+        def score(self, rollout: Rollout) -> float:
+            return 0.0
+
     with pytest.raises(ValueError, match="the split 'train' of the task Empty has no prompts"):
         TokenEnv(Empty)
 
-    class Unfinished(Task):
-        pass
+    class Unscored(Task):
+        def sample(self, rng: np.random.Generator) -> Prompt:
+            return Prompt("a")
+
+    with pytest.raises(NotImplementedError, match="Unscored has neither `reward` nor `score`"):
+        TokenEnv(Unscored)
+
+    class Promptless(Task):
+        def score(self, rollout: Rollout) -> float:
+            return 0.0
 
     with pytest.raises(NotImplementedError, match="neither `sample` nor `splits`"):
-        TokenEnv(Unfinished)
+        TokenEnv(Promptless)
+    with pytest.raises(TypeError, match=r"a task is a registered name .*, a Task, or a subclass; got 3"):
+        TokenEnv(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="takes a subclass of Task"):
         register_task(Copy())  # type: ignore[type-var]
 
@@ -198,6 +214,31 @@ def test_bad_tasks() -> None:
 
     with pytest.raises(ValueError, match="a task named 'Copy' is already registered"):
         register_task(Clash)
+
+
+def test_a_task_may_be_written_loosely() -> None:
+    class Loose(Task):
+        def __init__(self) -> None:  # without calling the base class
+            self.word = "hi"
+
+        def sample(self, rng: np.random.Generator) -> str:  # type: ignore[override]
+            return f"say {self.word} {rng.integers(10_000)}"
+
+        @property
+        def reward(self) -> ExactMatch:  # type: ignore[override]
+            return ExactMatch()
+
+    assert len(Loose().prompts("test")) == 256
+
+    class Generated(Task):
+        def splits(self) -> dict[str, Any]:
+            return {"train": (text for text in ("a", "b"))}
+
+        def reward(rollout: Rollout) -> float:  # type: ignore[override,misc]
+            return 0.25
+
+    mdp = TokenMDP(Generated)
+    assert write(mdp, "x") == 0.25
 
 
 def test_one_task_serves_environments_with_other_tokens() -> None:
