@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +47,7 @@ class MDPOptions(TypedDict, total=False):
     reward_timeout: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """An episode that a step has ended."""
 
     rollout: Rollout
@@ -210,7 +209,7 @@ class TokenMDP:
         else:
             indices, groups = self._chosen(prompt_indices, rows)
         chosen = indices.tolist()
-        self.state.reset(rows, [self.prompts.tokens[index] for index in chosen])
+        self.state.reset(rows, [self.prompts.tokens[index] for index in chosen], checked=True)
         for row, index in zip(rows.tolist(), chosen, strict=True):
             self._prompts[row] = self.prompts.prompts[index]
         self.begun[:] = False

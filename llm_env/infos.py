@@ -34,7 +34,7 @@ def episode_infos(mdp: TokenMDP) -> dict[str, Any]:
         "prompt_index": mdp.prompt_index.copy(),
         "_prompt_index": everyone,
         "group": mdp.group.copy(),
-        "_group": everyone.copy(),
+        "_group": everyone,
     }
 
 

@@ -186,10 +186,17 @@ class PromptSampler:
 
     def deal(self, count: int) -> tuple[IntArray, IntArray]:
         """The next `count` deals: `[count]` indices of prompts and `[count]` numbers of the group each belongs to."""
-        groups = np.arange(self.dealt, self.dealt + count) // self.completions_per_prompt
+        groups = np.arange(self.dealt, self.dealt + count)
+        if self.completions_per_prompt > 1:
+            groups //= self.completions_per_prompt
         self.dealt += count
-        epochs, places = np.divmod(groups, self.num_prompts)
-        return np.array([self._order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)], int), groups
+        if not count:
+            return groups, groups
+        epochs = range(int(groups[0]) // self.num_prompts, int(groups[-1]) // self.num_prompts + 1)
+        if len(epochs) == 1:  # as nearly always
+            return self._order(epochs[0])[groups - epochs[0] * self.num_prompts], groups
+        of_epoch, places = np.divmod(groups, self.num_prompts)
+        return np.concatenate([self._order(epoch)[places[of_epoch == epoch]] for epoch in epochs]), groups
 
     def state_dict(self) -> dict[str, int]:
         """What `load_state_dict` needs to go on from here."""

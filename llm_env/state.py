@@ -173,6 +173,8 @@ class TokenState:
         rows: Sequence[int] | IntArray,
         prompts: Sequence[Sequence[int] | IntArray],
         budgets: Sequence[int] | IntArray | None = None,
+        *,
+        checked: bool = False,
     ) -> None:
         """Begin a new episode in each of `rows`; the others are left as they are.
 
@@ -180,25 +182,17 @@ class TokenState:
             rows: which rows.
             prompts: their prompts, as token ids. A prompt may be empty; it must leave room for one token.
             budgets: how many tokens the agent may choose in each; by default the budget of this state.
+            checked: the prompts are known to be arrays of token ids that fit.
         """
         rows = self._as_rows(rows)
-        arrays = [np.asarray(prompt) for prompt in prompts]
-        if len(arrays) != len(rows):
-            raise ValueError(f"reset of {len(rows)} rows needs as many prompts, got {len(arrays)}")
-        if not arrays:
-            return
-        if written := [prompt for prompt in arrays if len(prompt)]:
-            as_token_ids(np.concatenate(written), self.vocab_size, "a prompt")
-        lengths = np.array([len(prompt) for prompt in arrays])
-        if lengths.max() >= self.context:
-            raise ValueError(
-                f"a prompt of {lengths.max()} tokens leaves no room to act in a context of {self.context}: "
-                f"use a context of at least {lengths.max() + 1}, or shorter prompts"
-            )
+        if len(prompts) != len(rows):
+            raise ValueError(f"reset of {len(rows)} rows needs as many prompts, got {len(prompts)}")
+        if not checked:
+            prompts = [self._check_prompt(prompt) for prompt in prompts]
         self.tokens[rows] = self.pad_token
-        for row, prompt in zip(rows, arrays, strict=True):
+        for row, prompt in zip(rows.tolist(), prompts, strict=True):
             self.tokens[row, : len(prompt)] = prompt
-        self.length[rows] = self.prompt_length[rows] = lengths
+        self.length[rows] = self.prompt_length[rows] = [len(prompt) for prompt in prompts]
         self.is_action[rows] = False
         self.num_actions[rows] = 0
         self._stop_state[rows] = 0
@@ -310,6 +304,15 @@ class TokenState:
 
     def _as_rows(self, rows: Sequence[int] | IntArray | None) -> IntArray:
         return self.all_rows if rows is None or rows is self.all_rows else as_indices(rows, self.num_rows, "row")
+
+    def _check_prompt(self, prompt: Sequence[int] | IntArray) -> IntArray:
+        array = as_token_ids(prompt, self.vocab_size, "a prompt")
+        if len(array) >= self.context:
+            raise ValueError(
+                f"a prompt of {len(array)} tokens leaves no room to act in a context of {self.context}: "
+                f"use a context of at least {len(array) + 1}, or shorter prompts"
+            )
+        return array
 
     def check_actions(self, actions: Sequence[int] | IntArray, rows: IntArray) -> IntArray:
         """The actions as an array, if they are token ids, one for each of `rows`, all of which are running."""

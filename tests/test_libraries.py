@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -15,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 from torchrl.collectors import Collector
-from torchrl.envs import ActionMask, GymEnv, GymWrapper, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs import ActionMask, GymWrapper, RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.utils import RandomPolicy, check_env_specs
 
 from llm_env import SB3TokenVecEnv, TokenVectorEnv, TorchRLTokenEnv
@@ -118,10 +121,22 @@ def test_stable_baselines3_by_its_own_ways() -> None:
         )
 
 
-def test_torchrl_makes_it_by_id() -> None:
-    """Its GymEnv takes the same-step mode, whose last observations of Dict spaces it drops; ours does not."""
+BY_ID = """
+import llm_env
+from torchrl.envs import GymEnv
+if __name__ == "__main__":
     env = GymEnv("llm_env/Copy-v0", num_envs=2, categorical_action_encoding=True)
     assert env.rollout(20, break_when_any_done=False)["next", "done"].any()
+    env.close()
+"""
+
+
+def test_torchrl_makes_it_by_id(tmp_path: Path) -> None:
+    """In a script of its own, because it makes an environment in each of several processes."""
+    script = tmp_path / "by_id.py"
+    script.write_text(BY_ID)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_torchrl_collector_can_be_seeded() -> None:

@@ -296,7 +296,10 @@ class TestEngine:
             with pytest.raises(ValueError, match=message):
                 TokenMDP("Copy", **arguments)
         for arguments, message in (
-            ({"legnth": 3}, "got an unexpected keyword argument 'legnth'; Arguments of the task itself go into task_kwargs"),
+            (
+                {"legnth": 3},
+                "got an unexpected keyword argument 'legnth'; Arguments of the task itself go into task_kwargs",
+            ),
             ({"contxt": 30}, "got an unexpected keyword argument 'contxt'; did you mean context"),
             ({"max_episode_steps": 3}, "use max_new_tokens, not max_episode_steps"),
             ({"model": 3}, "model must be a name, a folder, a hub id or a tokenizer, got int: 3"),
