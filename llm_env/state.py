@@ -182,15 +182,15 @@ class TokenState:
             rows: which rows.
             prompts: their prompts, as token ids. A prompt may be empty; it must leave room for one token.
             budgets: how many tokens the agent may choose in each; by default the budget of this state.
-            checked: the prompts are known to be arrays of token ids that fit.
+            checked: rows and prompts are arrays, and known to be good.
         """
-        rows = self._as_rows(rows)
+        if not checked:
+            rows = self._as_rows(rows)
+            prompts = [self._check_prompt(prompt) for prompt in prompts]
         if len(prompts) != len(rows):
             raise ValueError(f"reset of {len(rows)} rows needs as many prompts, got {len(prompts)}")
-        if not checked:
-            prompts = [self._check_prompt(prompt) for prompt in prompts]
         self.tokens[rows] = self.pad_token
-        for row, prompt in zip(rows.tolist(), prompts, strict=True):
+        for row, prompt in zip(rows, prompts, strict=True):
             self.tokens[row, : len(prompt)] = prompt
         self.length[rows] = self.prompt_length[rows] = [len(prompt) for prompt in prompts]
         self.is_action[rows] = False
