@@ -110,6 +110,7 @@ class TokenMDP:
         state: the tokens, see `TokenState`.
         begun: `[num_envs]` bool, the rows that the last reset began.
         finished: the episodes that the last step ended, by row.
+        followers: those who keep something beside the episodes, and are told when episodes are copied.
     """
 
     def __init__(
@@ -220,11 +221,11 @@ class TokenMDP:
         self.observer.begin(rows)
         return rows
 
-    def step(self, actions: Sequence[int] | IntArray, rows: IntArray | None = None) -> FloatArray:
+    def step(self, actions: Sequence[int] | IntArray, rows: Sequence[int] | IntArray | None = None) -> FloatArray:
         """Let `rows` (all by default) each take an action; returns `[num_envs]` rewards, 0 for the others."""
         state = self.state
         state.step(actions, rows)
-        acted = state.all_rows if rows is None else rows
+        acted = state.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
         # Before anything is scored: should the reward raise, engine and text have not come apart.
         self.observer.advance(acted)
         reward = np.zeros(self.num_envs)
