@@ -5,46 +5,25 @@ The four environment faces (Gymnasium's two, TorchRL, Stable-Baselines3) are vie
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_env.checks import as_indices
-from llm_env.models import load_vocabulary
 from llm_env.observer import Observe, Observer
+from llm_env.options import refuse_unknown, vocabulary_of
 from llm_env.prompts import Prompt, PromptSampler, TokenizedPrompts
 from llm_env.state import RUNNING, End, SavedRows, TokenState
 from llm_env.stopping import IntArray
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import make_task
-from llm_env.text import Vocabulary
 from rewards import Guard, RewardError, Rollout, Score
 
 FloatArray = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-class MDPOptions(TypedDict, total=False):
-    """The keyword arguments every face shares; `TokenMDP` says what they mean."""
-
-    task_kwargs: Mapping[str, Any] | None
-    model: Any
-    drop_long_prompts: bool
-    split: str
-    context: int | None
-    max_new_tokens: int | None
-    completions_per_prompt: int
-    shuffle: bool
-    engine: Any
-    observe: Observe
-    top_k: int | None
-    on_reward_error: float
-    reward_timeout: float | None
 
 
 class Finished(NamedTuple):
@@ -133,7 +112,7 @@ class TokenMDP:
         reward_timeout: float | None = None,
         **unknown: Any,
     ) -> None:
-        _refuse(unknown)
+        refuse_unknown(unknown)
         if num_envs < 1 or (max_new_tokens is not None and max_new_tokens < 1):
             raise ValueError(
                 f"num_envs and max_new_tokens must be at least 1, got num_envs={num_envs}, "
@@ -146,7 +125,7 @@ class TokenMDP:
         elif not (engine is None or isinstance(engine, str)):
             raise ValueError(f"an engine brings its own model: leave out model={model!r}, or name the engine")
         self.model = model
-        self.vocabulary = _vocabulary(model, engine)
+        self.vocabulary = vocabulary_of(model, engine)
         self.task = unbound.bind(self.vocabulary)
         self.num_envs = num_envs
         self.max_new_tokens = self.task.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -359,30 +338,3 @@ class TokenMDP:
             return reply
         # In the middle of a text, the special tokens that a tokenizer puts around one would be out of place.
         return [int(token) for token in self.vocabulary.encode(reply, add_special_tokens=False)]
-
-
-def _refuse(unknown: Mapping[str, Any]) -> None:
-    for name in unknown:
-        if name == "max_episode_steps":
-            raise TypeError("the length of an episode is part of the task: use max_new_tokens, not max_episode_steps")
-        known = [*MDPOptions.__annotations__, "autoreset_mode", "render_mode", "copy", "num_envs"]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        # Python's own words: libraries that try an argument on every environment look for them.
-        message = f"got an unexpected keyword argument {name!r}; {hint}Arguments of the task itself go into task_kwargs"
-        raise TypeError(message)
-
-
-def _vocabulary(model: Any, engine: Any) -> Vocabulary:
-    if engine is not None and not isinstance(engine, str):
-        # Its own vocabulary counts logits, of which a model may have more than its tokenizer has tokens.
-        return Vocabulary(engine.vocabulary.tokenizer, eos_tokens=engine.vocabulary.eos_tokens)
-    if isinstance(model, Vocabulary):
-        return model
-    if hasattr(model, "convert_ids_to_tokens"):
-        return Vocabulary(model)
-    if not isinstance(model, str | Path):
-        raise TypeError(
-            f"model must be a name, a folder, a hub id or a tokenizer, got {type(model).__name__}: {model!r}"
-        )
-    return load_vocabulary(str(model))

@@ -7,8 +7,9 @@ from typing import Any, Unpack
 import gymnasium
 import numpy as np
 
-from llm_env.core import Arrays, MDPOptions, SavedEpisodes, TokenMDP
+from llm_env.core import Arrays, SavedEpisodes, TokenMDP
 from llm_env.infos import episode_info, finished_info
+from llm_env.options import MDPOptions
 from llm_env.render import render_row
 from llm_env.spaces import action_space, observation_space
 from llm_env.tasks.base import Task

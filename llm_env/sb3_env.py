@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 
-from llm_env.core import MDPOptions
+from llm_env.options import MDPOptions
 from llm_env.tasks.base import Task
 from llm_env.vector_env import TokenVectorEnv
 

@@ -10,7 +10,8 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from llm_env.core import Arrays, MDPOptions, TokenMDP
+from llm_env.core import Arrays, TokenMDP
+from llm_env.options import MDPOptions
 from llm_env.state import RUNNING
 from llm_env.tasks.base import Task
 

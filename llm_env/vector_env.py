@@ -10,8 +10,9 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from llm_env.core import Arrays, FloatArray, MDPOptions, SavedEpisodes, TokenMDP
+from llm_env.core import Arrays, FloatArray, SavedEpisodes, TokenMDP
 from llm_env.infos import episode_infos, finished_infos
+from llm_env.options import MDPOptions
 from llm_env.render import render_row
 from llm_env.spaces import action_space, observation_space
 from llm_env.state import RUNNING, BoolArray
