@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Where each engine lives; imported when asked for, because each needs libraries that the others do not.
-_ENGINES = {"transformers": "llm_env.engines.transformers:TransformersEngine"}
+_ENGINES = {
+    "transformers": "llm_env.engines.transformers:TransformersEngine",
+    "vllm": "llm_env.engines.vllm:VLLMEngine",
+}
 
 __all__ = ["Completion", "Engine", "EngineBase", "Sampling", "engine_names", "make_engine"]
 

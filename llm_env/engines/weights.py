@@ -26,6 +26,19 @@ def copy_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tenso
         ...
         ValueError: cannot load these weights, nothing was changed: missing: bias
     """
+    targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    check_weights(model, named_tensors)
+    with torch.no_grad():
+        for name, tensor in named_tensors.items():
+            targets[name].copy_(tensor)
+
+
+def check_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Raise unless there is a tensor of the right shape for each weight of the model, which is left as it is.
+
+    Returns:
+        For each name given, the first name of the same weight: another one if the weight is tied.
+    """
     parameters = dict(model.named_parameters())
     targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)  # every name, also those of tied weights
     names_of: dict[int, list[str]] = {}
@@ -52,9 +65,7 @@ def copy_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tenso
                     problems.append(f"{given_names[0]} and {other} are tied in this model, but given as different")
     if problems:
         raise ValueError(f"cannot load these weights, nothing was changed: {'; '.join(problems)}")
-    with torch.no_grad():
-        for name, tensor in named_tensors.items():
-            targets[name].copy_(tensor)
+    return {name: names_of[id(targets[name])][0] for name in named_tensors}
 
 
 def _some(names: list[str]) -> str:
