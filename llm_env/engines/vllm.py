@@ -6,8 +6,8 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import itertools
-import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ class VLLMEngine(EngineBase):
                 verbose=verbose,
                 **(vllm_args or {}),
             )
+            self._finalizer = weakref.finalize(self, self._core.close)  # also if it is dropped, and at exit
             if tolerance is None:
                 tolerance = TOLERANCE.get(dtype, HALF_TOLERANCE)
             self._parity = ParityCheck(folder, dtype, vocabulary.size, context, tolerance)
@@ -128,13 +129,9 @@ class VLLMEngine(EngineBase):
     def close(self) -> None:
         """Free the model and the cache; it cannot be used any more."""
         if self._core is not None:
-            core, self._core = self._core, None
-            core.close()
+            self._core = None
+            self._finalizer()
             super().close()
-
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
-            self.close()
 
     def _start(self, slots: IntArray, prompts: list[IntArray]) -> torch.Tensor:
         return self._run([], [], slots, prompts)
