@@ -69,7 +69,7 @@ class VLLMCore:
                 "enforce_eager": current_platform.is_cpu(),
                 # Memory is set aside by need below, not as a share of what there is: a trainer may live there too.
                 "gpu_memory_utilization": 0.01,
-                "block_size": 32 if current_platform.is_cpu() else 16,
+                "block_size": 64 if current_platform.is_cpu() else 16,  # on CPU 32 and 128 are 10 % slower
                 "max_num_batched_tokens": max(BATCHED_TOKENS, num_requests),
                 "use_tqdm_on_load": False,
             }
