@@ -13,6 +13,7 @@ model runner's copy of it. Any subset of the requests can therefore act, and oth
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import sys
@@ -209,6 +210,8 @@ class VLLMCore:
         self._repack_tied_head()
         if not self._core.reset_prefix_cache():
             raise RuntimeError("vLLM did not clear its prefix cache: it would mix keys of the old and the new weights")
+        for cache in self._runner.kv_caches:
+            cache.zero_()  # a NaN of bad weights would stay: attention multiplies what it masks by 0, and 0 times NaN is NaN
 
     def close(self) -> None:
         """Free the model and the cache."""
@@ -291,7 +294,12 @@ def _reserve_cache(config: Any, num_requests: int, context: int) -> None:
 
 @contextlib.contextmanager
 def _process_untouched() -> Iterator[None]:
-    """Undo what making an engine does to the process: all global seeds become 0, and torch's threads are frozen."""
+    """Undo what making an engine does to the process.
+
+    All global seeds become 0, `torch.set_num_threads` stops working, and all objects there are, the trainer's included,
+    are hidden from the garbage collector.
+    """
+    frozen = gc.get_freeze_count()
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     precision = torch.get_float32_matmul_precision()
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -304,6 +312,8 @@ def _process_untouched() -> Iterator[None]:
             torch.set_num_threads = set_num_threads
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
+            if not frozen:
+                gc.unfreeze()
 
 
 @contextlib.contextmanager
