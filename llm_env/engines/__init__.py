@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llm_env.engines.base import Engine, EngineBase
 from llm_env.engines.complete import Completion
 from llm_env.engines.sampling import Sampling
+from llm_env.engines.weights import merged_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +20,7 @@ _ENGINES = {
     "vllm": "llm_env.engines.vllm:VLLMEngine",
 }
 
-__all__ = ["Completion", "Engine", "EngineBase", "Sampling", "engine_names", "make_engine"]
+__all__ = ["Completion", "Engine", "EngineBase", "Sampling", "engine_names", "make_engine", "merged_weights"]
 
 
 def engine_names() -> list[str]:

@@ -37,7 +37,9 @@ class Completion:
     end: str
 
 
-def complete(engine: EngineBase, slots: IntArray, prompts: Sequence[IntArray], sampling: Sampling) -> Iterator[Completion]:
+def complete(
+    engine: EngineBase, slots: IntArray, prompts: Sequence[IntArray], sampling: Sampling
+) -> Iterator[Completion]:
     """Sample every prompt to its end in the given slots, which must be free and be left alone until then.
 
     When a text ends, the next one waiting begins in its slot at once, while the others go on.

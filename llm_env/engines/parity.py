@@ -43,7 +43,9 @@ class ParityCheck:
         self.dtype = dtype
         self.tolerance = tolerance
         with _parameters_without_memory():
-            self.skeleton: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype).eval()
+            self.skeleton: Any = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(folder), dtype=dtype
+            ).eval()
         self.sequences: list[IntArray] = []
 
     def by_first_name(self, named_tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -71,8 +73,8 @@ class ParityCheck:
             f"after the update, vLLM and the weights it was given disagree by {worst[index]:.3g} on the "
             f"log-probability of a token, on average (tolerance {self.tolerance:g}). Worst is check sequence {index}, "
             f"tokens {self.sequences[index].tolist()}; the differences of all {len(worst)} are "
-            f"{', '.join(f'{value:.3g}' for value in worst)}. The engine holds stale or half-loaded weights and refuses to "
-            "work until an update succeeds"
+            f"{', '.join(f'{value:.3g}' for value in worst)}. The engine holds stale or half-loaded weights and "
+            "refuses to work until an update succeeds"
         )
 
     def _log_probs(self, named_tensors: Mapping[str, torch.Tensor]) -> npt.NDArray[np.float32]:

@@ -127,8 +127,8 @@ def draw(log_probs: torch.Tensor, uniforms: torch.Tensor | npt.NDArray[np.float6
         [0, 0, 2]
     """
     # In two steps, first a block of tokens and then a token of it: the sum over a large vocabulary is what takes time.
-    # float64: in float32 a sum near 1 has no room for the probabilities of most tokens of a large vocabulary. Blocks are
-    # summed in float32, which is five times faster, but for the heaviest, where it would lose the tokens beside the likely.
+    # float64: in float32 a sum near 1 has no room for the probabilities of most tokens of a large vocabulary. Blocks
+    # are summed in float32, several times faster, but for the heaviest: a likely token would hide those beside it.
     n, size = log_probs.shape
     width = BLOCK if size > BLOCK else size
     blocks = torch.nn.functional.pad(log_probs.exp(), (0, -size % width)).view(n, -1, width)

@@ -231,14 +231,8 @@ class VLLMEngine(EngineBase):
             texts = self._core.texts().items()
             shown = [f"  {name.split('-')[0]}: {self.vocabulary.decode(t)!r}" for name, t in list(texts)[:SHOWN_TEXTS]]
             more = [f"  and {len(texts) - SHOWN_TEXTS} more"] if len(texts) > SHOWN_TEXTS else []
-            message = "\n".join(
-                [
-                    f"vLLM failed ({type(error).__name__}: {error}); this engine is closed, make a new one. Its texts were, "
-                    "by slot,",
-                    *shown,
-                    *more,
-                ]
-            )
+            what = f"vLLM failed ({type(error).__name__}: {error}); this engine is closed, make a new one."
+            message = "\n".join([f"{what} Its texts were, by slot,", *shown, *more])
             self._failure = message
             with contextlib.suppress(Exception):
                 self.close()

@@ -1,13 +1,13 @@
 """All that touches vLLM's insides: one engine core in this process, whose requests grow by tokens chosen elsewhere.
 
 vLLM's scheduler knows no prefill and no decoding: each request has tokens, of which some are computed, and a step
-computes what is missing. So an external agent needs neither a thread nor a sampler to be fooled. A pass is
+computes what is missing. So an external agent needs no thread, and no sampler to be fooled. A pass is
 
     scheduler.schedule()  ->  model_executor.execute_model()  ->  take the logits  ->  scheduler.update_from_output()
 
-and reports that nothing was sampled, as the pass over a part of a long prompt does. The request then has nothing left to
-compute, and the scheduler leaves it alone until the agent's token is appended: to the scheduler's request, and to the
-model runner's copy of it. Any subset of the requests can therefore act, and others begin or end in the same pass.
+and reports that nothing was sampled, as the pass over a part of a long prompt does. The request then has nothing left
+to compute, and the scheduler leaves it alone until the agent's token is appended: to the scheduler's request, and to
+the model runner's copy of it. Any subset of the requests can therefore act, and others begin or end in the same pass.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class VLLMCore:
             }
             arguments = EngineArgs(
                 model=folder,
-                dtype=dtype,  # type: ignore[arg-type]
+                dtype=dtype,
                 max_num_seqs=num_requests,
                 max_model_len=context + 1,  # the scheduler keeps a place for a sampled token, also if none is sampled
                 async_scheduling=False,
@@ -193,7 +193,8 @@ class VLLMCore:
                     places.append((name, slice(end - count, end - count + len(scored))))
                     offset += count
                 values = self._log_probs(hidden, torch.cat(rows), torch.tensor(targets))
-                for (name, place), part in zip(places, values.split([len(r) for r in rows]), strict=True):
+                parts = torch.split_with_sizes(values, [len(part) for part in rows])
+                for (name, place), part in zip(places, parts, strict=True):
                     scores[name][place] = part
                 self._hidden = None
                 self.remove([name for name in waiting if self._is_done(name)])
@@ -211,7 +212,7 @@ class VLLMCore:
         if not self._core.reset_prefix_cache():
             raise RuntimeError("vLLM did not clear its prefix cache: it would mix keys of the old and the new weights")
         for cache in self._runner.kv_caches:
-            cache.zero_()  # a NaN of bad weights would stay: attention multiplies what it masks by 0, and 0 times NaN is NaN
+            cache.zero_()  # a NaN of bad weights would stay: attention multiplies what it masks by 0, which gives NaN
 
     def close(self) -> None:
         """Free the model and the cache."""
@@ -224,7 +225,7 @@ class VLLMCore:
         else:  # `shutdown` would also tear down torch.distributed, which the other engines of this process use
             self._core.model_executor.shutdown()
             self._scheduler.shutdown()
-        self._core = self._runner = self._scheduler = None  # type: ignore[assignment]
+        self._core = self._runner = self._scheduler = None
 
     _hidden: torch.Tensor | None = None
 

