@@ -56,6 +56,8 @@ class VLLMCore:
     ) -> None:
         os.environ.update(ENVIRONMENT)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
+        if not _alive:
+            _trainers_group[:] = [torch.distributed.is_initialized()]
         with _process_untouched(), contextlib.nullcontext() if verbose else _stderr_kept():
             from vllm.engine.arg_utils import EngineArgs
             from vllm.platforms import current_platform
@@ -221,8 +223,9 @@ class VLLMCore:
         _alive.remove(self)
         self._requests = {}
         if not _alive:
-            self._core.shutdown()
-        else:  # `shutdown` would also tear down torch.distributed, which the other engines of this process use
+            with _trainers_group_kept():
+                self._core.shutdown()
+        else:  # `shutdown` would also tear down torch.distributed, which others in this process use
             self._core.model_executor.shutdown()
             self._scheduler.shutdown()
         self._core = self._runner = self._scheduler = None
@@ -272,6 +275,19 @@ class VLLMCore:
 
 
 _alive: list[VLLMCore] = []
+_trainers_group: list[bool] = []  # whether torch.distributed was initialised before there was any engine
+
+
+@contextlib.contextmanager
+def _trainers_group_kept() -> Iterator[None]:
+    """Shutting down ends all of torch.distributed: keep the default group, if it was there before any engine."""
+    destroy = torch.distributed.destroy_process_group
+    if any(_trainers_group):
+        torch.distributed.destroy_process_group = lambda group=None: None if group is None else destroy(group)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
 
 
 def _ordinary(logits: torch.Tensor) -> torch.Tensor:

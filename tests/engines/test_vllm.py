@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -291,7 +292,9 @@ def test_it_is_an_engine(make):
 def test_the_process_is_left_as_it_was(make):
     torch.set_num_threads(2)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     engine = make("tiny", 2, 16)
+    assert cores == (os.sched_getaffinity(0) if cores else None)
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -317,6 +320,36 @@ def test_two_engines_at_once_and_one_after_them(make):
     assert not torch.distributed.is_initialized()
     three = make(first)
     torch.testing.assert_close(three.start([0], [[4, 5]])[0], full_logits(first, [4, 5])[-1], atol=1e-4, rtol=1e-4)
+
+
+@needs_vllm
+def test_a_process_group_of_the_trainer_survives(make):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        make("tiny", 2, 16).close()
+        assert torch.distributed.is_initialized()
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@needs_vllm
+def test_closing_frees_the_model_and_the_cache():
+    engine = make_engine("vllm", "tiny", num_slots=2, context=16)
+    held = [weakref.ref(engine._core.model), *(weakref.ref(cache) for cache in engine._core._runner.kv_caches)]
+    engine.start([0], [[4, 5]])
+    engine.close()
+    gc.collect()
+    assert [reference() for reference in held] == [None] * len(held)
+
+
+@needs_vllm
+def test_an_engine_that_is_dropped_is_freed():
+    engine = make_engine("vllm", "tiny", num_slots=2, context=16)
+    core = engine._core
+    del engine
+    gc.collect()
+    assert core._core is None
 
 
 @needs_vllm
