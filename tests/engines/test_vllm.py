@@ -196,6 +196,18 @@ def test_one_prompt_in_many_slots_is_computed_once(make):
         torch.testing.assert_close(row, full_logits(model, prompt)[-1], atol=1e-4, rtol=1e-4)
 
 
+@needs_vllm
+def test_what_the_cache_holds_is_scored_all_the_same(make):
+    model = wide_model(max_position_embeddings=256)
+    engine = make(model, 2, 200)
+    text = np.random.default_rng(0).integers(3, 100, 150).tolist()
+    engine.start([0], [text])
+    expected = full_logits(model, text).log_softmax(-1)[np.arange(149), text[1:]]
+    for score in (*engine.log_probs([text, text]), *engine.log_probs([text])):
+        np.testing.assert_allclose(score, expected, atol=1e-4)
+    assert engine.step([0], [5]).isfinite().all()
+
+
 # Weights.
 
 
