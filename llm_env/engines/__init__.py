@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any, cast
 from llm_env.engines.base import Engine, EngineBase
 from llm_env.engines.complete import Completion
 from llm_env.engines.sampling import Sampling
+from llm_env.engines.weights import merged_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Where each engine lives; imported when asked for, because each needs libraries that the others do not.
-_ENGINES = {"transformers": "llm_env.engines.transformers:TransformersEngine"}
+_ENGINES = {
+    "transformers": "llm_env.engines.transformers:TransformersEngine",
+    "vllm": "llm_env.engines.vllm:VLLMEngine",
+}
 
-__all__ = ["Completion", "Engine", "EngineBase", "Sampling", "engine_names", "make_engine"]
+__all__ = ["Completion", "Engine", "EngineBase", "Sampling", "engine_names", "make_engine", "merged_weights"]
 
 
 def engine_names() -> list[str]:

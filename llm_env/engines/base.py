@@ -302,6 +302,19 @@ class EngineBase(abc.ABC):
     def _stop(self, slots: IntArray) -> None:  # noqa: B027  (not every engine has something to do here)
         pass
 
+    def _step_and_start(
+        self, slots: IntArray, tokens: IntArray, fresh: IntArray, prompts: list[IntArray]
+    ) -> torch.Tensor:
+        """`step` of some slots and `start` of others, which some engines can do together; either may be none.
+
+        Returns:
+            `[n, V]` logits, those of `slots` first.
+        """
+        logits = [self.step(slots, tokens)] if len(slots) else []
+        if len(fresh):
+            logits.append(self.start(fresh, prompts))
+        return torch.cat(logits)
+
     @abc.abstractmethod
     def _log_probs(self, sequences: list[IntArray]) -> list[npt.NDArray[np.float32]]:
         """`log_probs`, with checked arguments."""

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from llm_env.engines.sampling import Sampling, choose, uniforms
 from llm_env.state import End, TokenState
 from llm_env.stopping import IntArray
 
 if TYPE_CHECKING:
-    from llm_env.engines.base import Engine
+    from llm_env.engines.base import EngineBase
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +37,9 @@ class Completion:
     end: str
 
 
-def complete(engine: Engine, slots: IntArray, prompts: Sequence[IntArray], sampling: Sampling) -> Iterator[Completion]:
+def complete(
+    engine: EngineBase, slots: IntArray, prompts: Sequence[IntArray], sampling: Sampling
+) -> Iterator[Completion]:
     """Sample every prompt to its end in the given slots, which must be free and be left alone until then.
 
     When a text ends, the next one waiting begins in its slot at once, while the others go on.
@@ -63,22 +64,19 @@ def complete(engine: Engine, slots: IntArray, prompts: Sequence[IntArray], sampl
     try:
         while True:
             rows = np.flatnonzero(state.running)
-            logits = []
-            if len(rows):
-                logits.append(engine.step(slots[rows], state.tokens[rows, state.length[rows] - 1]))
+            last = state.tokens[rows, state.length[rows] - 1]
             fresh = np.flatnonzero(~state.running)[: len(waiting)]
-            if len(fresh):
-                for row in fresh.tolist():
-                    prompt, completion = of_row[row] = waiting.popleft()
-                    random[row] = uniforms(sampling.seed, prompt, completion, most)
-                begun = [prompts[of_row[row][0]] for row in fresh.tolist()]
-                state.reset(fresh, begun)
-                logits.append(engine.start(slots[fresh], begun))
-            if not logits:
+            if not len(rows) and not len(fresh):
                 return
+            for row in fresh.tolist():
+                prompt, completion = of_row[row] = waiting.popleft()
+                random[row] = uniforms(sampling.seed, prompt, completion, most)
+            begun = [prompts[of_row[row][0]] for row in fresh.tolist()]
+            state.reset(fresh, begun)
+            logits = engine._step_and_start(slots[rows], last, slots[fresh], begun)
             rows = np.concatenate([rows, fresh])
             count = state.num_actions[rows]
-            tokens, chosen = choose(torch.cat(logits), sampling, random[rows, count])
+            tokens, chosen = choose(logits, sampling, random[rows, count])
             log_probs[rows, count] = chosen.cpu().numpy()
             state.step(tokens.cpu().numpy(), rows)
 

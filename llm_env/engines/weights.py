@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -25,6 +26,19 @@ def copy_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tenso
         Traceback (most recent call last):
         ...
         ValueError: cannot load these weights, nothing was changed: missing: bias
+    """
+    targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    check_weights(model, named_tensors)
+    with torch.no_grad():
+        for name, tensor in named_tensors.items():
+            targets[name].copy_(tensor)
+
+
+def check_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Raise unless there is a tensor of the right shape for each weight of the model, which is left as it is.
+
+    Returns:
+        For each name given, the first name of the same weight: another one if the weight is tied.
     """
     parameters = dict(model.named_parameters())
     targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)  # every name, also those of tied weights
@@ -52,9 +66,34 @@ def copy_weights(model: torch.nn.Module, named_tensors: Mapping[str, torch.Tenso
                     problems.append(f"{given_names[0]} and {other} are tied in this model, but given as different")
     if problems:
         raise ValueError(f"cannot load these weights, nothing was changed: {'; '.join(problems)}")
+    return {name: names_of[id(targets[name])][0] for name in named_tensors}
+
+
+def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model with LoRA adapters, as they are with the adapters merged, by the base model's names.
+
+    The model is left as it is: merging in place and taking it back would round its weights a little at every update.
+
+    Args:
+        model: of peft, or any other (its parameters are returned, then).
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    merged: dict[str, torch.Tensor] = {}
+    adapted: list[str] = []
     with torch.no_grad():
-        for name, tensor in named_tensors.items():
-            targets[name].copy_(tensor)
+        for name, module in base.named_modules():
+            if not hasattr(module, "get_delta_weight"):
+                continue
+            if any(getattr(module, "use_dora", {}).values()):
+                raise ValueError(f"{name} uses DoRA, which does not just add to the weight: merge it yourself")
+            tensors = {part: tensor.detach() for part, tensor in module.base_layer.named_parameters()}
+            for adapter in [] if module.merged or module.disable_adapters else module.active_adapters:
+                if adapter in module.lora_A or adapter in module.lora_embedding_A:
+                    tensors["weight"] = tensors["weight"] + module.get_delta_weight(adapter)
+            merged |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}
+            adapted.append(f"{name}.")
+    others = {name: weight for name, weight in base.named_parameters() if not name.startswith(tuple(adapted))}
+    return merged | {name: weight.detach() for name, weight in others.items()}
 
 
 def _some(names: list[str]) -> str:

@@ -43,7 +43,7 @@ def make_model(family: str, seed: int = 0, **more: Any) -> Any:
     if family == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**{**llama_like, **more})).eval()
     assert family == "gpt2"
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **{**SMALL, **WIDE, **more})
+    config = GPT2Config(**{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **SMALL, **WIDE, **more})
     return GPT2LMHeadModel(config).eval()
 
 

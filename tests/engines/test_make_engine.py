@@ -11,7 +11,7 @@ def test_by_name():
     assert isinstance(engine, TransformersEngine)
     assert isinstance(engine, Engine)
     assert (engine.num_slots, engine.context, engine.vocab_size, engine.version) == (3, 16, 100, 0)
-    assert engine_names() == ["transformers"]
+    assert engine_names() == ["transformers", "vllm"]
 
 
 def test_an_engine_is_passed_through_if_it_is_large_enough():
