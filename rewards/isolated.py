@@ -108,8 +108,7 @@ class Isolated:
         request = cloudpickle.dumps(rollout)
         with self._lock:
             try:
-                process = self._started()
-                reply = process.ask(request, self.timeout)
+                reply = self._ask(request)
             except BaseException as error:
                 # Also on KeyboardInterrupt: the answer to this rollout would be taken for the next one's.
                 code = self._end()
@@ -135,6 +134,19 @@ class Isolated:
         """End the worker process; another one starts if there is anything to score after that."""
         with self._lock:
             self._end()
+
+    def _ask(self, request: bytes) -> tuple[Any, ...]:
+        known = self._process
+        process = self._started()
+        try:
+            return process.ask(request, self.timeout)
+        except (EOFError, ConnectionError):
+            if process is not known:
+                raise
+        # It may have been killed while it was idle, and not be seen as dead yet: only a new one's death is this
+        # rollout's doing.
+        self._end()
+        return self._started().ask(request, self.timeout)
 
     def _started(self) -> _Process:
         if self._process is not None and not self._process.is_ready():

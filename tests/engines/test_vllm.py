@@ -416,8 +416,8 @@ def test_without_vllm_the_error_says_what_to_install(monkeypatch):
 
 @needs_vllm
 def test_what_it_refuses(make):
-    with pytest.raises(ValueError, match="at most 512 positions, a context of 513 is too long"):
-        make("tiny", context=513)
+    with pytest.raises(ValueError, match="at most 2048 positions, a context of 2049 is too long"):
+        make("tiny", context=2049)
     with pytest.raises(ValueError, match="does not know its tokenizer"):
         make_engine("vllm", wide_model(), num_slots=1, context=8)
     with pytest.raises(ValueError, match="num_slots must be at least 1, got 0"):
