@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # `max_model_len` is one more than we use, see below
     "VLLM_NO_USAGE_STATS": "1",
 }
+STAYS = ("VLLM_", "TORCHINDUCTOR_", "TRITON_")  # variables that vLLM sets and may read later
 LOGITS_BYTES = 2**28  # at most so much memory for the float32 logits of one part of `score`
 BATCHED_TOKENS = 8192  # at most so many tokens in a pass; longer prompts take several
 
@@ -313,9 +314,10 @@ def _reserve_cache(config: Any, num_requests: int, context: int) -> None:
 def _process_untouched() -> Iterator[None]:
     """Undo what making an engine does to the process.
 
-    All global seeds become 0, `torch.set_num_threads` stops working, and all objects there are, the trainer's included,
-    are hidden from the garbage collector.
+    All global seeds become 0, `torch.set_num_threads` stops working, all objects there are, the trainer's included, are
+    hidden from the garbage collector, and child processes inherit an LD_PRELOAD and more.
     """
+    environment = dict(os.environ)
     frozen = gc.get_freeze_count()
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     precision = torch.get_float32_matmul_precision()
@@ -331,6 +333,16 @@ def _process_untouched() -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
             if not frozen:
                 gc.unfreeze()
+            for name in os.environ.keys() | environment.keys():
+                if not name.startswith(STAYS):
+                    _set_variable(name, environment.get(name))
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 import gc
 import importlib.util
 import inspect
+import json
 import math
 import os
 import random
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,12 +306,15 @@ def test_it_is_an_engine(make):
 def test_the_process_is_left_as_it_was(make):
     torch.set_num_threads(2)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    variables = dict(os.environ)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     engine = make("tiny", 2, 16)
     assert cores == (os.sched_getaffinity(0) if cores else None)
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
+    changed = {name for name, value in os.environ.items() if variables.get(name) != value}
+    assert all(name.startswith(("VLLM_", "TORCHINDUCTOR_", "TRITON_")) for name in changed), changed
     assert torch.get_num_threads() == 2
     assert gc.get_freeze_count() == 0
     torch.set_num_threads(1)
@@ -427,6 +432,17 @@ def test_what_it_refuses(make):
     assert engine.step([0], [6]).shape == logits.shape  # the context is full, and this is what comes next
     with pytest.raises(ValueError, match="no room for 1 more"):
         engine.step([0], [7])
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_the_benchmark_prints_a_flat_json_object():
+    program = Path(__file__).parents[2] / "examples" / "benchmarks" / "vllm_step.py"
+    sizes = ["--json", "--fast", "--rounds", "1", "--tiny", "2", "--smollm2"]
+    done = subprocess.run([sys.executable, program, *sizes], capture_output=True, text=True, timeout=300)
+    results = json.loads(done.stdout)
+    assert results["step_over_generate_tiny_b2"] > 0
+    assert all(isinstance(value, int | float) for value in results.values())
 
 
 # A real model.
