@@ -13,16 +13,13 @@ the model runner's copy of it. Any subset of the requests can therefore act, and
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
-import random
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+
+from llm_env.engines.process import process_untouched, stderr_kept
 
 # Read by vLLM when it is imported, when an engine is made, or whenever it likes: so they are set once, and stay.
 ENVIRONMENT = {
@@ -31,7 +28,6 @@ ENVIRONMENT = {
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # `max_model_len` is one more than we use, see below
     "VLLM_NO_USAGE_STATS": "1",
 }
-STAYS = ("VLLM_", "TORCHINDUCTOR_", "TRITON_")  # variables that vLLM sets and may read later
 LOGITS_BYTES = 2**28  # at most so much memory for the float32 logits of one part of `score`
 BATCHED_TOKENS = 8192  # at most so many tokens in a pass; longer prompts take several
 
@@ -59,7 +55,7 @@ class VLLMCore:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
         if not _alive:
             _trainers_group[:] = [torch.distributed.is_initialized()]
-        with _process_untouched(), contextlib.nullcontext() if verbose else _stderr_kept():
+        with process_untouched(), contextlib.nullcontext() if verbose else stderr_kept():
             from vllm.engine.arg_utils import EngineArgs
             from vllm.platforms import current_platform
             from vllm.v1.engine.core import EngineCore
@@ -308,56 +304,3 @@ def _reserve_cache(config: Any, num_requests: int, context: int) -> None:
     config.cache_config.kv_cache_memory_bytes = (
         blocks * block * heads * 2 * model.get_head_size() * layers * model.dtype.itemsize
     )
-
-
-@contextlib.contextmanager
-def _process_untouched() -> Iterator[None]:
-    """Undo what making an engine does to the process.
-
-    All global seeds become 0, `torch.set_num_threads` stops working, all objects there are, the trainer's included, are
-    hidden from the garbage collector, and child processes inherit an LD_PRELOAD and more.
-    """
-    environment = dict(os.environ)
-    frozen = gc.get_freeze_count()
-    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
-    precision = torch.get_float32_matmul_precision()
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-            torch.set_num_threads = set_num_threads
-            torch.set_num_threads(threads)
-            torch.set_float32_matmul_precision(precision)
-            if not frozen:
-                gc.unfreeze()
-            for name in os.environ.keys() | environment.keys():
-                if not name.startswith(STAYS):
-                    _set_variable(name, environment.get(name))
-
-
-def _set_variable(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _stderr_kept() -> Iterator[None]:
-    """Keep stderr back, that of C++ included, and show it only if something fails."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept:
-        stderr = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(stderr, kept.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchrl.collectors import Collector
+from torchrl.envs.utils import RandomPolicy
 
-from llm_env import TokenVectorEnv
+from llm_env import SB3TokenVecEnv, TokenVectorEnv, TorchRLTokenEnv
 from llm_env.engines import Engine, Sampling, engine_names, make_engine
 from llm_env.engines.sampling import process
 from llm_env.models import load_model, load_tokenizer
@@ -289,6 +291,24 @@ def test_the_engine_changes_speed_and_nothing_else(autoreset_mode):
             np.testing.assert_allclose(ours, observations[1][name], atol=1e-4)
     for envs in both:
         envs.close()
+
+
+@needs_vllm
+def test_the_other_faces_take_it_too(make):
+    """TorchRL's own collector, and Stable-Baselines3's environment, over one engine that they share."""
+    engine = make("tiny", 6, 32)
+    native = TorchRLTokenEnv("Copy", 3, engine=engine, observe="logits", seed=0)
+    collector = Collector(native, RandomPolicy(native.action_spec), frames_per_batch=12, total_frames=24)
+    batches = list(collector)
+    collector.shutdown(close_env=False)
+    tokens, length = batches[1]["tokens"][0, 0], int(batches[1]["length"][0, 0])
+    with torch.no_grad():
+        expected = load_model("tiny")(tokens[None, :length]).logits[0, -1]
+    torch.testing.assert_close(batches[1]["logits"][0, 0], expected, atol=1e-4, rtol=0)
+    envs = SB3TokenVecEnv("Copy", 3, engine=engine, top_k=4)
+    observation = envs.reset()
+    observation, *_ = envs.step(observation["top_ids"][:, 0])
+    assert observation["top_log_probs"].shape == (3, 4)
 
 
 # Lifetime.
