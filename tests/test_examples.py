@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -55,6 +56,19 @@ def test_benchmark_prints_a_flat_json_object() -> None:
     results = json.loads(output)
     assert {"vector_over_cartpole_64", "torchrl_over_gymwrapper_64"} <= set(results)
     assert all(isinstance(value, int | float) for value in results.values())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_the_vllm_benchmark_prints_a_flat_json_object() -> None:
+    command = [sys.executable, str(EXAMPLES / "benchmarks" / "vllm_step.py"), "--json", "--fast", "--smollm2"]
+    done = subprocess.run(
+        [*command, "--tiny", "4", "--tokens", "4", "--rounds", "1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert {"step_over_generate_tiny_b4", "collect_over_generate_tiny_b4", "weight_update_over_copy_tiny"} <= set(
+        results
+    )
 
 
 @pytest.mark.slow

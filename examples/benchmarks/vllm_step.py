@@ -156,7 +156,7 @@ def measure(model: str, num: int, tokens: int, rounds: int, slow: bool) -> dict[
     env = TokenVectorEnv(task, num, engine=engine, observe="logits", copy=False)
     env.reset(seed=0)
     prompts = [env.mdp.prompt(row) for row in range(num)]
-    prompt_ids = [env.mdp.prompts.tokens(int(index)) for index in env.mdp.prompt_index]
+    prompt_ids = [env.mdp.prompts.tokens[int(index)] for index in env.mdp.prompt_index]
     llm = bare_vllm(model, num, context)
     ways = {
         "generate": generating(llm, prompt_ids, tokens),
