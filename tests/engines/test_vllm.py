@@ -3,14 +3,12 @@
 import gc
 import importlib.util
 import inspect
-import json
 import math
 import os
 import random
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -452,17 +450,6 @@ def test_what_it_refuses(make):
     assert engine.step([0], [6]).shape == logits.shape  # the context is full, and this is what comes next
     with pytest.raises(ValueError, match="no room for 1 more"):
         engine.step([0], [7])
-
-
-@needs_vllm
-@pytest.mark.slow
-def test_the_benchmark_prints_a_flat_json_object():
-    program = Path(__file__).parents[2] / "examples" / "benchmarks" / "vllm_step.py"
-    sizes = ["--json", "--fast", "--rounds", "1", "--tiny", "2", "--smollm2"]
-    done = subprocess.run([sys.executable, program, *sizes], capture_output=True, text=True, timeout=300)
-    results = json.loads(done.stdout)
-    assert results["step_over_generate_tiny_b2"] > 0
-    assert all(isinstance(value, int | float) for value in results.values())
 
 
 # A real model.
