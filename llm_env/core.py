@@ -16,7 +16,7 @@ from llm_env.checks import as_indices
 from llm_env.observer import Observe, Observer
 from llm_env.options import refuse_unknown, vocabulary_of
 from llm_env.prompts import Prompt, PromptSampler, TokenizedPrompts
-from llm_env.state import RUNNING, End, SavedRows, TokenState
+from llm_env.state import END_LABELS, RUNNING, SavedRows, TokenState
 from llm_env.stopping import IntArray
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import make_task
@@ -258,7 +258,7 @@ class TokenMDP:
             prompt_tokens=state.tokens[row, :start].copy(),
             tokens=state.tokens[row, start:stop].copy(),
             metadata=self.prompt(row).metadata,
-            end=End(state.end[row]).label,
+            end=END_LABELS[state.end[row]],
             is_action=state.is_action[row, start:stop].copy() if state.reply is not None else None,
             decode=self.vocabulary.decode,
         )

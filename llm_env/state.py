@@ -37,10 +37,11 @@ class End(enum.IntEnum):
     @property
     def label(self) -> rewards.End:
         """The lower-case name used in infos and rollouts."""
-        return _LABELS[self]
+        return END_LABELS[self]
 
 
-_LABELS = {end: cast(rewards.End, end.name.lower()) for end in End}
+# By the value of an `End`; that of IDLE is -1, which is the last.
+END_LABELS = tuple(cast(rewards.End, End(value).name.lower()) for value in (*range(len(End) - 1), -1))
 
 # An enum's members cost a third of a microsecond each to look up, and more to compare with arrays; a step has a dozen.
 RUNNING = int(End.RUNNING)
