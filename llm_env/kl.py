@@ -77,7 +77,8 @@ class KLPenalty:
         self.begin(rows)
 
     def close(self) -> None:
-        """Free the reference engine, if this penalty made it."""
-        self._mdp.followers.remove(self)
+        """Free the reference engine, if this penalty made it; more than once does no harm."""
+        if self in self._mdp.followers:
+            self._mdp.followers.remove(self)
         if self._owns:
             self._observer.close()

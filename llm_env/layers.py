@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import gymnasium
@@ -25,7 +26,6 @@ class Layer:
 
     def __init__(self, mdp: TokenMDP) -> None:
         self.mdp = mdp
-        mdp.followers.append(self)
 
     def save(self, rows: IntArray) -> Any:
         """What this layer keeps for some rows."""
@@ -45,8 +45,8 @@ class Layer:
         """The action of the environment inside, from one of ours."""
         return action
 
-    def before(self, action: Any, tokens: IntArray, acting: BoolArray) -> None:
-        """These tokens are about to be written, in the rows that act."""
+    def before(self, action: Any, tokens: Callable[[], IntArray], acting: BoolArray) -> None:
+        """A step is about to be taken; `tokens` works out what will be written, in the rows that act."""
 
     def after(self, acting: BoolArray, begun: BoolArray, reward: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
         """They were; some rows may have begun anew. Returns the reward, and `key: (values, mask)` for the infos."""
@@ -64,8 +64,7 @@ class Layer:
         return observation
 
     def close(self) -> None:
-        """Free what this layer made."""
-        self.mdp.followers.remove(self)
+        """Free what this layer made; more than once does no harm."""
 
 
 class _Shell:
@@ -112,7 +111,7 @@ class _SingleShell(_Shell, gymnasium.Wrapper[Any, Any, Any, Any]):
             else np.asarray(action)[None]
         )
         acting = self.layer.mdp.state.running
-        self.layer.before(batch, self.tokens(batch), acting)
+        self.layer.before(batch, lambda: self.tokens(batch), acting)
         observation, reward, terminated, truncated, info = self.env.step(self.layer.inner(batch)[0])
         rewards, more = self.layer.after(acting, np.zeros(1, dtype=np.bool_), np.array([float(reward)]))
         info = {**info, **{key: values[0] for key, (values, mask) in more.items()}}
@@ -140,7 +139,7 @@ class _VectorShell(_Shell, VectorWrapper[Any, Any, Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         acting = self.layer.mdp.state.running
-        self.layer.before(actions, self.tokens(actions), acting)
+        self.layer.before(actions, lambda: self.tokens(actions), acting)
         observation, reward, terminated, truncated, info = self.env.step(self.layer.inner(actions))
         reward, more = self.layer.after(acting, self.layer.mdp.begun, reward)
         for key, (values, mask) in more.items():
@@ -167,4 +166,5 @@ def mdp_of(env: Any) -> TokenMDP:
 def wrap(env: AnyEnv, layer: Layer) -> AnyEnv:
     """Apply a layer to an environment of either kind."""
     shell: Any = _VectorShell(env, layer) if isinstance(env, VectorEnv) else _SingleShell(env, layer)
+    layer.mdp.followers.append(layer)
     return cast(AnyEnv, shell)

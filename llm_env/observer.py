@@ -96,7 +96,9 @@ class EngineObserver(Observer):
             raise ValueError(f"top_k must be from 1 to the {self._size} tokens of the vocabulary, got {top_k}")
         self._read = np.zeros(rows, dtype=np.int64)  # how many tokens of each row the engine has read
         self._slots: IntArray = self.engine.claim(rows)
-        weakref.finalize(self, self.engine.release, self._slots)  # an environment that is dropped without `close`
+        # For an environment that is dropped without `close`. It runs once: the slots may be another's by then.
+        self._release = weakref.finalize(self, self.engine.release, self._slots)
+        self._release.atexit = False
         self._version = self.engine.version
 
     def begin(self, rows: IntArray) -> None:
@@ -139,7 +141,7 @@ class EngineObserver(Observer):
         if self._owns_engine:
             self.engine.close()
         else:
-            self.engine.release(self._slots)
+            self._release()
 
     def _stop_ended(self, rows: IntArray) -> None:
         ended = rows[self._state.end[rows] != RUNNING]

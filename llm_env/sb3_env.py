@@ -124,8 +124,7 @@ class SB3TokenVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the batch, once for each row asked for."""
-        owner: Any = self if attr_name == "render_mode" else self.envs
-        value = getattr(self._owner(attr_name), attr_name) if owner is self.envs else getattr(owner, attr_name)
+        value = self.render_mode if attr_name == "render_mode" else getattr(self._owner(attr_name), attr_name)
         return [value for _ in self._rows(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

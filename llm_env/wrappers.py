@@ -5,6 +5,7 @@ Gymnasium's own wrappers work as well; for a reward that is only scaled or clipp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -154,18 +155,19 @@ class _KLReward(Layer):
             raise TypeError(f"an action must be {{'token': ..., 'log_prob': ...}}, got {action!r}")
         return action["token"]
 
-    def before(self, action: Any, tokens: IntArray, acting: BoolArray) -> None:
+    def before(self, action: Any, tokens: Callable[[], IntArray], acting: BoolArray) -> None:
+        given = tokens()
         log_prob = np.asarray(action["log_prob"])
-        if not tokens.shape == log_prob.shape == (self.mdp.num_envs,):
+        if not given.shape == log_prob.shape == (self.mdp.num_envs,):
             raise ValueError(
                 f"expected a token and a log_prob for each of {self.mdp.num_envs} rows, "
-                f"got shapes {tokens.shape} and {log_prob.shape}"
+                f"got shapes {given.shape} and {log_prob.shape}"
             )
         rows = np.flatnonzero(acting)
-        tokens = self.mdp.state.check_actions(tokens[rows], rows)
+        checked = self.mdp.state.check_actions(given[rows], rows)
         self.log_ratio = np.zeros(self.mdp.num_envs)
-        self.log_ratio[rows] = self.penalty.log_ratio(rows, tokens, log_prob[rows])
-        self.expected = (rows, self.mdp.state.length[rows], tokens)
+        self.log_ratio[rows] = self.penalty.log_ratio(rows, checked, log_prob[rows])
+        self.expected = (rows, self.mdp.state.length[rows], checked)
 
     def after(self, acting: BoolArray, begun: BoolArray, reward: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
         rows, places, tokens = self.expected
@@ -182,7 +184,6 @@ class _KLReward(Layer):
         self.penalty.begin(np.flatnonzero(begun))
 
     def close(self) -> None:
-        super().close()
         self.penalty.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,11 @@ class TestEngine:
         with pytest.raises(ValueError, match="1 slots are wanted, but of the engine's 4 only 0 are free"):
             TokenVectorEnv("Copy", 1, engine=engine)
         second.close()
-        assert TokenVectorEnv("Copy", 2, engine=engine).reset(seed=0)
+        third = TokenVectorEnv("Copy", 2, engine=engine)
+        third.reset(seed=0)
+        del second, envs
+        gc.collect()  # what was closed must not give up its slots once more: they are another's now
+        third.step(np.array([72, 73]))
 
     def test_texts_are_read_again_when_the_weights_have_changed(self) -> None:
         engine = TransformersEngine(load_model("tiny", seed=1), load_tokenizer("tiny"), num_slots=2, context=20)

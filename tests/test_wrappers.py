@@ -274,3 +274,11 @@ def test_scaling_and_clipping() -> None:
         assert total == 3.0
     with pytest.raises(ValueError, match="low must not be above high, got low=2, high=1"):
         scale_reward(TokenEnv("Copy"), low=2, high=1)
+
+
+def test_closing_twice_does_no_harm() -> None:
+    for make in (lambda: TokenEnv("Copy"), lambda: TokenVectorEnv("Copy", 2)):
+        env = kl_reward(flat_tokens(episode_statistics(make())), beta=0.1, reference="transformers")
+        env.reset(seed=0)
+        env.close()
+        env.close()

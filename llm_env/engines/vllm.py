@@ -20,7 +20,7 @@ from llm_env.engines.base import EngineBase
 from llm_env.engines.parity import ParityCheck, StaleWeightsError
 from llm_env.engines.sampling import Sampling
 from llm_env.engines.vllm_core import VLLMCore
-from llm_env.models import eos_tokens, load_tokenizer, load_vocabulary, model_folder
+from llm_env.models import eos_tokens, load_vocabulary, model_folder
 from llm_env.stopping import IntArray
 from llm_env.text import Vocabulary
 
@@ -270,7 +270,7 @@ def _describe(
     if isinstance(model, str):
         folder = str(model_folder(model))
         known = load_vocabulary(model)
-        tokenizer, ends = tokenizer or load_tokenizer(model), known.eos_tokens
+        tokenizer, ends = tokenizer or known.tokenizer, known.eos_tokens
     else:
         if tokenizer is None:
             raise ValueError(f"a {type(model).__name__} does not know its tokenizer: pass it as `tokenizer`")

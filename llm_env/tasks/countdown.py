@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import operator
-import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_env.prompts import Prompt
+from llm_env.tasks.answers import tagged_answer
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import register_task
 from rewards import Rollout, Score
@@ -129,6 +129,6 @@ class Countdown(Task):
 
 
 def _answer(text: str) -> str:
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
-    lines = [line for line in (tagged[-1] if tagged else text).splitlines() if line.strip()]
+    tagged = tagged_answer(text)
+    lines = [line for line in (text if tagged is None else tagged).splitlines() if line.strip()]
     return lines[-1].split("=")[0] if lines else ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import re
 from typing import Any
 
 from llm_env.prompts import Prompt
+from llm_env.tasks.answers import tagged_answer
 from llm_env.tasks.base import Splits, Task
 from llm_env.tasks.registry import register_task
 from rewards import Rollout
@@ -52,8 +52,8 @@ class ReasoningGym(Task):
 
     def score(self, rollout: Rollout) -> float:
         """What reasoning-gym gives for the answer, from 0 to 1."""
-        tagged = re.findall(r"<answer>(.*?)</answer>", rollout.text, flags=re.DOTALL)
-        answer = tagged[-1] if tagged else rollout.text
+        tagged = tagged_answer(rollout.text)
+        answer = rollout.text if tagged is None else tagged
         return float(self._data.score_answer(answer.strip(), rollout.metadata["entry"]))
 
 
