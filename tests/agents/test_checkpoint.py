@@ -1,0 +1,384 @@
+"""Checkpoints: they give back what was saved, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agents.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    json_text,
+    latest_checkpoint,
+    load_checkpoint,
+    load_optimizer_state,
+    optimizer_state,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from llm_env.models import load_model
+
+
+def small(step: int, value: float = 0.5) -> Checkpoint:
+    tensors = {"model": {"w": torch.full((3, 2), value), "b": torch.arange(4)}, "critic": {"w": torch.tensor(value)}}
+    return Checkpoint(step, tensors, {"kl": {"beta": 0.1}, "order": [1, 2], "best": None})
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        assert tensor.shape == theirs[name].shape, name
+        raw = [t.contiguous().reshape(-1).view(torch.uint8) if t.numel() else t for t in (tensor, theirs[name])]
+        assert torch.equal(*raw), name
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_tensors_survive_exactly(tmp_path: Path) -> None:
+    shared = torch.randn(4, 3)
+    tensors = {
+        "embedding": shared,
+        "head": shared,  # tied
+        "transposed": shared.T,  # the same memory, seen otherwise
+        "row": shared[1],
+        "rows": shared[:2],
+        "expanded": torch.tensor([1.0, 2.0]).expand(3, 2),
+        "parameter": torch.nn.Parameter(torch.randn(2)),
+        "bfloat16": torch.randn(5).bfloat16(),
+        "half": torch.randn(5).half(),
+        "double": torch.tensor(1 / 3, dtype=torch.float64),
+        "special": torch.tensor([float("nan"), float("-inf"), -0.0, 1e-45]),
+        "bool": torch.tensor([True, False]),
+        "integer": torch.tensor(2**62 + 1),
+        "bytes": torch.arange(7, dtype=torch.uint8),
+        "nothing": torch.empty(0, 3),
+        "nothing.too": torch.empty(0, 3),
+    }
+    path = save_checkpoint(tmp_path, Checkpoint(7, {"model": tensors, "empty": {}}, {}), keep=1)
+    assert path == tmp_path / "step-00000007"
+    assert names(path) == ["empty.safetensors", "manifest.json", "model.safetensors", "state.json"]
+    loaded = load_checkpoint(path)
+    assert (loaded.step, loaded.folder, loaded.state, set(loaded.tensors)) == (7, path, {}, {"model", "empty"})
+    assert_same(tensors, loaded.tensors["model"])
+    assert loaded.tensors["empty"] == {}
+    assert loaded.tensors["model"]["head"] is loaded.tensors["model"]["embedding"]  # stored once
+    assert (path / "model.safetensors").stat().st_size < 3000
+
+
+def test_a_tied_language_model_survives(tmp_path: Path) -> None:
+    model = load_model("tiny")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_checkpoint(tmp_path, Checkpoint(0, {"model": model.state_dict()}), keep=1)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    found, _ = latest_checkpoint(tmp_path)
+    assert found is not None
+    model.load_state_dict(found.tensors["model"])
+    assert_same(before, model.state_dict())
+
+
+def test_json_survives_or_is_refused() -> None:
+    state = {"a": [1, 2.5, None, True, "ü"], "b": {"c": {}}, "float": 0.1 + 0.2, "inf": float("inf"), "big": 2**70}
+    assert json.loads(json_text(state)) == state
+    assert json.loads(json_text({"a": (1, 2)})) == {"a": [1, 2]}
+    with pytest.raises(TypeError, match=r"state\['a'\]\['b'\]\[1\] is a Tensor, which JSON cannot hold"):
+        json_text({"a": {"b": [0, torch.zeros(1)]}})
+    with pytest.raises(TypeError, match=r"state\['a'\] has the key 3"):
+        json_text({"a": {3: 1}})
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        save_checkpoint(tmp_path, small(1), keep=0)
+    with pytest.raises(ValueError, match="step must lie in"):
+        save_checkpoint(tmp_path, small(-1), keep=1)
+    with pytest.raises(ValueError, match="the name 'a/b' of tensors becomes a file's"):
+        save_checkpoint(tmp_path, Checkpoint(1, {"a/b": {}}), keep=1)
+    assert names(tmp_path) == [], "a save that failed leaves nothing"
+
+
+def test_older_ones_are_deleted(tmp_path: Path) -> None:
+    for step in (1, 5, 10, 100):
+        save_checkpoint(tmp_path, small(step, value=step), keep=2)
+    assert names(tmp_path) == ["step-00000010", "step-00000100"]
+    found, refused = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, float(found.tensors["critic"]["w"]), refused) == (100, 100.0, [])
+    assert latest_checkpoint(tmp_path / "nowhere") == (None, [])
+
+
+def test_a_step_that_exists_is_replaced(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, small(3, 1.0), keep=2)
+    save_checkpoint(tmp_path, small(3, 2.0), keep=2)
+    assert names(tmp_path) == ["step-00000003"]
+    assert float(load_checkpoint(tmp_path / "step-00000003").tensors["critic"]["w"]) == 2.0
+
+
+def test_later_torn_ones_do_not_push_out_the_one_just_saved(tmp_path: Path) -> None:
+    """A run that goes on from step 1, because 2 to 4 are torn."""
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, small(step), keep=9)
+    for step in (2, 3, 4):
+        (tmp_path / f"step-0000000{step}" / "state.json").unlink()
+    save_checkpoint(tmp_path, small(2, 7.0), keep=1)
+    found, refused = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, float(found.tensors["critic"]["w"]), len(refused)) == (2, 7.0, 2)
+
+
+def test_left_overs_of_dead_runs_are_cleaned_up(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, small(1), keep=2)
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / ".saving-step-00000009-0")
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / ".deleted-step-00000009-0")
+    (tmp_path / "notes.txt").write_text("mine")
+    found, refused = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, refused) == (1, []), "they are never read"
+    save_checkpoint(tmp_path, small(2), keep=2)
+    assert names(tmp_path) == ["notes.txt", "step-00000001", "step-00000002"]
+
+
+def test_killed_while_replacing(tmp_path: Path) -> None:
+    """Between the two renames only the old one is there, under its hidden name: it is used, and put back."""
+    save_checkpoint(tmp_path, small(3, 1.0), keep=2)
+    (tmp_path / "step-00000003").rename(tmp_path / ".replaced-step-00000003")
+    found, refused = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, refused) == (3, [])
+    save_checkpoint(tmp_path, small(4), keep=2)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+FILES = ["manifest.json", "state.json", "model.safetensors", "critic.safetensors"]
+
+
+@pytest.mark.parametrize("harm", [truncate, flip_a_byte, empty, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_torn_ones_are_refused_and_the_previous_one_is_used(
+    tmp_path: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    save_checkpoint(tmp_path, small(1), keep=2)
+    newest = save_checkpoint(tmp_path, small(2), keep=2)
+    assert names(newest) == sorted(FILES)
+    harm(newest / name)
+    kind = "foreign" if (name, harm) == ("manifest.json", Path.unlink) else "torn"
+    with pytest.raises(CheckpointError, match=f"step-00000002 is {kind}.*{name}"):
+        load_checkpoint(newest)
+    found, refused = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert len(refused) == 1
+    assert f"step-00000002 is {kind}" in refused[0]
+
+
+def test_no_byte_of_a_manifest_can_change(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, small(1), keep=1) / "manifest.json"
+    whole = path.read_bytes()
+    expected = json.loads(whole)
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            load_checkpoint(path.parent)
+        except CheckpointError:
+            continue
+        assert json.loads(path.read_bytes()) == expected, "only white space may differ"
+
+
+def test_foreign_ones_are_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, small(1), keep=9)
+    other = tmp_path / "step-00000002"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"foreign: it has no manifest\.json"):
+        load_checkpoint(other)
+    for text in ('{"format": "pickled"}', "[]"):
+        (other / "manifest.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"foreign: its manifest\.json does not say"):
+            load_checkpoint(other)
+    (tmp_path / "step-00000003").write_text("a file")
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000004")
+    with pytest.raises(CheckpointError, match="foreign: it holds step 1; was it renamed"):
+        load_checkpoint(tmp_path / "step-00000004")
+    found, refused = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert [text.split(" is ")[0][-1] for text in refused] == ["4", "3", "2"]
+    assert all("foreign" in text for text in refused)
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "keep-this-one")
+    assert load_checkpoint(tmp_path / "keep-this-one").step == 1, "under a name of your own"
+
+
+def test_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, small(1), keep=1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+    with pytest.raises(CheckpointError, match="has format version 2, this llm-env reads 1"):
+        load_checkpoint(path)
+
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from agents.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+folder = Path(sys.argv[1])
+torch.set_num_threads(1)
+found, _ = latest_checkpoint(folder)
+step = found.step if found else 0
+print("ready", flush=True)
+while True:
+    step += 1
+    for again in range(2):  # the second one replaces the first
+        tensors = {name: {"w": torch.full((200_000,), float(step))} for name in ("model", "critic", "optimizer")}
+        save_checkpoint(folder, Checkpoint(step, tensors, {"step": step}), keep=1)
+    print(step, flush=True)
+"""
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    before = 0
+    interrupted = 0
+    for _ in range(8):
+        process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.0, 0.15))
+        process.kill()
+        saved = [before, *map(int, process.stdout.read().split())]
+        process.wait()
+        interrupted += any(name.startswith(".") for name in names(tmp_path))
+        found, refused = latest_checkpoint(tmp_path)
+        assert refused == []
+        if found is None:
+            assert saved == [0]
+            continue
+        assert found.step in (saved[-1], saved[-1] + 1), "the last one that was saved, or the one being saved"
+        assert found.state == {"step": found.step}
+        for tensors in found.tensors.values():
+            assert torch.equal(tensors["w"], torch.full((200_000,), float(found.step)))
+        before = found.step
+    assert before > 0
+    assert interrupted > 0, "no kill came in the middle of saving: this test shows nothing"
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, steps: range) -> None:
+    for step in steps:
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+
+def new_run(**options: Any) -> tuple[torch.nn.Module, torch.optim.Optimizer, Any]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    groups = [{"params": list(model[0].parameters()), "lr": 3e-3}, {"params": list(model[2].parameters())}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), **options)
+    return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"amsgrad": True, "foreach": True}])
+def test_ten_steps_are_five_and_five(tmp_path: Path, options: dict[str, Any]) -> None:
+    model, optimizer, scheduler = new_run(**options)
+    train(model, optimizer, scheduler, range(10))
+
+    first, first_optimizer, first_scheduler = new_run(**options)
+    train(first, first_optimizer, first_scheduler, range(5))
+    tensors, state = optimizer_state(first_optimizer)
+    state = {"optimizer": state, "scheduler": first_scheduler.state_dict()}
+    path = save_checkpoint(tmp_path, Checkpoint(5, {"model": first.state_dict(), "optimizer": tensors}, state), keep=1)
+
+    second, second_optimizer, second_scheduler = new_run(**options)
+    for parameter in second.parameters():
+        parameter.data.fill_(9.0)
+    loaded = load_checkpoint(path)
+    second.load_state_dict(loaded.tensors["model"])
+    load_optimizer_state(second_optimizer, loaded.tensors["optimizer"], loaded.state["optimizer"])
+    second_scheduler.load_state_dict(loaded.state["scheduler"])
+    assert second_optimizer.state_dict()["param_groups"] == first_optimizer.state_dict()["param_groups"]
+    kept = loaded.tensors["optimizer"]["state.0.exp_avg"].clone()
+    train(second, second_optimizer, second_scheduler, range(5, 10))
+    assert_same(model.state_dict(), second.state_dict())
+    assert_same(optimizer_state(optimizer)[0], optimizer_state(second_optimizer)[0])
+    assert torch.equal(loaded.tensors["optimizer"]["state.0.exp_avg"], kept), "what was loaded is not stepped"
+
+
+def test_an_optimizer_before_its_first_step() -> None:
+    _, optimizer, _ = new_run()
+    tensors, state = optimizer_state(optimizer)
+    assert tensors == {}
+    _, other, _ = new_run()
+    load_optimizer_state(other, tensors, json.loads(json_text(state)))
+    assert other.state_dict() == optimizer.state_dict()
+
+
+def test_a_learning_rate_that_is_a_tensor() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    tensors, state = optimizer_state(torch.optim.AdamW([weight], lr=torch.tensor(0.25), foreach=False))
+    other = torch.optim.AdamW([weight], lr=torch.tensor(0.5), foreach=False)
+    load_optimizer_state(other, tensors, json.loads(json_text(state)))
+    assert torch.equal(other.param_groups[0]["lr"], torch.tensor(0.25))
+
+
+def test_an_optimizer_that_does_not_fit() -> None:
+    _, optimizer, _ = new_run()
+    tensors, state = optimizer_state(optimizer)
+    a, b = torch.nn.Parameter(torch.ones(8, 3)), torch.nn.Parameter(torch.ones(8))
+    for groups, message in (
+        ([a], "it has 2 parameter groups, this one 1"),
+        ([{"params": [a]}, {"params": [b]}], "its group 0 has 2 parameters, this one's 1"),
+        ([{"params": [a, b]}, {"params": []}], "its group 1 has 2 parameters, this one's 0"),
+        ([{"params": [b, a]}, {"params": []}], r"parameter 0 of group 0 has the shape \[8, 3\], this one's \[8\]"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_optimizer_state(torch.optim.AdamW(groups), tensors, state)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_random_numbers_go_on(tmp_path: Path, odd: bool) -> None:
+    def draw() -> list[Any]:
+        return [torch.rand(3).tolist(), np.random.normal(), np.random.rand(), random.gauss(0, 1), random.random()]  # noqa: NPY002
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+    draw()
+    if odd:  # both keep the second of a pair of Gaussian numbers for the next call
+        random.gauss(0, 1), np.random.normal()  # noqa: NPY002
+    path = save_checkpoint(tmp_path, Checkpoint(0, {"rng": rng_state()}), keep=1)
+    expected = [draw(), draw()]
+    random.seed(2), np.random.seed(2), torch.manual_seed(2)  # noqa: NPY002
+    assert draw() != expected[0]
+    set_rng_state(load_checkpoint(path).tensors["rng"])
+    assert [draw(), draw()] == expected
