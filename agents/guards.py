@@ -1,0 +1,350 @@
+"""Guard rails: steps that are not finite are skipped, and a run that goes wrong is told so in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from agents.config import GuardConfig
+
+KEPT = 10
+"""How many offending batches are kept."""
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+class StepGuard:
+    """Asked before each optimizer step whether it may be taken.
+
+    A step whose loss or gradient norms are not finite is counted, and its mini-batch is kept in `out/skipped` with a
+    small JSON beside it that says why: the newest ten, and of one row of failures the first ten. After `max_skipped`
+    in a row, `TrainingDiverged` is raised.
+
+    Args:
+        out: the run's folder.
+        max_skipped: how many in a row end the run.
+
+    Attributes:
+        skipped: how many steps were refused so far.
+        in_a_row: how many of them since the last good one.
+
+    Examples:
+        >>> import tempfile
+        >>> from tensordict import TensorDict
+        >>> guard = StepGuard(Path(tempfile.mkdtemp()), max_skipped=5)
+        >>> batch = TensorDict({"reward": torch.tensor([1.0, float("inf")])}, batch_size=2)
+        >>> guard.check(torch.tensor(0.5), [1.0], batch, iteration=1, where="policy")
+        True
+        >>> guard.check(torch.tensor(float("nan")), [1.0], batch, iteration=1, where="policy")
+        False
+        >>> guard.skipped, guard.in_a_row
+        (1, 1)
+    """
+
+    def __init__(self, out: Path, max_skipped: int) -> None:
+        if max_skipped < 1:
+            raise ValueError(f"max_skipped must be at least 1 (the first bad step ends the run), got {max_skipped}")
+        self.folder = out / "skipped"
+        self.max_skipped = max_skipped
+        self.skipped = 0
+        self.in_a_row = 0
+        self._iteration = -1
+        self._of_iteration = 0
+        self._first: str | None = None
+
+    def check(
+        self,
+        loss: Tensor,
+        gradient_norms: Sequence[Tensor | float],
+        batch: TensorDictBase,
+        iteration: int,
+        where: str,
+    ) -> bool:
+        """True if the step may be taken; False if it must be left out, gradients and all.
+
+        Args:
+            loss: of the mini-batch, any shape.
+            gradient_norms: one for each optimizer; none if they are not computed yet.
+            batch: the mini-batch, as it is to be kept if it is to blame.
+            iteration: which one.
+            where: what was about to be done, such as "policy" or "rewards".
+        """
+        numbers = [loss.detach().double().flatten()]
+        numbers += [torch.as_tensor(norm, dtype=torch.float64, device=loss.device).flatten() for norm in gradient_norms]
+        if bool(torch.cat(numbers).isfinite().all()):  # the one time that the device is waited for
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        self._of_iteration = self._of_iteration + 1 if iteration == self._iteration else 1
+        self._iteration = iteration
+        why = _in_words(loss, gradient_norms)
+        if self.in_a_row <= KEPT:
+            path = self._save(batch, {"iteration": iteration, "where": where, "why": why})
+            if self.in_a_row == 1 or self._first is None:
+                self._first = str(path)
+        if self.in_a_row >= self.max_skipped:
+            raise TrainingDiverged(
+                f"{self.in_a_row} steps in a row were not finite; the last ({where}, iteration {iteration}): {why}.\n"
+                "What to try, the likeliest first:\n"
+                "  - a lower learning rate: --actor.learning-rate, --critic.learning-rate, with some --actor.warmup\n"
+                "  - shorter gradients: --actor.max-gradient-norm, --critic.max-gradient-norm\n"
+                "  - full precision: --model.dtype float32, and no --model.autocast\n"
+                "  - smaller rewards: --reward.scale or --reward.clip, if their size is far from 1\n"
+                f"  - a look at the first of these batches: safetensors.torch.load_file({self._first!r}); the .json "
+                "beside it\n    says which of its tensors are not finite\n"
+                f"Go on from the last checkpoint with --resume; --guard.max-skipped (now {self.max_skipped}) sets how "
+                "many are borne."
+            )
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, as JSON can hold them."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "first": self._first}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where another guard was."""
+        self.skipped, self.in_a_row, self._first = state["skipped"], state["in_a_row"], state["first"]
+
+    def _save(self, batch: TensorDictBase, reason: dict[str, Any]) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"iteration-{self._iteration:06d}-{self._of_iteration}.safetensors"
+        tensors = _flat(batch)
+        reason["not_finite"] = {
+            name: count for name, tensor in tensors.items() if (count := int((~tensor.isfinite()).sum()))
+        }
+        aside = path.with_suffix(".tmp")
+        save_file(tensors, aside)
+        aside.replace(path)
+        path.with_suffix(".json").write_text(json.dumps(reason, indent=2) + "\n", encoding="utf-8")
+        order = sorted(self.folder.glob("iteration-*.safetensors"), key=_order)
+        for old in order[:-KEPT]:
+            old.unlink()
+            old.with_suffix(".json").unlink(missing_ok=True)
+        return path
+
+
+def _order(path: Path) -> tuple[int, int]:
+    _, iteration, number = path.stem.split("-")
+    return int(iteration), int(number)
+
+
+def _flat(batch: TensorDictBase) -> dict[str, Tensor]:
+    """The tensors of a batch by their nested keys, joined by dots; entries that are no tensors are left out."""
+    flat = {}
+    for key, value in batch.items(include_nested=True, leaves_only=True):
+        if isinstance(value, Tensor):
+            name = key if isinstance(key, str) else ".".join(key)
+            # A copy: safetensors refuses tensors that share their memory.
+            flat[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return flat
+
+
+def _in_words(loss: Tensor, gradient_norms: Sequence[Tensor | float]) -> str:
+    parts = []
+    bad = int((~loss.isfinite()).sum())
+    if bad:
+        parts.append(f"the loss is {float(loss):g}" if loss.numel() == 1 else f"{bad} of {loss.numel()} losses")
+    norms = [float(norm) for norm in gradient_norms]
+    if not all(map(math.isfinite, norms)):
+        parts.append("the gradient norm is " + ", ".join(f"{norm:g}" for norm in norms))
+    return " and ".join(parts)
+
+
+class Warnings:
+    """Looks at the numbers of each iteration and says in plain words what is going wrong, and what to try.
+
+    Each warning comes at most once in `every` iterations. Metrics that are missing or not finite are passed over.
+
+    Args:
+        config: the bounds of KL and entropy.
+        max_new_tokens: the longest that a text may become, if known: only texts near it count as exploding.
+        every: how many iterations a warning is silent after it was given.
+
+    Examples:
+        >>> warnings = Warnings(GuardConfig(kl_warning=1.0))
+        >>> print(warnings.look({"iteration": 7, "kl/reference": 2.5})[0])  # doctest: +ELLIPSIS
+        The policy is 2.5 nats per token away from the reference (more than --guard.kl-warning 1): ...
+        >>> warnings.look({"iteration": 8, "kl/reference": 2.6})
+        []
+    """
+
+    def __init__(self, config: GuardConfig, max_new_tokens: int | None = None, every: int = 20) -> None:
+        self.config = config
+        self.max_new_tokens = max_new_tokens
+        self.every = every
+        self._streaks: dict[str, int] = {}
+        self._means: dict[str, float] = {}
+        self._said: dict[str, int] = {}
+
+    def look(self, metrics: Mapping[str, float]) -> list[str]:
+        """What is to be said about this iteration; call it once for each, in order."""
+        iteration = int(metrics["iteration"])
+        numbers = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        sentences = []
+        for name, rule in _RULES.items():
+            sentence = rule(self, numbers)
+            if sentence and iteration - self._said.get(name, -self.every) >= self.every:
+                self._said[name] = iteration
+                sentences.append(sentence)
+        return sentences
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, as JSON can hold it."""
+        return {"streaks": dict(self._streaks), "means": dict(self._means), "said": dict(self._said)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another one was: a resumed run says what it would have said."""
+        self._streaks, self._means, self._said = dict(state["streaks"]), dict(state["means"]), dict(state["said"])
+
+    def streak(self, name: str, holds: bool) -> int:
+        """For how many iterations in a row, this one included, something holds."""
+        self._streaks[name] = self._streaks.get(name, 0) + 1 if holds else 0
+        return self._streaks[name]
+
+    def usual(self, name: str, value: float) -> float | None:
+        """The running mean before this value; None until five were seen."""
+        seen = self.streak(f"seen {name}", True) - 1
+        mean = self._means.get(name, value)
+        # The plain mean at first, then an exponential one over the last twenty or so.
+        self._means[name] = mean + (value - mean) / min(seen + 1, 20)
+        return mean if seen >= 5 else None
+
+
+def _equal_rewards(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    mean, std = metrics.get("reward/mean", 0.0), metrics.get("reward/std", math.inf)
+    # The deviation of equal numbers may be some rounding error.
+    streak = self.streak("equal rewards", std <= 1e-6 * max(1.0, abs(mean)))
+    if streak < 3:
+        return None
+    return (
+        f"In each of the last {streak} iterations all texts had the same reward (now {mean:g}): nothing can be learned "
+        "from that. If it is the best there is, the task is solved (--evaluation.stop-at ends a run in time). If not, "
+        "no text is better than another yet: begin from a supervised warm start (--sft.steps), sample more widely "
+        "(--rollout.temperature), or give the task a reward with steps in between (--task.args)."
+    )
+
+
+def _kl_to_reference(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    kl, bound = metrics.get("kl/reference", 0.0), self.config.kl_warning
+    if kl <= bound:
+        return None
+    return (
+        f"The policy is {kl:.3g} nats per token away from the reference (more than --guard.kl-warning {bound:g}): "
+        "its texts may no longer read like language, and the reward may be gamed; look at the samples. Try a larger "
+        "--kl.beta, or an adaptive one (--kl.target), or a lower --actor.learning-rate."
+    )
+
+
+def _kl_to_old(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    kl, bound = metrics.get("kl/old", 0.0), self.config.kl_warning
+    if kl <= bound:
+        return None
+    return (
+        f"One iteration moved the policy by {kl:.3g} nats per token (more than --guard.kl-warning {bound:g}), far out "
+        "of the range in which its samples can be trusted. Try a lower --actor.learning-rate, fewer --actor.epochs, "
+        "or --loss.target-kl 0.02, which ends the epochs in time."
+    )
+
+
+def _entropy(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    entropy, bound = metrics.get("policy/entropy", math.inf), self.config.entropy_warning
+    if entropy >= bound:
+        return None
+    return (
+        f"The entropy has fallen to {entropy:.2g} nats per token (less than --guard.entropy-warning {bound:g}): the "
+        "policy writes nearly the same text every time. If the score is as high as it should be, that is success; if "
+        "not, it has stopped exploring: try --loss.entropy 0.01, a lower --actor.learning-rate, a larger --kl.beta, "
+        "or a larger --loss.clip-high."
+    )
+
+
+def _length(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    length, truncated = metrics.get("text/length"), metrics.get("text/truncated")
+    what = None
+    if length is not None:
+        usual = self.usual("length", length)
+        near = self.max_new_tokens is None or length > 0.8 * self.max_new_tokens
+        if usual is not None and length > 1.5 * usual and near:
+            what = f"The texts have grown to {length:.0f} tokens, from {usual:.0f} in the iterations before"
+    if truncated is not None:
+        usual = self.usual("truncated", truncated)
+        if usual is not None and truncated > 0.5 and truncated > usual + 0.1:
+            what = f"{truncated:.0%} of the texts are cut off before they end, {usual:.0%} in the iterations before"
+    return what and (
+        f"{what}: the policy may be earning reward by length, or has forgotten how to stop. Try "
+        "--reward.no-eos-penalty, a larger --kl.beta, or another --loss.aggregate; if the texts are good and simply "
+        "long, raise --task.max-new-tokens."
+    )
+
+
+def _explained_variance(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    explained = metrics.get("value/explained_variance")
+    if explained is None:
+        return None
+    streak = self.streak("explained variance", explained < -0.5 and metrics.get("reward/std", 1.0) > 0)
+    if streak < 10:
+        return None
+    return (
+        f"The explained variance was far below 0 for {streak} iterations (now {explained:.2g}): the critic predicts "
+        "worse than a constant would, and its advantages mislead the policy. Try a lower --critic.learning-rate (or a "
+        "higher one, if the value loss falls slowly), some --critic-warmup, --reward.whiten, or "
+        "--model.critic separate."
+    )
+
+
+def _mismatch(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    mismatch = metrics.get("kl/mismatch", 0.0)
+    if mismatch <= 0.1:
+        return None
+    return (
+        f"The engine that writes the texts and the model that is trained disagree by {mismatch:.2g} nats per token: "
+        "the policy learns from texts that are not quite its own. Try --rollout.engine-dtype float32, or "
+        "--rollout.engine transformers to see whether it is the engine; --loss.importance-cap 2 limits the harm."
+    )
+
+
+def _failing_rewards(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    failures = metrics.get("reward/failures", 0.0)
+    if failures <= 0:
+        return None
+    return (
+        f"The reward failed on some texts of this iteration (reward/failures is {failures:g}); they got its fallback "
+        "instead of a score. If it took too long, raise --task.reward-timeout; otherwise mend the reward function: it "
+        "must cope with any text."
+    )
+
+
+def _skipped(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    skipped = metrics.get("guard/skipped", 0.0)
+    before, self._means["skipped"] = self._means.get("skipped", 0.0), skipped
+    if skipped <= before:
+        return None
+    return (
+        f"{skipped - before:.0f} optimizer steps of this iteration were left out, as their loss or gradient was not "
+        "finite; their batches lie in the run's folder under skipped/. If it happens again, try a lower "
+        "--actor.learning-rate, a smaller --actor.max-gradient-norm, or --model.dtype float32."
+    )
+
+
+_RULES: dict[str, Callable[[Warnings, Mapping[str, float]], str | None]] = {
+    "equal rewards": _equal_rewards,
+    "kl to reference": _kl_to_reference,
+    "kl to old": _kl_to_old,
+    "entropy": _entropy,
+    "length": _length,
+    "explained variance": _explained_variance,
+    "mismatch": _mismatch,
+    "failing rewards": _failing_rewards,
+    "skipped": _skipped,
+}
