@@ -174,11 +174,7 @@ def _dress(axes: Axes, panel: _Panel, metrics: Sequence[dict[str, float]], both:
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """The mean of each value with its neighbours, as many on either side: it does not lag behind the curve."""
+    """The mean of each value with its neighbours on both sides: it does not lag behind the curve."""
     reach = max(3, len(values) // 25)
-    means = []
-    for place in range(len(values)):
-        span = min(reach, place, len(values) - 1 - place)
-        near = values[place - span : place + span + 1]
-        means.append(sum(near) / len(near))
-    return means
+    around = [values[max(0, place - reach) : place + reach + 1] for place in range(len(values))]
+    return [sum(near) / len(near) for near in around]
