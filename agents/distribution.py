@@ -54,7 +54,7 @@ class TokenDistribution(Distribution):
         self.temperature = temperature
         self.dtype = dtype or head.weight.dtype
         self._weight, self._bias = head.weight, head.bias
-        self._entropy: Tensor | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # tokens, their log-probs, entropies
 
     @property
     def support(self) -> Any:
@@ -68,14 +68,16 @@ class TokenDistribution(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`[...]` float32 log-probabilities of the tokens; 0 where the mask is False."""
-        log_prob, self._entropy = self._both(value)
-        return log_prob
+        if self._last is None or self._last[0] is not value:
+            self._last = (value, *self._both(value))
+        return self._last[1]
 
     def entropy(self) -> Tensor:
         """`[...]` float32 entropies; free after `log_prob`."""
-        if self._entropy is None:
-            _, self._entropy = self._both(torch.zeros(self.batch_shape, dtype=torch.long, device=self.hidden.device))
-        return self._entropy
+        if self._last is None:
+            self.log_prob(torch.zeros(self.batch_shape, dtype=torch.long, device=self.hidden.device))
+        assert self._last is not None
+        return self._last[2]
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Tokens, drawn with torch's global random numbers."""

@@ -182,12 +182,17 @@ class Network(nn.Module):
         return self.config.reference != "none"
 
     def encode(self, data: TensorDictBase, *, actor: bool = True, critic: bool = True) -> TensorDictBase:
-        """Write the hidden states that the heads need, unless they are there; one pass serves both if they share."""
-        if (actor or (critic and self.shared)) and "hidden" not in data:
+        """Write the hidden states that the heads need; one pass serves both if they share."""
+        if actor or (critic and self.shared):
             self.encoder(data)
-        if critic and not self.shared and "critic_hidden" not in data:
+        if critic and not self.shared:
             self.critic_encoder(data)
         return data
+
+    @torch.no_grad()
+    def value_of(self, data: TensorDictBase) -> Tensor:
+        """`[B, T, 1]` values of encoded states."""
+        return cast(Tensor, self.value_head(data["hidden" if self.shared else "critic_hidden"]))
 
     def policy(self) -> ProbabilisticTensorDictSequential:
         """A policy for `TorchRLTokenEnv`: from `tokens` and `length` to the next `action`.

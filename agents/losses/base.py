@@ -1,0 +1,121 @@
+"""What every loss over texts does the same way: leave padding out, run the backbone once, weigh the tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import nn
+
+from agents.network import Network
+from agents.ops import kl_estimate, masked_mean, masked_variance, token_weights, zero_padding
+
+Tensor = torch.Tensor
+
+# Whatever padding holds in these would reach the gradient as 0 * NaN.
+PER_STEP = ("action_log_prob", "ref_log_prob", "importance_weight", "advantage", "value_target", "state_value")
+
+
+class TokenLoss:
+    """Comes before a TorchRL loss among the bases, and feeds it.
+
+    A loss is the sum over tokens of what TorchRL computes for each, times `weight` `[B, T]` of the input (by default the
+    mean over all real tokens). Weights are made once for an optimizer step, so the losses of its micro-batches add up.
+
+    All metrics are means over real steps, and can be averaged over micro-batches with their numbers of tokens.
+    """
+
+    network: Network
+
+    def prepare(
+        self, data: TensorDictBase, *, actor: bool = True, critic: bool = True, encoded: bool = False
+    ) -> TensorDictBase:
+        """A shallow copy whose padding is clean, with weights and the hidden states that the heads need.
+
+        Args:
+            data: the batch.
+            actor: whether the actor's are needed.
+            critic: whether the critic's are needed.
+            encoded: they are there already, with their graph, from the weights as they are now.
+        """
+        data = data.clone(False)
+        mask = data["mask"]
+        for key in PER_STEP:
+            if (values := data.get(key, None)) is not None:
+                data.set(key, zero_padding(values, mask[..., None] if values.ndim == 3 else mask))
+        if "weight" not in data:
+            data.set("weight", token_weights(mask, "token"))
+        if "importance_weight" in data:
+            data.set("advantage", data["advantage"] * data["importance_weight"][..., None])
+        return data if encoded else self.network.encode(data, actor=actor, critic=critic)
+
+    def _reduce_loss(self, loss: Tensor, tensordict: TensorDictBase | None = None, **_: Any) -> Tensor:
+        """TorchRL asks this for every loss: `[B, T, 1]` to `[1]`."""
+        assert tensordict is not None
+        return weighted_sum(loss[..., 0], tensordict)[None]
+
+
+class Watched(nn.Module):
+    """An actor that remembers the last distribution it gave, so that metrics need not compute it again."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self._head = (head,)  # not a submodule: it has no weights of its own
+        self.distribution: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        """TorchRL asks an actor for its keys."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._head[0], name)
+
+    def get_dist(self, data: TensorDictBase) -> Any:
+        """The distribution of the actions."""
+        self.distribution = self._head[0].get_dist(data)
+        return self.distribution
+
+
+def weighted_sum(per_token: Tensor, data: TensorDictBase) -> Tensor:
+    """`[B, T]` to a scalar, by the weights of the tokens."""
+    return (zero_padding(per_token, data["mask"]) * data["weight"]).sum()
+
+
+@torch.no_grad()
+def policy_metrics(data: TensorDictBase, log_ratio: Tensor, entropy: Tensor, clipped: Tensor | None) -> TensorDict:
+    """Of `[B, T]` log-ratios to the old policy, entropies, and whether the clip acted."""
+    mask = data["mask"]
+    ratio = log_ratio.exp()
+    real = ratio[mask] if mask.any() else torch.ones(1, device=ratio.device)
+    metrics = {
+        "entropy": masked_mean(entropy, mask),
+        "kl_approx": masked_mean(-log_ratio, mask),
+        "kl_old": masked_mean(kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3"), mask),
+        "mean_ratio": masked_mean(ratio, mask),
+        "mean_squared_ratio": masked_mean(ratio**2, mask),
+        "max_ratio": real.max(),
+        "min_ratio": real.min(),
+    }
+    if clipped is not None:
+        metrics["clip_fraction"] = masked_mean(clipped.float(), mask)
+    return TensorDict(metrics)
+
+
+@torch.no_grad()
+def value_metrics(data: TensorDictBase, value: Tensor, value_clip: float | None) -> TensorDict:
+    """Of `[B, T, 1]` new values. Variances as moments, so that those of micro-batches can be put together."""
+    mask, target = data["mask"], data["value_target"][..., 0]
+    residual = target - value[..., 0]
+    metrics = {
+        "value_mean": masked_mean(value[..., 0], mask),
+        "residual_mean": masked_mean(residual, mask),
+        "residual_square": masked_mean(residual**2, mask),
+        "target_mean": masked_mean(target, mask),
+        "target_square": masked_mean(target**2, mask),
+        "explained_variance": 1 - masked_variance(residual, mask) / masked_variance(target, mask).clamp_min(1e-8),
+    }
+    if value_clip is not None:
+        moved = (value - data["state_value"])[..., 0].abs()
+        metrics["value_clip_fraction"] = masked_mean((moved > value_clip).float(), mask)
+    return TensorDict(metrics)
