@@ -215,7 +215,7 @@ class TokenMDP:
         ended = acted[state.end[acted] != RUNNING].tolist()
         if ended:
             rollouts = [self.rollout(row) for row in ended]
-            for row, rollout, score in zip(ended, rollouts, self._score(rollouts), strict=True):
+            for row, rollout, score in zip(ended, rollouts, self.score(rollouts), strict=True):
                 reward[row] += score.total
                 self.finished[row] = Finished(
                     rollout,
@@ -266,6 +266,14 @@ class TokenMDP:
     def prompt(self, row: int) -> Prompt:
         """The prompt that the episode in `row` began with."""
         return self._prompts[row]
+
+    def score(self, rollouts: list[Rollout]) -> list[Score]:
+        """The scores of finished rollouts; what was cut off and is to be valued instead has none."""
+        if self.state.cut_is_final:
+            return self.reward(rollouts)
+        whole = [rollout for rollout in rollouts if rollout.terminated]
+        scores = iter(self.reward(whole) if whole else ())
+        return [next(scores) if rollout.terminated else Score(0.0) for rollout in rollouts]
 
     def save(self, rows: Sequence[int] | IntArray) -> SavedEpisodes:
         """Copy episodes out, for search, best-of-n, or to begin again from a prefix."""
@@ -323,14 +331,6 @@ class TokenMDP:
                 f"{len(rows)} rows"
             )
         return paid.astype(np.float64)
-
-    def _score(self, rollouts: list[Rollout]) -> list[Score]:
-        """The scores of finished rollouts; what was cut off and is to be valued instead has none."""
-        if self.state.cut_is_final:
-            return self.reward(rollouts)
-        whole = [rollout for rollout in rollouts if rollout.terminated]
-        scores = iter(self.reward(whole) if whole else ())
-        return [next(scores) if rollout.terminated else Score(0.0) for rollout in rollouts]
 
     def _reply(self, state: TokenState, row: int) -> Sequence[int] | None:
         reply = self.task.reply(self.rollout(row))

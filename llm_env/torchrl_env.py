@@ -21,6 +21,7 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
 
     Observations are `tokens` `[num_envs, context]`, `length` and `prompt_length` `[num_envs, 1]`, with an engine its
     distribution of the next token, and `action_mask` where the task has one (TorchRL's `ActionMask` transform uses it).
+    `reset(prompt_indices=...)` begins with these prompts of the split, one for each row that is reset.
 
     Args:
         task: a registered name, a `Task`, or a subclass of it.
@@ -72,10 +73,12 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
         }
         self.done_spec = Composite(flags, shape=self.batch_size, device=device)
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+    def _reset(
+        self, tensordict: TensorDictBase | None = None, *, prompt_indices: Any = None, **kwargs: Any
+    ) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         rows = None if mask is None else np.flatnonzero(mask.cpu().numpy().reshape(-1))
-        self.mdp.reset(rows)
+        self.mdp.reset(rows, prompt_indices=prompt_indices)
         return self._tensordict(self._observation())
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
