@@ -66,7 +66,7 @@ SHORT = {
     "text/truncated": "truncated",
     "speed/rollout_tokens_per_s": "written/s",
     "speed/update_tokens_per_s": "learned/s",
-    "time/total": "s",
+    "time/total": "seconds",
 }
 """What a plain line says."""
 
@@ -188,7 +188,7 @@ class Display:
             for column in table.columns[1:]:
                 column.justify = "right"
             for name, before, after in rows:
-                table.add_row(self._literal(name), self._value(before), Text(self._value(after), style="bold"))
+                table.add_row(Text(self._literal(name)), self._value(before), self._value(after, style="bold"))
             self.console.print(table, highlight=False)
         for sample in samples:
             self._print(self._sample_line(sample))
@@ -238,7 +238,7 @@ class Display:
             name: name.removeprefix("reward/") for name in latest if name.startswith("reward/") and name not in watched
         }
         if not any(name in latest for labels in groups.values() for name in labels):
-            groups = {"": {name: name for name in _others(latest)}}
+            groups = {"numbers": {name: name for name in _others(latest)}}
         tables = []
         for title, labels in groups.items():
             table = Table.grid(padding=(0, 1))
@@ -269,10 +269,9 @@ class Display:
             text,
         )
 
-    def _value(self, value: Number) -> str:
-        if value is None:
-            return ""
-        return self._literal(value) if isinstance(value, str) else _short(value)
+    def _value(self, value: Number, style: str = "") -> Text:
+        shown = "" if value is None else self._literal(value) if isinstance(value, str) else _short(value)
+        return Text(shown, style=style)
 
     def _lines(self, text: str) -> str:
         return "\n".join(map(self._literal, text.split("\n")))
@@ -301,7 +300,7 @@ def _short(value: float) -> str:
 def _arrow(history: Sequence[float]) -> Text:
     """Where the newest value lies beside the few before it, by the measure of how much it moves anyway."""
     if len(history) < 3:
-        return Text()
+        return Text(" ")  # a column without width would take it from its neighbours
     before = history[-6:-1]
     change, spread = history[-1] - sum(before) / len(before), max(history) - min(history)
     if abs(change) <= 0.1 * spread:
