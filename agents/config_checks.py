@@ -74,6 +74,7 @@ def problems(config: TrainConfig) -> Iterator[str]:
     """What is wrong with a configuration, a line each: the flag, its value, what was expected, what to do."""
     yield from _out_of_range(config)
     yield from _contradictions(config)
+    yield from _no_such_device(config.device)
 
 
 def _out_of_range(config: TrainConfig) -> Iterator[str]:
@@ -97,6 +98,18 @@ def _out_of_range(config: TrainConfig) -> Iterator[str]:
     for name in ("actor.betas", "critic.betas"):
         if not all(0 <= beta < 1 for beta in values[name]):
             yield f"{flag(name)} is {values[name]}, expected two numbers from 0 to below 1, such as 0.9 0.95"
+
+
+def _no_such_device(name: str) -> Iterator[str]:
+    import torch  # takes seconds, and all else here does without
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        yield f"--device is {name}, expected cpu, cuda, cuda:0, ..."
+        return
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        yield f"--device is {name}, but torch finds {torch.cuda.device_count()} CUDA devices here: use --device cpu"
 
 
 def _contradictions(c: TrainConfig) -> Iterator[str]:

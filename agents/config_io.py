@@ -13,7 +13,7 @@ import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -56,7 +56,7 @@ def check_config(config: TrainConfig) -> None:
     read_value(TrainConfig, _plain(config), "", config)
     found = list(problems(config))
     if found:
-        raise ConfigError("\n".join(found))
+        raise ConfigError(found[0] if len(found) == 1 else "\n  ".join([f"{len(found)} things are wrong:", *found]))
 
 
 def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -155,11 +155,11 @@ def _plain(value: Any) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML in which `1e-4` is a number and `no` is a word, as in YAML 1.2; PyYAML alone reads 1.1."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
 for _tag, _pattern, _first in (

@@ -1,0 +1,73 @@
+"""Named configurations to begin with: `llm-env train --preset NAME`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration and what it is for, in a line."""
+
+    description: str
+    config: TrainConfig
+
+
+PRESETS: dict[str, Preset] = {
+    "reverse-tiny": Preset(
+        "Reverse six letters, tiny model: SFT warm start, then PPO. Minutes on two cores.",
+        TrainConfig().replace(
+            out=Path("runs/reverse-tiny"),
+            iterations=150,
+            task__name="Reverse",
+            task__args={"length": 6},
+            sft__steps=800,
+            rollout__batch_size=256,
+            actor__learning_rate=1e-4,
+            evaluation__every=10,
+            evaluation__stop_at=0.97,
+        ),
+    ),
+    "addition-tiny": Preset(
+        "Add two numbers, tiny model: SFT warm start, then PPO. Minutes on two cores.",
+        TrainConfig().replace(
+            out=Path("runs/addition-tiny"),
+            iterations=150,
+            task__name="Addition",
+            task__args={"digits": 2},
+            sft__steps=800,
+            rollout__batch_size=256,
+            actor__learning_rate=1e-4,
+            evaluation__every=10,
+            evaluation__stop_at=0.97,
+        ),
+    ),
+    "sentiment-smollm2": Preset(
+        "Cheerful reviews from SmolLM2-135M: vLLM rollouts in bfloat16, KL penalty.",
+        TrainConfig().replace(
+            out=Path("runs/sentiment-smollm2"),
+            iterations=40,
+            task__name="Sentiment",
+            model__name="smollm2-135m",
+            model__autocast=True,
+            model__reference_dtype="bfloat16",
+            rollout__batch_size=64,
+            rollout__engine="vllm",
+            rollout__engine_dtype="bfloat16",
+            kl__beta=0.05,
+            actor__learning_rate=1e-5,
+            actor__warmup=5,
+            actor__epochs=2,
+            actor__micro_batch_size=16,
+            critic__learning_rate=1e-4,
+            critic__epochs=2,
+            critic__micro_batch_size=16,
+            critic_warmup=2,
+            evaluation__every=10,
+            evaluation__prompts=64,
+        ),
+    ),
+}
