@@ -60,7 +60,7 @@ class StepGuard:
         self.in_a_row = 0
         self._iteration = -1
         self._of_iteration = 0
-        self._first: str | None = None
+        self._first = ""
 
     def check(
         self,
@@ -91,9 +91,10 @@ class StepGuard:
         why = _in_words(loss, gradient_norms)
         if self.in_a_row <= KEPT:
             path = self._save(batch, {"iteration": iteration, "where": where, "why": why})
-            if self.in_a_row == 1 or self._first is None:
-                self._first = str(path)
+            if self.in_a_row == 1:
+                self._first = path.name
         if self.in_a_row >= self.max_skipped:
+            first = str(self.folder / self._first)
             raise TrainingDiverged(
                 f"{self.in_a_row} steps in a row were not finite; the last ({where}, iteration {iteration}): {why}.\n"
                 "What to try, the likeliest first:\n"
@@ -101,7 +102,7 @@ class StepGuard:
                 "  - shorter gradients: --actor.max-gradient-norm, --critic.max-gradient-norm\n"
                 "  - full precision: --model.dtype float32, and no --model.autocast\n"
                 "  - smaller rewards: --reward.scale or --reward.clip, if their size is far from 1\n"
-                f"  - a look at the first of these batches: safetensors.torch.load_file({self._first!r}); the .json "
+                f"  - a look at the first of these batches: safetensors.torch.load_file({first!r}); the .json "
                 "beside it\n    says which of its tensors are not finite\n"
                 f"Go on from the last checkpoint with --resume; --guard.max-skipped (now {self.max_skipped}) sets how "
                 "many are borne."

@@ -106,7 +106,7 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """The whole lines of a JSONL file, with what they say; what a kill or a power cut has torn is passed over."""
     # In bytes, as str.splitlines would also break at characters that may occur within a text.
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    for line in path.read_bytes().split(b"\n"):
         try:
             row = json.loads(line)
         except ValueError:

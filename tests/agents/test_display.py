@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agents.display import Display
+from agents.display import Display, Number
 
 METRICS = {
     "iteration": 1.0,
@@ -213,7 +213,7 @@ def test_a_display_that_is_off_still_warns() -> None:
 
 def test_the_summary() -> None:
     plain = Plain(3)
-    rows = [("held out, sampled [b]", 0.31, 0.97), ("KL", None, "0.12 nats")]
+    rows: list[tuple[str, Number, Number]] = [("held out, sampled [b]", 0.31, 0.97), ("KL", None, "0.12 nats")]
     samples = [{"prompt": "p>", "text": f"{NASTY}{number}", "score": number} for number in range(3)]
     folder = Path("runs") / ("a-long-name" * 10)
     plain.display.summary("Reverse [b]: done", rows, samples, {"model": folder / "model", "curves": folder / "c.png"})

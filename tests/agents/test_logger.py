@@ -76,6 +76,9 @@ def test_reading(tmp_path: Path) -> None:
     with open(tmp_path / "metrics.jsonl", "ab") as file:
         file.write(b'{"iteration": 3, "a"')
     first, second = read_metrics(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b": 1}")  # all but the end of the line is there
+    assert read_metrics(tmp_path)[2:] == [{"iteration": 3.0, "a": 1.0}]
     assert first["iteration"] == 1.0
     assert math.isnan(first["a"])
     assert second == {"iteration": 2.0, "a": 1.0}
