@@ -10,6 +10,7 @@ very torch and transformers that run here, so that a comparison is one of traine
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -122,8 +123,8 @@ class TRLWorker:
                 self._process.kill()
                 self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream and not stream.closed:
-                stream.close()
+            with contextlib.suppress(OSError):  # of words that a dead process did not take
+                stream and stream.close()
 
     def __enter__(self) -> TRLWorker:
         return self
