@@ -19,6 +19,18 @@ KEPT = 10
 """How many offending batches are kept."""
 
 
+_STEP_HINTS = """\
+  - a lower learning rate: --actor.learning-rate, --critic.learning-rate, with some --actor.warmup
+  - shorter gradients: --actor.max-gradient-norm, --critic.max-gradient-norm
+  - full precision: --model.dtype float32, and no --model.autocast
+  - smaller rewards: --reward.scale or --reward.clip, if their size is far from 1
+"""
+_REWARD_HINTS = """\
+  - a reward function that gives a finite number for any text, also for an empty one
+  - --task.reward-timeout, if it is one that may hang
+"""
+
+
 class TrainingDiverged(RuntimeError):
     """Too many steps in a row had a loss or a gradient that is not finite."""
 
@@ -77,7 +89,7 @@ class StepGuard:
             gradient_norms: one for each optimizer; none if they are not computed yet.
             batch: the mini-batch, as it is to be kept if it is to blame.
             iteration: which one.
-            where: what was about to be done, such as "policy" or "rewards".
+            where: what was about to be done, such as "policy"; if it begins with "reward", the advice is about rewards.
         """
         numbers = [loss.detach().double().flatten()]
         numbers += [torch.as_tensor(norm, dtype=torch.float64, device=loss.device).flatten() for norm in gradient_norms]
@@ -94,16 +106,12 @@ class StepGuard:
             if self.in_a_row == 1:
                 self._first = path.name
         if self.in_a_row >= self.max_skipped:
-            first = str(self.folder / self._first)
+            first = self.folder / self._first
             raise TrainingDiverged(
                 f"{self.in_a_row} steps in a row were not finite; the last ({where}, iteration {iteration}): {why}.\n"
-                "What to try, the likeliest first:\n"
-                "  - a lower learning rate: --actor.learning-rate, --critic.learning-rate, with some --actor.warmup\n"
-                "  - shorter gradients: --actor.max-gradient-norm, --critic.max-gradient-norm\n"
-                "  - full precision: --model.dtype float32, and no --model.autocast\n"
-                "  - smaller rewards: --reward.scale or --reward.clip, if their size is far from 1\n"
-                f"  - a look at the first of these batches: safetensors.torch.load_file({first!r}); the .json "
-                "beside it\n    says which of its tensors are not finite\n"
+                f"What to try, the likeliest first:\n{_REWARD_HINTS if where.startswith('reward') else _STEP_HINTS}"
+                f"  - a look at the first of them: {first.with_suffix('.json')} says what was not finite,\n"
+                f"    and safetensors.torch.load_file({str(first)!r}) is the batch\n"
                 f"Go on from the last checkpoint with --resume; --guard.max-skipped (now {self.max_skipped}) sets how "
                 "many are borne."
             )
@@ -185,7 +193,7 @@ class Warnings:
         self.max_new_tokens = max_new_tokens
         self.every = every
         self._streaks: dict[str, int] = {}
-        self._means: dict[str, float] = {}
+        self._numbers: dict[str, float] = {}
         self._said: dict[str, int] = {}
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:
@@ -202,23 +210,29 @@ class Warnings:
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, as JSON can hold it."""
-        return {"streaks": dict(self._streaks), "means": dict(self._means), "said": dict(self._said)}
+        return {"streaks": dict(self._streaks), "numbers": dict(self._numbers), "said": dict(self._said)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another one was: a resumed run says what it would have said."""
-        self._streaks, self._means, self._said = dict(state["streaks"]), dict(state["means"]), dict(state["said"])
+        self._streaks, self._numbers, self._said = dict(state["streaks"]), dict(state["numbers"]), dict(state["said"])
 
     def streak(self, name: str, holds: bool) -> int:
         """For how many iterations in a row, this one included, something holds."""
         self._streaks[name] = self._streaks.get(name, 0) + 1 if holds else 0
         return self._streaks[name]
 
+    def rise(self, name: str, metrics: Mapping[str, float]) -> float:
+        """By how much a count of the run so far has grown in this iteration."""
+        before = self._numbers.get(name, 0.0)
+        self._numbers[name] = metrics.get(name, before)
+        return self._numbers[name] - before
+
     def usual(self, name: str, value: float) -> float | None:
         """The running mean before this value; None until five were seen."""
         seen = self.streak(f"seen {name}", True) - 1
-        mean = self._means.get(name, value)
+        mean = self._numbers.get(name, value)
         # The plain mean at first, then an exponential one over the last twenty or so.
-        self._means[name] = mean + (value - mean) / min(seen + 1, 20)
+        self._numbers[name] = mean + (value - mean) / min(seen + 1, 20)
         return mean if seen >= 5 else None
 
 
@@ -316,25 +330,23 @@ def _mismatch(self: Warnings, metrics: Mapping[str, float]) -> str | None:
 
 
 def _failing_rewards(self: Warnings, metrics: Mapping[str, float]) -> str | None:
-    failures = metrics.get("reward/failures", 0.0)
-    if failures <= 0:
+    more = self.rise("reward/failures", metrics)
+    if more <= 0:
         return None
     return (
-        f"The reward failed on some texts of this iteration (reward/failures is {failures:g}); they got its fallback "
-        "instead of a score. If it took too long, raise --task.reward-timeout; otherwise mend the reward function: it "
-        "must cope with any text."
+        f"The reward failed on texts of this iteration ({more:.0f} times): they got its fallback instead of a score. If "
+        "it took too long, raise --task.reward-timeout; otherwise mend the reward function: it must cope with any text."
     )
 
 
 def _skipped(self: Warnings, metrics: Mapping[str, float]) -> str | None:
-    skipped = metrics.get("guard/skipped", 0.0)
-    before, self._means["skipped"] = self._means.get("skipped", 0.0), skipped
-    if skipped <= before:
+    more = self.rise("guard/skipped", metrics)
+    if more <= 0:
         return None
     return (
-        f"{skipped - before:.0f} optimizer steps of this iteration were left out, as their loss or gradient was not "
-        "finite; their batches lie in the run's folder under skipped/. If it happens again, try a lower "
-        "--actor.learning-rate, a smaller --actor.max-gradient-norm, or --model.dtype float32."
+        f"Optimizer steps of this iteration were left out ({more:.0f} times), as their loss or gradient was not finite; "
+        "the batches lie in the run's folder under skipped/. If it happens again, try a lower --actor.learning-rate, a "
+        "smaller --actor.max-gradient-norm, or --model.dtype float32."
     )
 
 
