@@ -334,7 +334,7 @@ def _failing_rewards(self: Warnings, metrics: Mapping[str, float]) -> str | None
     if more <= 0:
         return None
     return (
-        f"The reward failed on texts of this iteration ({more:.0f} times): they got its fallback instead of a score. If "
+        f"The reward failed in this iteration ({more:.0f} times): those texts got its fallback instead of a score. If "
         "it took too long, raise --task.reward-timeout; otherwise mend the reward function: it must cope with any text."
     )
 
@@ -344,7 +344,7 @@ def _skipped(self: Warnings, metrics: Mapping[str, float]) -> str | None:
     if more <= 0:
         return None
     return (
-        f"Optimizer steps of this iteration were left out ({more:.0f} times), as their loss or gradient was not finite; "
+        f"Optimizer steps of this iteration were left out ({more:.0f} times), as loss or gradient was not finite; "
         "the batches lie in the run's folder under skipped/. If it happens again, try a lower --actor.learning-rate, a "
         "smaller --actor.max-gradient-norm, or --model.dtype float32."
     )
