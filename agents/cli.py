@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `llm-env train --help | head`; Python would complain again when it closes the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, KeyError, FileNotFoundError, ModuleNotFoundError) as error:
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
         if "--traceback" in given:
             traceback.print_exc()
         _print_error(error)
@@ -115,6 +117,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "presets": _presets,
     "tasks": _tasks,
 }
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the message says what to mend; anything else is a bug, and its traceback is wanted."""
+    ours = type(error).__module__.partition(".")[0] in ("agents", "llm_env", "rewards")
+    return ours or isinstance(error, ValueError | TypeError | KeyError | OSError | ImportError)
 
 
 def _print_error(error: Exception) -> None:

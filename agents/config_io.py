@@ -27,7 +27,8 @@ class ConfigError(ValueError):
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write all fields as YAML, whole or not at all."""
-    text = yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    # No allow_unicode: with it PyYAML writes some line breaks as they are, and reads them as spaces.
+    text = yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False)
     aside = path.with_name(f".{path.name}.saving")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -247,6 +247,64 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+EVERY_KILL = """
+import itertools, os, shutil, sys, torch
+from pathlib import Path
+from agents.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+
+torch.set_num_threads(1)
+countdown = None
+
+def die(event, _):
+    # Before whatever changes a folder, or opens a file.
+    global countdown
+    if countdown is not None and event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+        countdown -= 1
+        if countdown < 0:
+            os._exit(9)
+
+def checkpoint(step, value):
+    return Checkpoint(step, {"model": {"w": torch.full((9,), float(value))}}, {"value": value})
+
+sys.addaudithook(die)
+root = Path(sys.argv[1])
+for before, step, keep in (([], 1, 1), ([1, 2, 3], 4, 2), ([1], 1, 1)):
+    for place in itertools.count():
+        folder = root / f"{before}-{step}-{keep}-{place}"
+        for old in before:
+            save_checkpoint(folder, checkpoint(old, old), keep=9)
+        child = os.fork()
+        if not child:
+            countdown = place
+            save_checkpoint(folder, checkpoint(step, 10), keep)
+            os._exit(0)
+        done = os.waitpid(child, 0)[1] == 0
+        found, refused = latest_checkpoint(folder)
+        seen = None if found is None else (found.step, found.state["value"], float(found.tensors["model"]["w"][8]))
+        old = (before[-1],) * 3 if before else None
+        assert refused == [] and seen in (old, (step, 10, 10.0)), (folder, refused, seen)
+        for path in folder.glob("step-*"):
+            load_checkpoint(path)  # none in sight is torn, the older ones included
+        save_checkpoint(folder, checkpoint(9, 9), keep=1)
+        assert os.listdir(folder) == ["step-00000009"], (folder, os.listdir(folder))
+        if done:
+            assert seen == (step, 10, 10.0)
+            break
+    print(place, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_killed_before_every_change_of_the_disk(tmp_path: Path) -> None:
+    """Saving a first one, a further one with older ones to delete, and one that is there already."""
+    command = [sys.executable, "-W", "ignore", "-c", EVERY_KILL, str(tmp_path)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    places = [int(line) for line in process.stdout.split()]
+    assert len(places) == 3
+    assert min(places) > 10, "so many kills were there in each case"
+
+
 SAVER = """
 import sys, torch
 from pathlib import Path
@@ -269,7 +327,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     rng = random.Random(0)
     before = 0
     interrupted = 0
-    for _ in range(8):
+    for _ in range(6):
         process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import string
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -19,12 +21,13 @@ from agents.cli import main
 from agents.config import TrainConfig
 from agents.config_checks import flag, flatten
 from agents.config_io import ConfigError, check_config, differences, load_config, save_config
+from agents.guards import TrainingDiverged
 from agents.presets import PRESETS
 
 # Strategies for every type that a field has.
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 YAML_TRAPS = st.sampled_from(
-    ["no", "yes", "on", "null", "~", "", "1e-4", "0x1f", "010", "1:30", "2024-01-01", "- a: b"]
+    ["no", "yes", "on", "null", "~", "", "1e-4", "0x1f", "010", "1:30", "2024-01-01", "- a: b", "\x85"]
 )
 NUMBERS = st.floats(allow_nan=False)
 
@@ -377,6 +380,8 @@ def test_errors_while_training(trained: Trained, capsys: pytest.CaptureFixture[s
     for error, text in (
         (ValueError("too small"), "error: too small"),
         (KeyError("no field 'a'"), "error: no field 'a'"),
+        (PermissionError("runs is read-only"), "error: runs is read-only"),
+        (TrainingDiverged("five steps were skipped"), "error: five steps were skipped"),
         (ValueError(), "error: ValueError"),
         (ModuleNotFoundError("No module named 'rich'", name="rich.console"), "pip install 'llm-env[train]'"),
         (ModuleNotFoundError("No module named 'mine'", name="mine"), "error: No module named 'mine'"),
@@ -393,6 +398,16 @@ def test_errors_while_training(trained: Trained, capsys: pytest.CaptureFixture[s
     trained.error = ZeroDivisionError("a bug of ours")
     with pytest.raises(ZeroDivisionError):
         main(["train"])
+
+
+def test_a_reader_that_leaves_early() -> None:
+    """As in `llm-env train --help | head -1`."""
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "agents.cli", "train", "--help"]
+    process = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True)
+    os.close(written)
+    assert (process.returncode, process.stderr) == (1, "")
 
 
 def test_without_tyro(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
