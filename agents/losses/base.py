@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import nn
 
 from agents.network import Network
 from agents.ops import kl_estimate, masked_mean, masked_variance, token_weights, zero_padding
@@ -27,6 +26,9 @@ class TokenLoss:
     """
 
     network: Network
+    critic_weight: float | None  # None: there is no critic
+    value_clip: float | None = None
+    loss_critic: Any  # TorchRL's
 
     def prepare(
         self, data: TensorDictBase, *, actor: bool = True, critic: bool = True, encoded: bool = False
@@ -50,31 +52,24 @@ class TokenLoss:
             data.set("advantage", data["advantage"] * data["importance_weight"][..., None])
         return data if encoded else self.network.encode(data, actor=actor, critic=critic)
 
-    def _reduce_loss(self, loss: Tensor, tensordict: TensorDictBase | None = None, **_: Any) -> Tensor:
-        """TorchRL asks this for every loss: `[B, T, 1]` to `[1]`."""
-        assert tensordict is not None
-        return weighted_sum(loss[..., 0], tensordict)[None]
+    def forward(
+        self, data: TensorDictBase, *, actor: bool = True, critic: bool = True, encoded: bool = False
+    ) -> TensorDict:
+        """The losses of a batch, or of one of the two parts; `encoded`: see `prepare`."""
+        critic = critic and self.critic_weight is not None
+        data = self.prepare(data, actor=actor, critic=critic, encoded=encoded)
+        out = TensorDict()
+        if actor:
+            out.update(self.actor_losses(data))
+        if critic:
+            per_token = self.loss_critic(data.copy())[0][..., 0]  # it writes the new values in place of the old
+            out["loss_critic"] = self.critic_weight * weighted_sum(per_token, data)
+            out.update(value_metrics(data, self.network.value_of(data), self.value_clip))
+        return out
 
-
-class Watched(nn.Module):
-    """An actor that remembers the last distribution it gave, so that metrics need not compute it again."""
-
-    def __init__(self, head: Any) -> None:
-        super().__init__()
-        self._head = (head,)  # not a submodule: it has no weights of its own
-        self.distribution: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        """TorchRL asks an actor for its keys."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._head[0], name)
-
-    def get_dist(self, data: TensorDictBase) -> Any:
-        """The distribution of the actions."""
-        self.distribution = self._head[0].get_dist(data)
-        return self.distribution
+    def actor_losses(self, data: TensorDictBase) -> TensorDict:
+        """The losses of the policy, and its metrics."""
+        raise NotImplementedError
 
 
 def weighted_sum(per_token: Tensor, data: TensorDictBase) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import ClipPPOLoss
 
-from agents.losses.base import TokenLoss, Watched, policy_metrics, value_metrics, weighted_sum
+from agents.losses.base import TokenLoss, policy_metrics, weighted_sum
 from agents.network import Network
 from agents.ops import Estimator, kl_estimate
 
@@ -51,12 +51,12 @@ class TokenPPOLoss(TokenLoss, ClipPPOLoss):  # type: ignore[misc]
         kl_estimator: Estimator = "k2",
     ) -> None:
         super().__init__(
-            Watched(network.actor_head),
+            network.actor_head,
             None if value is None else network.critic_head,
             clip_epsilon=clip,
             entropy_bonus=entropy != 0,
             entropy_coeff=entropy,
-            critic_coeff=value,
+            critic_coeff=None if value is None else 1.0,
             loss_critic_type="l2",
             clip_value=value_clip,
             log_explained_variance=False,
@@ -66,27 +66,14 @@ class TokenPPOLoss(TokenLoss, ClipPPOLoss):  # type: ignore[misc]
         if dual_clip is not None and dual_clip <= 1:
             raise ValueError(f"dual_clip must be more than 1 (3 is usual), got {dual_clip}")
         self.network = network
+        self.critic_weight = value
         self.dual_clip = dual_clip
         self.value_clip = value_clip
         self.kl = kl
         self.kl_estimator = kl_estimator
 
-    def forward(
-        self, data: TensorDictBase, *, actor: bool = True, critic: bool = True, encoded: bool = False
-    ) -> TensorDict:
-        """The losses of a batch, or of one of the two parts; `encoded`: see `TokenLoss.prepare`."""
-        critic = critic and self._has_critic
-        data = self.prepare(data, actor=actor, critic=critic, encoded=encoded)
-        out = TensorDict()
-        if actor:
-            out.update(self._actor_losses(data))
-        if critic:
-            per_token, _, _ = self.loss_critic(data.copy())  # it writes the new values in place of the old
-            out["loss_critic"] = weighted_sum(per_token[..., 0], data)
-            out.update(value_metrics(data, self._value, self.value_clip))
-        return out
-
-    def _actor_losses(self, data: TensorDictBase) -> TensorDict:
+    def actor_losses(self, data: TensorDictBase) -> TensorDict:
+        """The clipped objective, the entropy bonus and the KL term."""
         advantage = data["advantage"][..., 0]
         log_ratio, distribution, _, _ = self._log_weight(data, adv_shape=advantage.shape)
         log_ratio = log_ratio[..., 0]
@@ -102,15 +89,9 @@ class TokenPPOLoss(TokenLoss, ClipPPOLoss):  # type: ignore[misc]
         return out.update(policy_metrics(data, log_ratio, entropy, clipped))
 
     def gain(self, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`[B, T]` what is to be made large, and whether clipping decided it."""
-        plain = log_ratio.exp() * advantage
-        gain = torch.minimum(plain, log_ratio.clamp(*self._clip_bounds).exp() * advantage)
+        """`[B, T]` what is to be made large, and where clipping acted."""
+        low, high = self._clip_bounds
+        gain = torch.minimum(log_ratio.exp() * advantage, log_ratio.clamp(low, high).exp() * advantage)
         if self.dual_clip is not None:
             gain = torch.where(advantage < 0, torch.maximum(gain, self.dual_clip * advantage), gain)
-        low, high = self._clip_bounds
         return gain, (log_ratio < low) | (log_ratio > high)
-
-    def _critic_loss_inputs(self, target: Tensor, value: Tensor, old: Tensor | None) -> Any:
-        """TorchRL's hook: here the new values pass by, which metrics want to see."""
-        self._value = value.detach()
-        return target, value, old
