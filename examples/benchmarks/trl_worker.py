@@ -38,6 +38,7 @@ from transformers import (  # noqa: E402
     AutoTokenizer,
     GenerationConfig,
     get_constant_schedule,
+    set_seed,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer  # noqa: E402
 
@@ -90,21 +91,15 @@ class Setup:
             raise ValueError(f"got {len(self.prompts)} prompts, fewer than a batch of {self.batch_size}: give more")
 
     def config(self, folder: str) -> PPOConfig:
+        same = ("response_length", "learning_rate", "kl_coef", "cliprange", "gamma", "lam", "temperature", "seed")
         settings: dict[str, Any] = {
+            **{name: getattr(self, name) for name in same},
             "per_device_train_batch_size": self.batch_size,
             "gradient_accumulation_steps": 1,  # with more, TRL takes fewer optimizer steps than it says
             "num_ppo_epochs": self.epochs,
             "num_mini_batches": self.minibatches,
-            "response_length": self.response_length,
-            "learning_rate": self.learning_rate,
             "lr_scheduler_type": "constant",  # how many iterations there will be is not known here
             "total_episodes": 10**6 * self.batch_size,
-            "kl_coef": self.kl_coef,
-            "cliprange": self.cliprange,
-            "gamma": self.gamma,
-            "lam": self.lam,
-            "temperature": self.temperature,
-            "seed": self.seed,
             "stop_token": None if self.answers is None else "eos",
             "output_dir": folder,
             "use_cpu": True,
@@ -274,7 +269,7 @@ def evaluate(
 def trainer_of(setup: Setup, folder: str) -> tuple[Trainer, TokenReward]:
     torch.set_num_threads(setup.threads)
     config = setup.config(folder)
-    torch.manual_seed(setup.seed)  # of the critic's new head
+    set_seed(setup.seed)  # of the critic's new head, and of the minibatches, for which TRL forgets numpy's
     dtype = getattr(torch, setup.dtype)
     policy = AutoModelForCausalLM.from_pretrained(setup.model, dtype=dtype)
     reference = AutoModelForCausalLM.from_pretrained(setup.model, dtype=dtype)
@@ -307,7 +302,7 @@ def trainer_of(setup: Setup, folder: str) -> tuple[Trainer, TokenReward]:
 
 
 def memory() -> dict[str, float]:
-    """Resident memory now and at its peak, in MB, on Linux; elsewhere the peak alone.
+    """Resident memory of this process now and at its peak, in MB; outside Linux the peak alone.
 
     Not `ru_maxrss` where there is better: Linux carries it over from the process that started this one.
     """
@@ -345,7 +340,7 @@ def run(command: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    reply({"ready": True, "cpus": len(os.sched_getaffinity(0)), **memory()})
+    reply({"ready": True})
     waiting = next(commands(), None)
     while waiting is not None:
         if waiting.pop("cmd") != "setup":
