@@ -65,7 +65,7 @@ def _train(arguments: list[str]) -> None:
     from agents.cli_options import read_options
 
     options = read_options(arguments, "llm-env train")
-    from agents.train import train  # torch takes seconds to import: not before the flags are known to be right
+    from agents.train import train  # takes seconds to import: not before the flags are known to be right
 
     train(options.settings, resume=options.resume)
 

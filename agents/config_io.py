@@ -79,7 +79,7 @@ def read_value(kind: Any, value: Any, name: str, base: Any = None) -> Any:
         return _read_dataclass(kind, value, name, base)
     origin, members = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        for member in (*(m for m in members if type(value) is m), *members):
+        for member in members:
             try:
                 return read_value(member, value, name)
             except ConfigError:
