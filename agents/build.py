@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -71,7 +71,7 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     source = str(model or config.model.name)
     # The task comes before the models: what is wrong with it should be said before anything heavy is done.
     task, rollout = make_task_of(config), config.rollout
-    mdp = TokenMDP(task, model=source, **mdp_options(config))
+    mdp = TokenMDP(task, **mdp_options(config, model=source))
     step_by_step = rollout.mode == "step" or (rollout.mode == "auto" and needs_steps(mdp))
     judged = has_held_out(task, config.evaluation.split)
 
@@ -85,11 +85,11 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     )
 
     def rollouts(split: str) -> Rollouts:
-        options = mdp_options(config, split)
         if step_by_step:
-            env = TorchRLTokenEnv(task, slots, engine=engine, observe="logits", **options)
+            env = TorchRLTokenEnv(task, slots, **mdp_options(config, split, engine=engine, observe="logits"))
             return StepRollouts(env, EnginePolicy(env))
-        return EngineRollouts(mdp if split == "train" else TokenMDP(task, model=source, **options), engine)
+        own = mdp if split == "train" else TokenMDP(task, **mdp_options(config, split, model=source))
+        return EngineRollouts(own, engine)
 
     filters: list[Filter] = [not_cut] * rollout.drop_truncated + [not_uniform] * rollout.drop_uniform_groups
     collector = Collector(
@@ -117,10 +117,10 @@ def make_task_of(config: TrainConfig) -> Task:
     return make_task(config.task.name, config.task.args)
 
 
-def mdp_options(config: TrainConfig, split: str = "train") -> MDPOptions:
-    """What the environment's core is told."""
+def mdp_options(config: TrainConfig, split: str = "train", **more: Any) -> MDPOptions:
+    """What the environment's core is told: by the configuration, and more."""
     task = config.task
-    return {
+    options: MDPOptions = {
         "split": split,
         "shuffle": split == "train",
         "completions_per_prompt": config.rollout.completions_per_prompt if split == "train" else 1,
@@ -129,6 +129,7 @@ def mdp_options(config: TrainConfig, split: str = "train") -> MDPOptions:
         "drop_long_prompts": task.drop_long_prompts,
         "reward_timeout": task.reward_timeout,
     }
+    return cast(MDPOptions, {**options, **more})
 
 
 def has_held_out(task: Task, split: str) -> bool:

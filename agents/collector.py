@@ -156,7 +156,8 @@ class Collector:
 
 def not_cut(data: TensorDict) -> torch.Tensor:
     """A filter: texts that came to their own end."""
-    return ~data["cut"]
+    cut: torch.Tensor = data["cut"]
+    return ~cut
 
 
 def not_uniform(data: TensorDict) -> torch.Tensor:

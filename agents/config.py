@@ -36,7 +36,7 @@ class LoraConfig:
 
     rank: int = 0
     """Of the adapters; 0 trains all weights."""
-    alpha: float = 32.0
+    alpha: int = 32
     """The adapters' scale is alpha / rank."""
     dropout: float = 0.0
     """Of the adapters' inputs."""
@@ -55,7 +55,7 @@ class ModelConfig:
     autocast: bool = False
     """Compute in bfloat16 while the weights stay as they are."""
     critic: Literal["shared", "separate"] = "shared"
-    """A value head on the policy's own hidden states, or a second model (with LoRA: a second adapter of the same one)."""
+    """A value head on the policy's own hidden states, or a second model (with LoRA, a second adapter)."""
     critic_gradient: bool = True
     """Let the value loss of a shared critic train the backbone, too."""
     reference: Literal["initial", "none"] = "initial"

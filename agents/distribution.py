@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ class TokenDistribution(Distribution):
     """A categorical distribution over the vocabulary at each of many states.
 
     Log-prob and entropy are computed together, in chunks of rows, and in the backward pass computed again (unless one
-    chunk holds all, when its probabilities are kept): memory does not depend on the number of states times the vocabulary.
+    chunk holds all, when its probabilities are kept): memory does not depend on the number of states times the
+    vocabulary.
 
     Args:
         hidden: `[..., H]` hidden states.
@@ -59,7 +61,7 @@ class TokenDistribution(Distribution):
     @property
     def support(self) -> Any:
         """Token ids."""
-        return constraints.integer_interval(0, self._weight.shape[0] - 1)
+        return constraints.integer_interval(0, self._weight.shape[0] - 1)  # type: ignore[no-untyped-call]
 
     @property
     def logits(self) -> Tensor:
@@ -79,7 +81,7 @@ class TokenDistribution(Distribution):
         assert self._last is not None
         return self._last[2]
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Tokens, drawn with torch's global random numbers."""
         with torch.no_grad():
             log_probs = self.logits.log_softmax(-1).expand(*sample_shape, *self.batch_shape, -1)
@@ -90,7 +92,7 @@ class TokenDistribution(Distribution):
     @property
     def mode(self) -> Tensor:
         """The likeliest tokens."""
-        return cast(Tensor, self.logits.argmax(-1))
+        return self.logits.argmax(-1)
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -123,12 +125,12 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
 class _ChunkedLogProb(torch.autograd.Function):
     """Log-prob of given tokens and entropy, from `[N, H]` hidden states, a few rows of logits at a time.
 
-    With z the logits and p = softmax(z), of a token a: log p_a = z_a - logsumexp(z), whose gradient is onehot(a) - p, and
-    H = logsumexp(z) - sum(p z), whose gradient is -p (log p + H).
+    With z the logits and p = softmax(z), of a token a: log p_a = z_a - logsumexp(z), whose gradient is onehot(a) - p,
+    and H = logsumexp(z) - sum(p z), whose gradient is -p (log p + H).
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,

@@ -49,8 +49,8 @@ class Episode:
 def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
     """Episodes as one TensorDict of batch size `[B]`; tokens are stored once per text, never once per step.
 
-    A step is one choice of the agent. Tokens that a task has injected lie in `tokens` and are no steps: `action_position`
-    says where in `tokens` each action lies, `state_position` where the token before it does.
+    A step is one choice of the agent. Tokens that a task has injected lie in `tokens` and are no steps:
+    `action_position` says where in `tokens` each action lies, `state_position` where the token before it does.
 
         tokens [B, L]   attention_mask [B, L]   length, prompt_length, group, prompt_index [B]   score [B]
         action, action_position, state_position, mask [B, T]

@@ -24,7 +24,7 @@ class GRPO(PPO):
     has_critic: ClassVar[bool] = False
 
     def advantages(self, data: TensorDict, reward: Tensor) -> tuple[Tensor, Tensor]:
-        """The return of each text compared with its group's; the same for all its tokens. There are no value targets."""
+        """The return of each text compared with its group's, the same for all its tokens; no value targets."""
         advantage = group_advantages(reward.sum(1), data["group"], self.config.advantage.whiten)
         mask = data["mask"]
         return zero_padding(advantage[:, None].expand_as(mask), mask), torch.zeros_like(reward)

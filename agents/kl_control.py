@@ -10,8 +10,8 @@ from agents.config import KLConfig
 class KLController:
     """Holds beta; with a target, a proportional controller moves it after every batch.
 
-    The error is the KL's relative distance from the target, cut to a fifth; over `horizon` episodes an error of that size
-    changes beta by a fifth, too.
+    The error is the KL's relative distance from the target, cut to a fifth; over `horizon` episodes an error of that
+    size changes beta by a fifth, too.
 
     Args:
         config: beta, target, horizon.

@@ -52,7 +52,7 @@ class Average:
 
 
 def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, float]:
-    """Of the texts: rewards and their parts, lengths, ends, how varied they are, and KL to the reference if there is one."""
+    """Of the texts: rewards and their parts, lengths, ends, how varied they are; and KL to the reference."""
     mask = data["mask"]
     task_reward = (data["next", "reward"][..., 0] * mask).sum(1)
     metrics = {
@@ -87,7 +87,9 @@ def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, fl
 
 
 def distinct(tokens: Tensor, mask: Tensor, n: int) -> Tensor:
-    """The share of distinct runs of `n` tokens among all of a batch; NaN if there are none. It falls when texts grow alike.
+    """The share of distinct runs of `n` tokens among all of a batch; NaN if there are none.
+
+    It falls when texts grow alike.
 
     Examples:
         >>> tokens = torch.tensor([[1, 2, 1, 2]])
@@ -97,7 +99,7 @@ def distinct(tokens: Tensor, mask: Tensor, n: int) -> Tensor:
     if tokens.shape[1] < n:
         return torch.tensor(math.nan)
     runs = tokens.unfold(1, n, 1)[mask.unfold(1, n, 1).all(-1)]
-    return torch.tensor(len(runs.unique(dim=0)) / len(runs) if len(runs) else math.nan)
+    return torch.tensor(len(torch.unique(runs, dim=0)) / len(runs) if len(runs) else math.nan)
 
 
 UPDATE_NAMES = {

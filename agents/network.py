@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         self._outside = (model, torch.compile(body, dynamic=True) if compile else body)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """`[B, S, H]` from `[B, L]` tokens and `[B, S]` positions in them; state `s` has read all up to its position."""
+        """`[B, S, H]` from `[B, L]` tokens and `[B, S]` positions; state `s` has read all up to its position."""
         model, body = self._outside
         with using(model, self.adapter), torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.autocast):
             hidden: Tensor = body(input_ids=tokens, use_cache=False).last_hidden_state

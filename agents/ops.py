@@ -1,7 +1,7 @@
 """The arithmetic of learning from texts: pure functions of tensors, in which padding does not exist.
 
-`B` texts, `T` steps (choices of the agent) at most. A `mask` is bool, True on real steps. Whatever lies under a False may
-be anything, NaN included, and changes nothing.
+`B` texts, `T` steps (choices of the agent) at most. A `mask` is bool, True on real steps. Whatever lies under a False
+may be anything, NaN included, and changes nothing.
 """
 
 from __future__ import annotations
@@ -116,8 +116,9 @@ def kl_estimate(log_prob: Tensor, reference: Tensor, estimator: Estimator) -> Te
     Args:
         log_prob: of the token under the policy.
         reference: of the token under the reference.
-        estimator: "k1", the log-ratio: unbiased, but of either sign. "k2", half its square: biased, but its *gradient* is
-            that of the true KL. "k3", ratio - 1 - log-ratio of the reference to the policy: unbiased and never negative.
+        estimator: "k1", the log-ratio: unbiased, but of either sign. "k2", half its square: biased, but its
+            *gradient* is that of the true KL. "k3", ratio - 1 - log-ratio of the reference to the policy: unbiased
+            and never negative.
 
     Examples:
         >>> policy, reference = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
@@ -170,8 +171,8 @@ def token_weights(mask: Tensor, aggregate: Aggregate, fixed_length: int | None =
 def importance_weights(trainer: Tensor, engine: Tensor, mask: Tensor, cap: float) -> Tensor:
     """`[B, T]` trainer's over engine's probability of each token, at most `cap`: truncated importance sampling.
 
-    An engine that rounds otherwise than the trainer draws from a slightly other distribution; without the correction the
-    gradient is biased towards what the engine overrates.
+    An engine that rounds otherwise than the trainer draws from a slightly other distribution; without the correction
+    the gradient is biased towards what the engine overrates.
     """
     return zero_padding((trainer - engine).exp().clamp_max(cap), mask)
 

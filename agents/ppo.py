@@ -41,8 +41,8 @@ class PPO:
     """The algorithm. Others are subclasses that change the loss, the advantages, or do without a critic.
 
     An iteration collects a batch, computes the old log-probs, values and reference log-probs of its tokens in one pass,
-    estimates advantages, and takes optimizer steps. Randomness is a function of the seed and the iteration, so that with
-    `state` a run goes on as if it had never stopped.
+    estimates advantages, and takes optimizer steps. Randomness is a function of the seed and the iteration, so that
+    with `state` a run goes on as if it had never stopped.
 
     Args:
         config: see `agents.config`.
@@ -274,8 +274,8 @@ class PPO:
             "critic_norm": self.critic_optimizer if turn.critic else None,
         }
         everyone = [self.actor_optimizer, *([self.critic_optimizer] if self.critic_optimizer else [])]
-        for optimizer in everyone:
-            optimizer.zero_grad()
+        for each in everyone:
+            each.zero_grad()
         most = self.collector.rollouts.mdp.max_new_tokens
         minibatch["weight"] = token_weights(minibatch["mask"], self.config.loss.aggregate, most)
         total, here = 0.0, Average()

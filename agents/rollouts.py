@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -198,7 +198,7 @@ class EnginePolicy(TensorDictModuleBase):  # type: ignore[misc]
 def _log_prob(data: TensorDictBase) -> torch.Tensor:
     for key in ("action_log_prob", "sample_log_prob"):
         if (value := data.get(key, None)) is not None:
-            return value.reshape(-1)
+            return cast(torch.Tensor, value).reshape(-1)
     raise KeyError(
         f"the policy wrote no log-prob of its action, only {sorted(map(str, data.keys()))}: make it with "
         "return_log_prob=True"

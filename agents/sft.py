@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from agents.config import SFTConfig
 from agents.episodes import Episode, pack
@@ -68,7 +67,7 @@ class SFT:
         self.optimizer.zero_grad()
         log_prob = self.network.actor.get_dist(data).log_prob(data["action"])
         loss = -(log_prob * token_weights(data["mask"], "token")).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.clip()
         self.optimizer.step()
         return float(loss.detach())

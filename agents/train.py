@@ -223,7 +223,7 @@ def _warm_start(config: TrainConfig, display: Display) -> Path:
 
 def warm_start(config: TrainConfig, folder: Path, display: Display) -> None:
     """Fine-tune the model on the task's answers, and write it to a folder."""
-    mdp = TokenMDP(make_task_of(config), model=config.model.name, **mdp_options(config))
+    mdp = TokenMDP(make_task_of(config), **mdp_options(config, model=config.model.name))
     model = ModelConfig(reference="none", autocast=config.model.autocast, lora=config.model.lora)
     network = Network(load(config, config.model.name), model)
     every = max(1, config.sft.steps // 8)

@@ -19,14 +19,15 @@ PER_STEP = ("action_log_prob", "ref_log_prob", "importance_weight", "advantage",
 class TokenLoss:
     """Comes before a TorchRL loss among the bases, and feeds it.
 
-    A loss is the sum over tokens of what TorchRL computes for each, times `weight` `[B, T]` of the input (by default the
-    mean over all real tokens). Weights are made once for an optimizer step, so the losses of its micro-batches add up.
+    A loss is the sum over tokens of what TorchRL computes for each, times `weight` `[B, T]` of the input (by default
+    the mean over all real tokens). Weights are made once for an optimizer step, so the losses of its micro-batches add
+    up.
 
     All metrics are means over real steps, and can be averaged over micro-batches with their numbers of tokens.
     """
 
     network: Network
-    critic_weight: float | None  # None: there is no critic
+    critic_weight: float  # 0: there is no critic
     value_clip: float | None = None
     loss_critic: Any  # TorchRL's
 
@@ -56,14 +57,14 @@ class TokenLoss:
         self, data: TensorDictBase, *, actor: bool = True, critic: bool = True, encoded: bool = False
     ) -> TensorDict:
         """The losses of a batch, or of one of the two parts; `encoded`: see `prepare`."""
-        critic = critic and self.critic_weight is not None
+        critic = critic and self.critic_weight > 0
         data = self.prepare(data, actor=actor, critic=critic, encoded=encoded)
         out = TensorDict()
         if actor:
             out.update(self.actor_losses(data))
         if critic:
             per_token = self.loss_critic(data.copy())[0][..., 0]  # it writes the new values in place of the old
-            out["loss_critic"] = self.critic_weight * weighted_sum(per_token, data)
+            out["loss_critic"] = weighted_sum(per_token, data) * self.critic_weight
             out.update(value_metrics(data, self.network.value_of(data), self.value_clip))
         return out
 
@@ -74,7 +75,8 @@ class TokenLoss:
 
 def weighted_sum(per_token: Tensor, data: TensorDictBase) -> Tensor:
     """`[B, T]` to a scalar, by the weights of the tokens."""
-    return (zero_padding(per_token, data["mask"]) * data["weight"]).sum()
+    weight: Tensor = data["weight"]
+    return (zero_padding(per_token, data["mask"]) * weight).sum()
 
 
 @torch.no_grad()

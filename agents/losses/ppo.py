@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import ClipPPOLoss
@@ -66,7 +64,7 @@ class TokenPPOLoss(TokenLoss, ClipPPOLoss):  # type: ignore[misc]
         if dual_clip is not None and dual_clip <= 1:
             raise ValueError(f"dual_clip must be more than 1 (3 is usual), got {dual_clip}")
         self.network = network
-        self.critic_weight = value
+        self.critic_weight = value or 0.0
         self.dual_clip = dual_clip
         self.value_clip = value_clip
         self.kl = kl
