@@ -78,7 +78,7 @@ def _sft(arguments: list[str]) -> None:
     options = read_options(arguments, "llm-env sft")
     if not options.settings.sft.steps:
         raise ConfigError("--sft.steps is 0, expected how many optimizer steps to take: use, for example, 500")
-    from agents.sft import run_sft
+    from agents.train import run_sft
 
     run_sft(options.settings)
 

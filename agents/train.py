@@ -10,21 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.build import Run, build, load, make_task_of, mdp_options
+from agents.build import Run, build
 from agents.checkpoint import Checkpoint, latest_checkpoint, rng_state, save_checkpoint, set_rng_state
-from agents.config import ModelConfig, TrainConfig
-from agents.config_io import save_config
+from agents.config import KLConfig, TrainConfig
+from agents.config_io import check_config, save_config
 from agents.display import Display
 from agents.episodes import Episode
 from agents.evaluate import Evaluation
 from agents.files import replace_folder
 from agents.guards import Warnings
 from agents.logger import RunLog, read_metrics
-from agents.network import Network
 from agents.plots import plot_curves
 from agents.sft import SFT
-from llm_env.core import TokenMDP
-from llm_env.models import load_tokenizer
 
 SAMPLES = 3
 
@@ -53,6 +50,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
 
     Everything lies in `config.out`: config.yaml, metrics.jsonl, samples.jsonl, checkpoints, best, model, curves.png.
     """
+    check_config(config)
     config.out.mkdir(parents=True, exist_ok=True)
     save_config(config, config.out / "config.yaml")
     with Display(config.iterations, _title(config), config.log.display) as display, interruptible() as asked:
@@ -62,6 +60,20 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
             return _Training(config, run, display).go(resume, asked)
         finally:
             run.close()
+
+
+def run_sft(config: TrainConfig) -> Path:
+    """The supervised warm start alone; the folder of the model, `config.out / "model"`."""
+    check_config(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    save_config(config, config.out / "config.yaml")
+    folder = config.out / "model"
+    with Display(
+        config.sft.steps, f"SFT on {config.task.name} with {config.model.name}", config.log.display
+    ) as display:
+        before, after, samples = warm_start(config, folder, display)
+        display.summary("supervised fine-tuning: finished", _rows(config, before, after), samples, {"model": folder})
+    return folder
 
 
 class _Training:
@@ -186,21 +198,13 @@ class _Training:
         finished = not asked.stop
         model = self._export("model")
         plot_curves(read_metrics(out), out / "curves.png", _title(config))
-        rows = [
-            (label, self.before.get(name), after.get(name))
-            for name, label in (
-                ("eval/sampled", f"held-out score, sampled at temperature {config.rollout.temperature:g}"),
-                ("eval/greedy", "held-out score, greedy"),
-                ("eval/length", "length of a text"),
-            )
-        ]
         samples = self._report_samples()
         seconds = self.seconds + time.perf_counter() - self.begun
         how = "finished" if finished else "stopped by Ctrl-C (go on with --resume)"
         self.display.summary(
             f"{_title(config)}: {how}, {self.algorithm.iteration} iterations, {self.algorithm.tokens} tokens, "
             f"{seconds:.0f} s",
-            [row for row in rows if row[1] is not None],
+            _rows(config, self.before, after),
             samples,
             {"model": model, "best": out / "best", "curves": out / "curves.png", "metrics": out / "metrics.jsonl"},
         )
@@ -221,20 +225,41 @@ def _warm_start(config: TrainConfig, display: Display) -> Path:
     return folder
 
 
-def warm_start(config: TrainConfig, folder: Path, display: Display) -> None:
-    """Fine-tune the model on the task's answers, and write it to a folder."""
-    mdp = TokenMDP(make_task_of(config), **mdp_options(config, model=config.model.name))
-    model = ModelConfig(reference="none", autocast=config.model.autocast, lora=config.model.lora)
-    network = Network(load(config, config.model.name), model)
+def warm_start(
+    config: TrainConfig, folder: Path, display: Display
+) -> tuple[dict[str, float], dict[str, float], list[dict[str, Any]]]:
+    """Fine-tune the model on the task's answers, and write it to a folder.
+
+    Returns:
+        Evaluations before and after (empty if the task has no held-out prompts), and sample texts.
+    """
+    # The same model and task, with nothing that only reinforcement learning needs.
+    plain = config.replace(
+        algo="ppo",
+        kl=KLConfig(),
+        model__critic="shared",
+        model__reference="none",
+        rollout__engine="transformers",
+        rollout__engine_dtype=None,
+    )
+    run = build(plain)
+    network, mdp = run.algorithm.network, run.algorithm.collector.rollouts.mdp
+    before = run.evaluator.evaluate().metrics if run.evaluator else {}
     every = max(1, config.sft.steps // 8)
 
     def report(step: int, loss: float) -> None:
         if step % every == 0 or step == config.sft.steps:
             display.message(f"supervised step {step:5d} of {config.sft.steps}   loss {loss:.4f} nats per token")
 
-    SFT(config.sft, network, mdp, config.seed).run(report)
-    with replace_folder(folder) as aside:
-        network.export(aside, load_tokenizer(config.model.name))
+    try:
+        SFT(config.sft, network, mdp, config.seed).run(report)
+        run.update_engine()
+        after = run.evaluator.evaluate() if run.evaluator else None
+        with replace_folder(folder) as aside:
+            network.export(aside, run.tokenizer)
+    finally:
+        run.close()
+    return before, after.metrics if after else {}, _samples(after.episodes) if after else []
 
 
 @dataclass
@@ -263,6 +288,16 @@ def interruptible() -> Iterator[Interruption]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _rows(config: TrainConfig, before: dict[str, float], after: dict[str, float]) -> list[tuple[str, float, float]]:
+    """Before and after, in words."""
+    labels = {
+        "eval/sampled": f"held-out score, sampled at temperature {config.rollout.temperature:g}",
+        "eval/greedy": "held-out score, greedy",
+        "eval/length": "length of a text",
+    }
+    return [(label, before[name], after[name]) for name, label in labels.items() if name in before and name in after]
 
 
 def _due(iteration: int, every: int) -> bool:
