@@ -1,0 +1,98 @@
+"""Small runs on small models: what the tests of the loop and of whole runs are made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.build import Run, build
+from agents.config import TrainConfig
+from llm_env.models import load_tokenizer
+
+
+def character_model(*, width: int = 32, layers: int = 1, seed: int = 0, spread: float = 0.02) -> Any:
+    """A random Llama over the built-in tokenizer's characters.
+
+    Args:
+        width: of its hidden states.
+        layers: how many.
+        seed: of its weights.
+        spread: their standard deviation. By default its texts are all but uniform noise; from 0.2 on they are not.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(load_tokenizer("tiny")),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=spread,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+def save_small_model(folder: Path, **options: Any) -> Path:
+    """The same as a folder, with its tokenizer."""
+    character_model(**options).save_pretrained(folder)
+    load_tokenizer("tiny").save_pretrained(folder)
+    return folder
+
+
+def small_config(out: Path, model: Path | str, **changes: object) -> TrainConfig:
+    """A run of a few seconds: small batches, no display, and the task Copy of two letters out of four."""
+    base = TrainConfig(out=out).replace(
+        iterations=3,
+        task__name="Copy",
+        task__args={"length": 2, "alphabet": "abcd", "dense": True},
+        model__name=str(model),
+        rollout__batch_size=16,
+        actor__epochs=2,
+        actor__minibatches=2,
+        actor__learning_rate=3e-3,
+        critic__epochs=2,
+        critic__minibatches=2,
+        critic__learning_rate=3e-3,
+        evaluation__prompts=8,
+        evaluation__every=2,
+        log__display=False,
+        log__samples_every=2,
+        checkpoint__every=1,
+    )
+    return base.replace(**changes)
+
+
+@contextlib.contextmanager
+def running(config: TrainConfig) -> Iterator[Run]:
+    """The parts of a run, freed in the end."""
+    run = build(config)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def learn(config: TrainConfig) -> tuple[Run, list[dict[str, float]]]:
+    """All iterations, without files; the run and the metrics of each iteration."""
+    with running(config) as run:
+        history = []
+        while run.algorithm.iteration < config.iterations:
+            history.append(run.algorithm.step())
+            run.update_engine()
+        return run, history
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    """A copy of everything that was trained."""
+    return {name: weight.clone() for name, weight in run.algorithm.network.weights().items()}
