@@ -128,3 +128,20 @@ def gradients_of(network: Network) -> dict[str, torch.Tensor]:
     found = {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
     network.zero_grad(set_to_none=True)
     return found
+
+
+def log_probs(network: Network, data: Any) -> torch.Tensor:
+    result: torch.Tensor = network.actor.get_dist(data.clone(False)).log_prob(data["action"])
+    return result
+
+
+def by_the_whole_model(model: Any, data: Any, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probs of the actions, from the logits of one text after the other, without any padding."""
+    result = torch.zeros(data["mask"].shape)
+    for row, text in enumerate(data):
+        steps = int(text["mask"].sum())
+        for step in range(steps):
+            position = int(text["state_position"][step])
+            logits = model(text["tokens"][None, : position + 1]).logits[0, -1] / temperature
+            result[row, step] = logits.log_softmax(-1)[text["action"][step]]
+    return result
