@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from agents.episodes import Episode
-from agents.ops import explained_variance, masked_mean
+from agents.ops import explained_variance, masked_mean, zero_padding
 
 Tensor = torch.Tensor
 
@@ -54,7 +54,7 @@ class Average:
 def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, float]:
     """Of the texts: rewards and their parts, lengths, ends, how varied they are; and KL to the reference."""
     mask = data["mask"]
-    task_reward = (data["next", "reward"][..., 0] * mask).sum(1)
+    task_reward = zero_padding(data["next", "reward"][..., 0], mask).sum(1)
     metrics = {
         "reward/mean": task_reward.mean(),
         "reward/std": task_reward.std(correction=0),
@@ -72,7 +72,7 @@ def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, fl
     if "ref_log_prob" in data:
         log_ratio = data["action_log_prob"] - data["ref_log_prob"]
         metrics["kl/reference"] = masked_mean(log_ratio, mask)
-        metrics["kl/sequence"] = torch.where(mask, log_ratio, 0.0).sum(1).mean()
+        metrics["kl/sequence"] = zero_padding(log_ratio, mask).sum(1).mean()
     if "shaped_reward" in data:
         metrics["return/mean"] = data["shaped_reward"].sum(1).mean()
     if "trainer_log_prob" in data:
