@@ -222,7 +222,7 @@ class PPO:
         actor, critic = self.config.actor, self.config.critic
         warming_up = self.has_critic and self.iteration < self.config.critic_warmup
         actor_epochs = 0 if warming_up else actor.epochs
-        critic_epochs = critic.epochs if self.has_critic else 0
+        critic_epochs = critic.epochs if self.has_critic and self.config.loss.value > 0 else 0
         if self.network.shared:  # one backward pass serves both; where only one learns, its own settings count
             for number in range(max(actor_epochs, critic_epochs)):
                 learns = number < actor_epochs
