@@ -107,7 +107,9 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
         evaluator = Evaluator(
             rollouts(config.evaluation.split), config.evaluation.prompts, rollout.temperature, config.seed
         )
-    return Run(algorithm, evaluator, engine, tokenizer, shares)
+    run = Run(algorithm, evaluator, engine, tokenizer, shares)
+    run.update_engine()  # an engine that has made its own model need not have made the same: random weights have a seed
+    return run
 
 
 def make_task_of(config: TrainConfig) -> Task:
