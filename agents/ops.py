@@ -96,7 +96,7 @@ def gae(
     following = torch.where(last, last_value[:, None], torch.roll(value, -1, dims=1))
     following = zero_padding(following, mask & ~(last & ~truncated[:, None]))
     if isinstance(lmbda, Tensor):
-        lmbda = lmbda[:, None]
+        lmbda = lmbda[:, None, None]
     ended = last | ~mask  # a step of padding is an episode of its own, worth nothing
     advantage, _ = generalized_advantage_estimate(
         gamma,
