@@ -54,6 +54,7 @@ class PPO:
     Attributes:
         iteration: how many have been done.
         tokens: how many the policy has written so far.
+        batch: what the last iteration has learned from; None if there was nothing.
     """
 
     has_critic: ClassVar[bool] = True
@@ -70,6 +71,7 @@ class PPO:
         self.critic_optimizer = self._optimizer(network.critic_parameters(), config.critic) if self.has_critic else None
         self.iteration = 0
         self.tokens = 0
+        self.batch: Batch | None = None
         if config.kl.beta and not network.has_reference:
             raise ValueError(f"kl.beta={config.kl.beta} needs a reference model: set model.reference='initial'")
 
@@ -110,6 +112,7 @@ class PPO:
             self.guard.check(torch.tensor(torch.nan), [], TensorDict(), self.iteration + 1, f"reward: {error}")
             self.iteration += 1
             self.collector.iteration = self.iteration
+            self.batch = None
             return {"iteration": self.iteration, "tokens": self.tokens, "guard/skipped": self.guard.skipped}
         collected = time.perf_counter()
         data = self.score(batch)

@@ -110,7 +110,7 @@ class _Training:
             while algorithm.iteration < config.iterations and not asked.stop and not self._reached(after):
                 metrics, evaluation = self._iterate()
                 after = evaluation.metrics if evaluation else after
-                episodes = evaluation.episodes if evaluation else algorithm.batch.episodes
+                episodes = evaluation.episodes if evaluation else self._written()
                 due = _due(algorithm.iteration, config.log.samples_every)
                 samples = _samples(episodes) if due or evaluation else None
                 log.write(metrics, samples)
@@ -210,9 +210,12 @@ class _Training:
         )
         return Result(self.before, after, model, out / "curves.png", finished)
 
+    def _written(self) -> list[Episode]:
+        return self.algorithm.batch.episodes if self.algorithm.batch else []
+
     def _report_samples(self) -> list[dict[str, Any]]:
         if self.run.evaluator is None:
-            return _samples(self.algorithm.batch.episodes) if self.algorithm.iteration else []
+            return _samples(self._written())
         return _samples(self.run.evaluator.some(SAMPLES))
 
 
