@@ -14,7 +14,8 @@ from pathlib import Path
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Gives a new folder to fill; at the end it takes the place of `folder`, whatever was there.
 
-    A process killed meanwhile leaves the old one, or (between two renames) none, but never half a folder.
+    A process killed meanwhile leaves the old one, or (between two renames) none, but never half a folder. What it has
+    left aside is deleted the next time. One process at a time may replace a folder.
 
     Examples:
         >>> with tempfile.TemporaryDirectory() as place:
@@ -24,6 +25,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         '1'
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(left)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield aside
