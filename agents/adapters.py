@@ -25,10 +25,8 @@ def add_adapters(model: Any, config: LoraConfig, names: list[str]) -> Any:
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not output]
     targets = [name for name in linear if config.targets == "all" or "att" in name]
     if not targets:
-        raise ValueError(
-            f"{type(model).__name__} has no linear layer whose name says that it belongs to the attention: "
-            "use lora.targets='all'"
-        )
+        where = "" if config.targets == "all" else " whose name says that it belongs to the attention"
+        raise ValueError(f"LoRA adapts linear layers (nn.Linear), but {type(model).__name__} has none{where}")
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets, bias="none"
     )

@@ -64,6 +64,9 @@ def estimate_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfi
         target = advantage + value
         if config.kind == "sequence":
             advantage = zero_padding(advantage[:, :1].expand_as(advantage), mask)
+    if not config.baseline:
+        compared_with = value[:, :1] if config.kind == "sequence" else value
+        advantage = zero_padding(advantage + compared_with, mask)
     if config.whiten:
         advantage = whiten(advantage, mask)
     return advantage, zero_padding(target, mask)

@@ -126,6 +126,10 @@ class AdvantageConfig:
     """GAE's lambda of the value targets."""
     length_adaptive: float | None = None
     """If set to alpha, the actor's lambda is 1 - 1 / (alpha * length) for each text."""
+    baseline: bool = True
+    """Compare with the value. Without it, an advantage is the return itself (with lambda below 1, the lambda-return):
+    where rewards are never negative, texts are only ever made likelier, which lets a policy that is right now and then
+    sharpen fast, at high learning rates; leave `whiten` off then."""
     whiten: bool = True
     """Normalise the advantages of a batch."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -116,7 +115,9 @@ class Network(nn.Module):
         self.config = config
         self.temperature = temperature
         self.head = model.get_output_embeddings()
+        model.eval()
         _check_head(model, self.head)
+        _switch_dropout_off(model)
         lora, separate = config.lora.rank > 0, config.critic == "separate"
         if lora and separate and config.gradient_checkpointing:
             raise ValueError(
@@ -226,7 +227,12 @@ class Network(nn.Module):
         head = self.head if self._reference is None else self._reference.get_output_embeddings()
         backbone = Backbone(model, body, adapter=self._reference_adapter, autocast=self.config.autocast)
         dtype = torch.bfloat16 if self.config.autocast else head.weight.dtype
-        hidden = backbone(data["tokens"], data["state_position"])
+        training = model.training
+        model.eval()  # dropout is the policy's affair
+        try:
+            hidden = backbone(data["tokens"], data["state_position"])
+        finally:
+            model.train(training)
         return TokenDistribution(hidden, head, data.get("mask"), self.temperature, dtype).log_prob(data["action"])
 
     @torch.no_grad()
@@ -286,22 +292,18 @@ class Network(nn.Module):
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the policy as an ordinary Hugging Face folder, adapters merged."""
-        model = self.engine_model()
         state = {name: weight.contiguous().clone() for name, weight in self.engine_weights().items()}
-        with _without_adapters(model):
-            model.save_pretrained(folder, state_dict=state)
+        self.engine_model().save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
 
 
-@contextlib.contextmanager
-def _without_adapters(model: Any) -> Iterator[None]:
-    """Keep `save_pretrained` from writing adapters in place of the model."""
-    had = getattr(model, "_hf_peft_config_loaded", False)
-    model._hf_peft_config_loaded = False
-    try:
-        yield
-    finally:
-        model._hf_peft_config_loaded = had
+def _switch_dropout_off(model: Any) -> None:
+    """The old and the new policy are to be compared as functions, not as samples of noise."""
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0
 
 
 @torch.no_grad()
