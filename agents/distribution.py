@@ -14,6 +14,7 @@ from llm_env.engines.sampling import draw
 Tensor = torch.Tensor
 
 LOGITS_BYTES = 2**28  # at most so much memory for the float32 logits of one chunk
+SCORING_BYTES = 2**25  # without a backward pass: chunks that fit the cache take two thirds of the time
 
 
 class TokenDistribution(Distribution):
@@ -56,7 +57,7 @@ class TokenDistribution(Distribution):
         self.temperature = temperature
         self.dtype = dtype or head.weight.dtype
         self._weight, self._bias = head.weight, head.bias
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # tokens, their log-probs, entropies
+        self._last: tuple[Tensor, Tensor, Tensor | None] | None = None  # tokens, their log-probs, entropies
 
     @property
     def support(self) -> Any:
@@ -71,14 +72,15 @@ class TokenDistribution(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """`[...]` float32 log-probabilities of the tokens; 0 where the mask is False."""
         if self._last is None or self._last[0] is not value:
-            self._last = (value, *self._both(value))
+            self._last = (value, *self._both(value, with_entropy=torch.is_grad_enabled()))
         return self._last[1]
 
     def entropy(self) -> Tensor:
-        """`[...]` float32 entropies; free after `log_prob`."""
-        if self._last is None:
-            self.log_prob(torch.zeros(self.batch_shape, dtype=torch.long, device=self.hidden.device))
-        assert self._last is not None
+        """`[...]` float32 entropies; free after a `log_prob` that autograd has seen."""
+        if self._last is None or self._last[2] is None:
+            any_tokens = torch.zeros(self.batch_shape, dtype=torch.long, device=self.hidden.device)
+            self._last = (any_tokens, *self._both(any_tokens, with_entropy=True))
+        assert self._last[2] is not None
         return self._last[2]
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -99,19 +101,23 @@ class TokenDistribution(Distribution):
         """What TorchRL takes when it does not explore: the likeliest tokens."""
         return self.mode
 
-    def _both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _both(self, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         shape = self.batch_shape
         hidden, tokens = self.hidden.reshape(-1, self.hidden.shape[-1]), tokens.reshape(-1)
         real = None if self.mask is None else self.mask.reshape(-1).nonzero()[:, 0]
         if real is not None:  # padding is left out before anything is computed
             hidden, tokens = hidden[real], tokens[real]
-        log_prob, entropy = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
-            hidden, self._weight, self._bias, tokens, self.temperature, self.dtype
+        memory = LOGITS_BYTES if torch.is_grad_enabled() else min(LOGITS_BYTES, SCORING_BYTES)
+        rows = max(1, memory // (4 * self._weight.shape[0]))
+        results = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
+            hidden, self._weight, self._bias, tokens, self.temperature, self.dtype, rows, with_entropy
         )
         if real is not None:
             zeros = torch.zeros(shape.numel(), device=hidden.device)
-            log_prob, entropy = zeros.index_put((real,), log_prob), zeros.index_put((real,), entropy)
-        return log_prob.view(shape), entropy.view(shape)
+            results = [None if result is None else zeros.index_put((real,), result) for result in results]
+        log_prob, entropy = (None if result is None else result.view(shape) for result in results)
+        assert log_prob is not None
+        return log_prob, entropy
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:
@@ -138,15 +144,20 @@ class _ChunkedLogProb(torch.autograd.Function):
         tokens: Tensor,
         temperature: float,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
+        rows: int,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         log_prob = torch.empty(len(hidden), device=hidden.device)
-        entropy = torch.empty_like(log_prob)
+        entropy = torch.empty_like(log_prob) if with_entropy else None
         cast_weight = weight.to(dtype)
-        rows = max(1, LOGITS_BYTES // (4 * weight.shape[0]))
         kept = None
         for begin in range(0, len(hidden), rows):
             part = slice(begin, begin + rows)
-            log_probs = _log_softmax_(_logits(hidden[part], cast_weight, bias, temperature, dtype))
+            logits = _logits(hidden[part], cast_weight, bias, temperature, dtype)
+            if entropy is None:  # every pass over the memory counts
+                log_prob[part] = logits.gather(-1, tokens[part, None])[:, 0] - logits.logsumexp(-1)
+                continue
+            log_probs = _log_softmax_(logits)
             log_prob[part] = log_probs.gather(-1, tokens[part, None])[:, 0]
             entropy[part] = -(log_probs.exp() * log_probs).sum(-1)
             kept = log_probs if len(hidden) <= rows else None
@@ -189,12 +200,10 @@ class _ChunkedLogProb(torch.autograd.Function):
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 
 def _log_softmax_(logits: Tensor) -> Tensor:
-    """In place: at this size, every pass over the memory counts."""
+    """In place, for it may be all the memory there is."""
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
