@@ -60,6 +60,18 @@ class Backbone(nn.Module):
         return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
+class PolicyHead(ProbabilisticTensorDictModule):  # type: ignore[misc]
+    """From hidden states to the distribution of tokens, or to the one already made of them, if the input brings it.
+
+    A `distribution` in the input has computed its log-probs once, with their graph, and need not do it again.
+    """
+
+    def get_dist(self, tensordict: TensorDictBase) -> TokenDistribution:
+        """The distribution."""
+        made: TokenDistribution | None = tensordict.get_non_tensor("distribution", default=None)
+        return cast(TokenDistribution, super().get_dist(tensordict)) if made is None else made
+
+
 class ValueHead(nn.Module):
     """A linear value of hidden states, in float32. It begins as zero: a random value would only be noise.
 
@@ -151,7 +163,7 @@ class Network(nn.Module):
     def _build_operators(self) -> None:
         reads = ["tokens", "state_position"]
         self.encoder = TensorDictModule(self.backbone, in_keys=reads, out_keys=["hidden"])
-        self.actor_head = ProbabilisticTensorDictModule(
+        self.actor_head = PolicyHead(
             in_keys={"hidden": "hidden", "mask": "mask"},
             out_keys=["action"],
             distribution_class=TokenDistribution,

@@ -27,6 +27,9 @@ from rewards import RewardError
 Tensor = torch.Tensor
 
 
+GRAPH = ("hidden", "critic_hidden")  # what a scoring pass keeps for the first step
+
+
 @dataclass(frozen=True)
 class Pass:
     """One pass over a batch: which parts learn, and in what portions."""
@@ -149,7 +152,8 @@ class PPO:
     def score(self, batch: Batch) -> TensorDict:
         """Add old log-probs, values, reference log-probs, rewards to learn from, advantages and value targets.
 
-        If this forward pass can serve the first optimizer step as well, its graph is kept, in `hidden`.
+        If this forward pass can serve the first optimizer step as well, its graph is kept: in `hidden`, and in
+        `distribution`, whose log-probs are computed already.
         """
         data = batch.data.to(self.config.device)
         rows, steps = data["mask"].shape
@@ -203,15 +207,17 @@ class PPO:
         shared = network.shared and self.has_critic
         network.encode(states, actor=asks_actor or keep or shared, critic=self.has_critic)
         found: dict[str, Tensor] = {}
-        with torch.no_grad():
-            if self.has_critic:
-                value = network.value_of(states)
-                found |= {"state_value": value[:, :steps], "last_value": value[:, steps, 0]}
-            if asks_actor or keep:
-                here = TensorDict({"hidden": states["hidden"][:, :steps], "mask": data["mask"]})
-                found["trainer_log_prob"] = network.actor_head.get_dist(here).log_prob(data["action"])
+        if self.has_critic:
+            value = network.value_of(states)
+            found |= {"state_value": value[:, :steps], "last_value": value[:, steps, 0]}
+        if asks_actor or keep:
+            here = TensorDict({"hidden": states["hidden"][:, :steps], "mask": data["mask"]})
+            distribution = network.actor_head.get_dist(here)
+            found["trainer_log_prob"] = distribution.log_prob(data["action"]).detach()
+            if keep:
+                data.set_non_tensor("distribution", distribution)
         if keep:
-            names = [name for name in ("hidden", "critic_hidden") if name in states]
+            names = [name for name in GRAPH if name in states]
             found |= {name: states[name][:, :steps] for name in names}
         return found
 
@@ -249,7 +255,7 @@ class PPO:
             for indices in self._minibatches(data, turn):
                 encoded = graph in data  # from the scoring pass, good for one step
                 means = self._optimize(data if encoded else data[indices], turn, encoded, average)
-                data = data.exclude(graph)
+                data = data.exclude(graph, "distribution")
                 if turn.actor and limit is not None and means.get("kl_old", 0.0) > 1.5 * limit:
                     stopped = True
                     break
@@ -297,7 +303,7 @@ class PPO:
             here.add({name: value.detach() * len(parts) for name, value in losses.items()}, 1.0)
         norms = {name: optimizer.clip() for name, optimizer in optimizers.items() if optimizer is not None}
         names = " and ".join(name.removesuffix("_norm") for name in norms)
-        clean = minibatch.exclude("hidden", "critic_hidden")
+        clean = minibatch.exclude(*GRAPH, "distribution")
         if not self.guard.check(torch.as_tensor(total), list(norms.values()), clean, self.iteration + 1, names):
             return {}
         for optimizer in optimizers.values():
