@@ -22,12 +22,10 @@ from agents.metrics import Average, batch_metrics, update_metrics
 from agents.network import Network
 from agents.ops import importance_weights, token_weights
 from agents.optimizer import Optimizer
+from agents.scoring import GRAPH, by_length, score
 from rewards import RewardError
 
 Tensor = torch.Tensor
-
-
-GRAPH = ("hidden", "critic_hidden")  # what a scoring pass keeps for the first step
 
 
 @dataclass(frozen=True)
@@ -150,76 +148,34 @@ class PPO:
         return metrics
 
     def score(self, batch: Batch) -> TensorDict:
-        """Add old log-probs, values, reference log-probs, rewards to learn from, advantages and value targets.
-
-        If this forward pass can serve the first optimizer step as well, its graph is kept: in `hidden`, and in
-        `distribution`, whose log-probs are computed already.
-        """
-        data = batch.data.to(self.config.device)
-        rows, steps = data["mask"].shape
-        beta = self.config.kl.beta  # of the configuration, for an adaptive one may touch 0
-        compares = self.network.has_reference and (beta > 0 or self.config.kl.target is not None)
+        """Add old log-probs, values, reference log-probs, rewards to learn from, advantages and value targets."""
+        config, network = self.config, self.network
+        rows = len(batch.data)
         reuse = self._reuses_forward(rows)
-        size = rows if reuse else (self.config.actor.micro_batch_size or max(1, rows // self.config.actor.minibatches))
-        found: dict[str, Tensor] = {}
-        self.network.train(reuse)
-        for part in by_length(data, size):
-            cut = trim(data[part])
-            with torch.set_grad_enabled(reuse):
-                scores = self._forward(cut)
-            if compares:
-                scores["ref_log_prob"] = self.network.reference_log_prob(cut)
-            if reuse:  # the rows are in another order now, and stay so
-                data = cut
-                part = torch.arange(rows)
-            for name, value in scores.items():
-                if name not in found:
-                    shape = (rows, *((steps,) if value.ndim > 1 else ()), *value.shape[2:])
-                    found[name] = value if reuse else value.new_zeros(shape)
-                if not reuse:
-                    found[name][(part, slice(0, value.shape[1])) if value.ndim > 1 else part] = value
-        data.update(found)
+        # Asked of the configuration: an adaptive beta may touch 0 and come back.
+        compares = network.has_reference and (config.kl.beta > 0 or config.kl.target is not None)
+        network.train(reuse)
+        data = score(
+            network,
+            batch.data.to(config.device),
+            size=config.actor.micro_batch_size or max(1, rows // config.actor.minibatches),
+            actor=not self.trusted and (network.shared or config.loss.importance_cap is not None),
+            critic=self.has_critic,
+            reference=compares,
+            keep_graph=reuse,
+        )
         if "trainer_log_prob" in data:
             data["action_log_prob"] = data["trainer_log_prob"]
-            cap = self.config.loss.importance_cap
+            cap = config.loss.importance_cap
             if cap is not None and not self.trusted:
                 data["importance_weight"] = importance_weights(
                     data["trainer_log_prob"], data["behaviour_log_prob"], data["mask"], cap
                 )
-        in_reward = self.kl.beta if compares and self.config.kl.where == "reward" else 0.0
-        data["shaped_reward"] = shape_rewards(data, self.config.reward, in_reward)
+        in_reward = self.kl.beta if compares and config.kl.where == "reward" else 0.0
+        data["shaped_reward"] = shape_rewards(data, config.reward, in_reward)
         advantage, target = self.advantages(data, data["shaped_reward"])
         data["advantage"], data["value_target"] = advantage[..., None], target[..., None]
         return data
-
-    def _forward(self, data: TensorDict) -> dict[str, Tensor]:
-        """Of one portion: values of all states, the last included, and the actor's log-probs where they are needed."""
-        network, steps = self.network, data["mask"].shape[1]
-        asks_actor = not self.trusted and (network.shared or self.config.loss.importance_cap is not None)
-        keep = torch.is_grad_enabled()
-        states = TensorDict(
-            {
-                "tokens": data["tokens"],
-                "state_position": torch.cat([data["state_position"], data["length"][:, None] - 1], 1),
-            },
-            batch_size=data.batch_size,
-        )
-        shared = network.shared and self.has_critic
-        network.encode(states, actor=asks_actor or keep or shared, critic=self.has_critic)
-        found: dict[str, Tensor] = {}
-        if self.has_critic:
-            value = network.value_of(states)
-            found |= {"state_value": value[:, :steps], "last_value": value[:, steps, 0]}
-        if asks_actor or keep:
-            here = TensorDict({"hidden": states["hidden"][:, :steps], "mask": data["mask"]})
-            distribution = network.actor_head.get_dist(here)
-            found["trainer_log_prob"] = distribution.log_prob(data["action"]).detach()
-            if keep:
-                data.set_non_tensor("distribution", distribution)
-        if keep:
-            names = [name for name in GRAPH if name in states]
-            found |= {name: states[name][:, :steps] for name in names}
-        return found
 
     def _reuses_forward(self, rows: int) -> bool:
         """Whether the first optimizer step of each part will see the whole batch at once, with the present weights."""
@@ -303,7 +259,7 @@ class PPO:
             here.add({name: value.detach() * len(parts) for name, value in losses.items()}, 1.0)
         norms = {name: optimizer.clip() for name, optimizer in optimizers.items() if optimizer is not None}
         names = " and ".join(name.removesuffix("_norm") for name in norms)
-        clean = minibatch.exclude(*GRAPH, "distribution")
+        clean = minibatch.exclude(*GRAPH)
         if not self.guard.check(torch.as_tensor(total), list(norms.values()), clean, self.iteration + 1, names):
             return {}
         for optimizer in optimizers.values():
@@ -360,8 +316,3 @@ class PPO:
         self.guard.load_state_dict(state["guard"])
         if isinstance(self.loss, TokenKLPenaltyLoss):
             self.loss.beta = state["penalty"]
-
-
-def by_length(data: TensorDict, size: int) -> list[Tensor]:
-    """Indices of rows in portions of at most `size`, texts of similar length together: the least padding."""
-    return list(data["length"].argsort(stable=True).split(size))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from agents.build import Run, build
 from agents.checkpoint import Checkpoint, latest_checkpoint, rng_state, save_checkpoint, set_rng_state
 from agents.config import KLConfig, TrainConfig
@@ -50,9 +52,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
 
     Everything lies in `config.out`: config.yaml, metrics.jsonl, samples.jsonl, checkpoints, best, model, curves.png.
     """
-    check_config(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    save_config(config, config.out / "config.yaml")
+    _begin(config)
     with Display(config.iterations, _title(config), config.log.display) as display, interruptible() as asked:
         start = _warm_start(config, display) if config.sft.steps else None
         run = build(config, start)
@@ -64,16 +64,20 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
 
 def run_sft(config: TrainConfig) -> Path:
     """The supervised warm start alone; the folder of the model, `config.out / "model"`."""
-    check_config(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    save_config(config, config.out / "config.yaml")
+    _begin(config)
     folder = config.out / "model"
-    with Display(
-        config.sft.steps, f"SFT on {config.task.name} with {config.model.name}", config.log.display
-    ) as display:
+    title = f"SFT on {config.task.name} with {config.model.name}, seed {config.seed}"
+    with Display(config.sft.steps, title, config.log.display) as display:
         before, after, samples = warm_start(config, folder, display)
         display.summary("supervised fine-tuning: finished", _rows(config, before, after), samples, {"model": folder})
     return folder
+
+
+def _begin(config: TrainConfig) -> None:
+    check_config(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    save_config(config, config.out / "config.yaml")
+    disable_progress_bar()  # transformers would draw bars for loading and saving across our display
 
 
 class _Training:

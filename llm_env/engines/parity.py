@@ -13,6 +13,8 @@ import torch
 from llm_env.engines.weights import check_weights
 from llm_env.stopping import IntArray
 
+ODD_TEXT = 10  # one text among several may be so many tolerances off
+
 Scores = Sequence[npt.NDArray[np.float32]]
 
 
@@ -29,7 +31,8 @@ class ParityCheck:
     Args:
         folder: of the model, for its config.
         dtype: of the engine; tensors of another one are rounded to it, as the engine does.
-        tolerance: how far the log-probabilities of a text's tokens may be apart, on average. In bfloat16 those of a
+        tolerance: how far the log-probabilities of a typical text's tokens may be apart, on average. In bfloat16 those
+        of a
             single token can be 0.2 from what float32 gives, on either side, and more where the token is unlikely.
 
     Attributes:
@@ -66,7 +69,10 @@ class ParityCheck:
         differences = np.abs(np.stack(score(self.sequences)) - expected)
         differences[~np.isfinite(differences)] = np.inf
         worst = differences.mean(axis=1)
-        if worst.max() <= self.tolerance or np.isnan(expected).all():  # weights of NaN are the trainer's affair
+        # In half precision a text that the model has come to find odd can be far off by rounding alone. Weights that
+        # are stale or half loaded change what it says of all texts.
+        fine = np.median(worst) <= self.tolerance and worst.max() <= ODD_TEXT * self.tolerance
+        if fine or np.isnan(expected).all():  # weights of NaN are the trainer's affair
             return float(worst.max())
         index = int(worst.argmax())
         raise StaleWeightsError(
