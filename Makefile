@@ -16,12 +16,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help train test test-all lint format bench clean
 
 help:
-	@echo "make train      set up, then run the main job"
+	@echo "make train      set up, then teach a small model to reverse words with PPO (minutes)"
 	@echo "make test       set up, then run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-all   the long tests too"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the sources"
-	@echo "make bench      the benchmarks"
+	@echo "make bench      the benchmarks (an hour; the last two make an environment for TRL)"
 	@echo "make clean      remove the virtual environment and caches"
 
 train: $(VENV)/.core
@@ -48,6 +48,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python examples/benchmarks/env_step.py
 	@if [ -e $(VENV)/.no-vllm ]; then echo "==> skipped the vLLM benchmark: vLLM is not installed"; \
 		else $(BIN)/python examples/benchmarks/vllm_step.py; fi
+	$(BIN)/python examples/benchmarks/ppo_throughput.py
+	$(BIN)/python examples/benchmarks/ppo_learning.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

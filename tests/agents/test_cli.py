@@ -51,10 +51,9 @@ class Trained:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trained:
     stub = Trained()
-    for name, function in (("train", stub.train), ("sft", stub.run_sft)):
-        module = types.ModuleType(f"agents.{name}")
-        setattr(module, function.__name__, function)
-        monkeypatch.setitem(sys.modules, f"agents.{name}", module)
+    module = types.ModuleType("agents.train")
+    module.train, module.run_sft = stub.train, stub.run_sft  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "agents.train", module)
     monkeypatch.chdir(tmp_path)
     return stub
 
