@@ -1,0 +1,97 @@
+"""Peak memory of one PPO iteration, in a process that does nothing else. Prints a JSON object.
+
+    python examples/benchmarks/ppo_memory.py lora
+
+Kinds, for SmolLM2-135M with 32 x (24+32) tokens, written by the transformers engine on the very weights that learn:
+
+    lora        an adapter for the actor and one for the critic over one model, which without them is the reference
+    lora_micro  the same, 4 texts at a time in the passes forward and backward
+    shared      full fine-tuning, a value head on the policy's hidden states, a frozen copy as the reference
+    separate    full fine-tuning of two models, and a frozen copy as the reference
+    forward     no learning: one model reads the same texts once, all logits, no gradients
+
+`extra_mb` is the most memory this process has ever held, less what it held when all was imported (on a GPU: the most
+that torch has had allocated there); `weights_mb` is the size of one model's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401 - loads much, and is no part of what is measured
+import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
+from ppo_shared import DTYPES, SHAPES, configuration, open_run
+
+from agents.config import TrainConfig
+from llm_env.models import load_model
+
+LORA: dict[str, Any] = {"model__lora__rank": 16, "model__critic": "separate"}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": LORA,
+    "lora_micro": {**LORA, "actor__micro_batch_size": 4, "critic__micro_batch_size": 4},
+    "shared": {"model__critic": "shared"},
+    "separate": {"model__critic": "separate"},
+    "forward": {},
+}
+MB = 2**20
+
+
+def resident() -> tuple[float, float]:
+    """MB of memory now, and at most so far. Not `ru_maxrss` on Linux: it is inherited from the parent process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak, peak
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    now, peak = (int(lines[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
+def iteration(config: TrainConfig) -> float:
+    """A whole iteration; MB of one model's weights."""
+    run = open_run(config)
+    run.algorithm.step()
+    size = megabytes(run.algorithm.network.engine_model())
+    run.close()
+    return size
+
+
+@torch.no_grad()
+def forward(config: TrainConfig) -> float:
+    """A pass over as many texts; MB of the model's weights."""
+    model = load_model(config.model.name, dtype=getattr(torch, config.model.dtype), device=config.device)
+    prompt, response = config.task.args["prompt"], config.task.args["response"]
+    tokens = torch.randint(4, model.config.vocab_size, (config.rollout.batch_size, int(prompt) + int(response)))
+    model(input_ids=tokens.to(config.device), use_cache=False)
+    return megabytes(model)
+
+
+def megabytes(model: Any) -> float:
+    own = [weight for name, weight in model.named_parameters() if "lora_" not in name]
+    return sum(weight.numel() * weight.element_size() for weight in own) / MB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--model", choices=SHAPES, default="smollm2")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+
+    config = configuration(SHAPES[args.model], device=args.device, model__dtype=DTYPES[args.dtype], **KINDS[args.kind])
+    start, _ = resident()
+    weights = (forward if args.kind == "forward" else iteration)(config)
+    extra = resident()[1] - start
+    if args.device != "cpu":
+        extra = torch.cuda.max_memory_allocated(args.device) / MB
+    print(json.dumps({"weights_mb": round(weights, 1), "extra_mb": round(extra, 1), "start_mb": round(start, 1)}))
+
+
+if __name__ == "__main__":
+    main()
