@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from agents.a2c import A2C
@@ -67,7 +69,7 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
         config: what it is.
         model: begin with this model (a name or folder) instead of `config.model.name`.
     """
-    torch.manual_seed(config.seed)
+    seed_everything(config.seed)
     source = str(model or config.model.name)
     # The task comes before the models: what is wrong with it should be said before anything heavy is done.
     task, rollout = make_task_of(config), config.rollout
@@ -110,6 +112,13 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     run = Run(algorithm, evaluator, engine, tokenizer, shares)
     run.update_engine()  # an engine that has made its own model need not have made the same: random weights have a seed
     return run
+
+
+def seed_everything(seed: int) -> None:
+    """The global random generators: nothing here needs more than torch's, but rewards and libraries may."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
 def make_task_of(config: TrainConfig) -> Task:
