@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,29 @@ import torch
 from agents.build import Run, build
 from agents.config import TrainConfig
 from llm_env.models import load_tokenizer
+from llm_env.prompts import Prompt
+from llm_env.tasks import Task, register_task
+from rewards import Rollout
+
+Config = Callable[..., TrainConfig]
+
+
+@register_task
+class Vowels(Task):
+    """Every text has another score; some meet a consonant, the others are cut off, and valued where they were."""
+
+    stop = tuple("bcdfghjklmnpqrstvwxz")
+    max_new_tokens = 5
+    max_prompt_tokens = 12
+    when_cut = "bootstrap"
+    num_train = 40
+    num_test = 8
+
+    def sample(self, rng: Any) -> Prompt:
+        return Prompt("".join(chr(97 + c) for c in rng.integers(26, size=int(rng.integers(1, 12)))))
+
+    def score(self, rollout: Rollout) -> float:
+        return 0.3 * sum(letter in "aeiou" for letter in rollout.text) + 0.1 * rollout.num_actions
 
 
 def character_model(*, width: int = 32, layers: int = 1, seed: int = 0, spread: float = 0.02) -> Any:
@@ -96,3 +119,34 @@ def learn(config: TrainConfig) -> tuple[Run, list[dict[str, float]]]:
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
     """A copy of everything that was trained."""
     return {name: weight.clone() for name, weight in run.algorithm.network.weights().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    """Weights agree."""
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert (weight - other[name]).abs().max() <= tolerance, name
+
+
+def without_times(row: dict[str, float]) -> dict[str, float]:
+    """The metrics but what a clock has to do with."""
+    return {name: value for name, value in row.items() if not name.startswith(("time", "speed"))}
+
+
+@torch.no_grad()
+def wake_up(run: Run) -> None:
+    """Values that are not zero, and a policy that has left its reference."""
+    network = run.algorithm.network
+    for weight in (network.actor_parameters() | network.critic_parameters()).values():
+        weight += 0.05 * torch.randn_like(weight)
+    run.update_engine()
+
+
+def moved(run: Run, before: dict[str, torch.Tensor]) -> set[str]:
+    """Which parts of the network have changed."""
+    after = weights_of(run)
+    return {
+        ("head" if "value_head" in name else name.partition(".")[0])
+        for name, weight in before.items()
+        if not torch.equal(weight, after[name])
+    }
