@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, constraints
 
 from llm_env.engines.sampling import draw
 
 Tensor = torch.Tensor
 
-LOGITS_BYTES = 2**28  # at most so much memory for the float32 logits of one chunk
-SCORING_BYTES = 2**25  # without a backward pass: chunks that fit the cache take two thirds of the time
+LOGITS_BYTES = 2**28  # at most so much memory for the logits of one chunk, were they float32
+SCORING_BYTES = 2**25  # without a backward pass, which would have to compute them again, chunks may be small
+BLOCK_BYTES = 2**23  # what is done to single logits is done in portions that fit the cache
 
 
 class TokenDistribution(Distribution):
     """A categorical distribution over the vocabulary at each of many states.
 
     Log-prob and entropy are computed together, in chunks of rows, and in the backward pass computed again (unless one
-    chunk holds all, when its probabilities are kept): memory does not depend on the number of states times the
+    chunk holds all, when its logits are kept): memory does not depend on the number of states times the
     vocabulary.
 
     Args:
@@ -67,7 +69,7 @@ class TokenDistribution(Distribution):
     @property
     def logits(self) -> Tensor:
         """`[..., V]` all logits, divided by the temperature: for the few states of a step, not for a batch of texts."""
-        return _logits(self.hidden, self._weight, self._bias, self.temperature, self.dtype)
+        return _scaled(_product(self.hidden, self._weight, self._bias, self.dtype), self.temperature)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`[...]` float32 log-probabilities of the tokens; 0 where the mask is False."""
@@ -120,19 +122,14 @@ class TokenDistribution(Distribution):
         return log_prob, entropy
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:
-    # Autocast is kept out, for the dtype is chosen here.
-    with torch.autocast(hidden.device.type, enabled=False):
-        logits = nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-        logits = logits.float()
-        return logits if temperature == 1 else logits / temperature
-
-
 class _ChunkedLogProb(torch.autograd.Function):
-    """Log-prob of given tokens and entropy, from `[N, H]` hidden states, a few rows of logits at a time.
+    """Log-prob of given tokens and entropy, from `[N, H]` hidden states, some rows of logits at a time.
 
     With z the logits and p = softmax(z), of a token a: log p_a = z_a - logsumexp(z), whose gradient is onehot(a) - p,
     and H = logsumexp(z) - sum(p z), whose gradient is -p (log p + H).
+
+    The matrix products run over chunks of `rows`; what is done to each logit runs over blocks of a chunk that fit the
+    cache, for at this size every pass over the memory counts, and fresh memory counts twice.
     """
 
     @staticmethod
@@ -147,55 +144,62 @@ class _ChunkedLogProb(torch.autograd.Function):
         rows: int,
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        log_prob = torch.empty(len(hidden), device=hidden.device)
-        entropy = torch.empty_like(log_prob) if with_entropy else None
+        normaliser = torch.empty(len(hidden), device=hidden.device)
+        log_prob = torch.empty_like(normaliser)
+        entropy = torch.empty_like(normaliser) if with_entropy else None
         cast_weight = weight.to(dtype)
         kept = None
         for begin in range(0, len(hidden), rows):
-            part = slice(begin, begin + rows)
-            logits = _logits(hidden[part], cast_weight, bias, temperature, dtype)
-            if entropy is None:  # every pass over the memory counts
-                log_prob[part] = logits.gather(-1, tokens[part, None])[:, 0] - logits.logsumexp(-1)
-                continue
-            log_probs = _log_softmax_(logits)
-            log_prob[part] = log_probs.gather(-1, tokens[part, None])[:, 0]
-            entropy[part] = -(log_probs.exp() * log_probs).sum(-1)
-            kept = log_probs if len(hidden) <= rows else None
-        ctx.save_for_backward(hidden, weight, bias, tokens, entropy, kept, cast_weight)
+            raw = _product(hidden[begin : begin + rows], cast_weight, bias, dtype)
+            for part, block in _blocks(raw, begin):
+                logits = _scaled(raw[block], temperature)
+                total = normaliser[part] = logits.logsumexp(-1)
+                log_prob[part] = logits.gather(-1, tokens[part, None])[:, 0] - total
+                if entropy is not None:
+                    log_probs = logits - total[:, None]
+                    entropy[part] = -log_probs.exp().mul_(log_probs).sum(-1)
+            kept = raw if len(hidden) <= rows else None
+        ctx.save_for_backward(hidden, weight, bias, tokens, normaliser, entropy, kept, cast_weight)
         ctx.temperature, ctx.dtype, ctx.rows = temperature, dtype, rows
         ctx.set_materialize_grads(False)  # an entropy that is only looked at costs nothing in the backward pass
         return log_prob, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         of_log_prob, of_entropy = gradients
-        hidden, weight, bias, tokens, entropy, kept, cast_weight = ctx.saved_tensors
+        hidden, weight, bias, tokens, normaliser, entropy, kept, cast_weight = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        d_weight: Tensor | None = None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
         for begin in range(0, len(hidden), ctx.rows):
-            part = slice(begin, begin + ctx.rows)
-            log_probs = kept
-            if log_probs is None:
-                log_probs = _log_softmax_(_logits(hidden[part], cast_weight, bias, ctx.temperature, ctx.dtype))
-            d_logits = torch.zeros_like(log_probs)
-            if of_entropy is not None:
-                d_logits -= of_entropy[part, None] * (log_probs + entropy[part, None])
-            if of_log_prob is not None:
-                d_logits -= of_log_prob[part, None]
-            d_logits *= log_probs.exp()
-            if of_log_prob is not None:
-                d_logits.scatter_add_(1, tokens[part, None], of_log_prob[part, None])
-            if ctx.temperature != 1:
-                d_logits /= ctx.temperature
-            d_logits = d_logits.to(ctx.dtype)
+            chunk = slice(begin, begin + ctx.rows)
+            raw = _product(hidden[chunk], cast_weight, bias, ctx.dtype) if kept is None else kept
+            d_logits = torch.empty_like(raw)
+            for part, block in _blocks(raw, begin):
+                log_probs = _scaled(raw[block], ctx.temperature) - normaliser[part, None]
+                probabilities = log_probs.exp()
+                if of_entropy is None:
+                    change = torch.zeros(1, 1, device=raw.device)
+                else:
+                    change = log_probs.add_(entropy[part, None]).mul_(-of_entropy[part, None])
+                if of_log_prob is not None:
+                    change = change - of_log_prob[part, None]
+                change = probabilities.mul_(change)
+                if of_log_prob is not None:
+                    change.scatter_add_(1, tokens[part, None], of_log_prob[part, None])
+                d_logits[block] = change if ctx.temperature == 1 else change.div_(ctx.temperature)
             if d_hidden is not None:
-                d_hidden[part] = d_logits @ cast_weight
-            if d_weight is not None:
-                d_weight += d_logits.T @ hidden[part].to(ctx.dtype)
+                d_hidden[chunk] = d_logits @ cast_weight
+            if wants_weight:
+                d_chunk = d_logits.T @ hidden[chunk].to(ctx.dtype)
+                # Of several chunks the sum is taken in float32.
+                d_weight = d_chunk if d_weight is None else d_weight.float().add_(d_chunk)
             if d_bias is not None:
                 d_bias += d_logits.sum(0, dtype=torch.float32)
+        if wants_weight and d_weight is None:
+            d_weight = torch.zeros_like(weight)
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -204,6 +208,20 @@ class _ChunkedLogProb(torch.autograd.Function):
         )
 
 
-def _log_softmax_(logits: Tensor) -> Tensor:
-    """In place, for it may be all the memory there is."""
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    # Autocast is kept out, for the dtype is chosen here.
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """In float32, divided by the temperature; perhaps the very tensor given."""
+    return logits.float() if temperature == 1 else logits.float() / temperature
+
+
+def _blocks(chunk: Tensor, begin: int) -> Iterator[tuple[slice, slice]]:
+    """Portions of a chunk's rows: where they lie among all rows, and where in the chunk."""
+    rows = max(1, BLOCK_BYTES // (4 * chunk.shape[1]))
+    for first in range(0, len(chunk), rows):
+        last = min(first + rows, len(chunk))
+        yield slice(begin + first, begin + last), slice(first, last)

@@ -226,8 +226,8 @@ def test_logits_exist_for_one_chunk_only(texts: int, monkeypatch: pytest.MonkeyP
 
 def test_log_prob_and_entropy_are_computed_together_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    computed = distribution._logits
-    monkeypatch.setattr(distribution, "_logits", lambda *args: calls.append(1) or computed(*args))
+    computed = distribution._product
+    monkeypatch.setattr(distribution, "_product", lambda *args: calls.append(1) or computed(*args))
     hidden, tokens = states(4)
     many = TokenDistribution(hidden, head_of())
     many.log_prob(tokens)
