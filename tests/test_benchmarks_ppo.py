@@ -50,13 +50,13 @@ def test_the_summary_takes_medians_of_each_seeds_own_ratio() -> None:
 
 
 def test_texts_of_the_throughput_benchmark_have_exactly_their_length() -> None:
-    shape = ppo_shared.Shape("tiny", 4, 5, 7)
+    shape = ppo_shared.Shape("tiny", 64, 5, 7)
     run_ = ppo_shared.open_run(ppo_shared.configuration(shape))
     run_.algorithm.step()
     batch = run_.algorithm.batch
     assert batch is not None
-    assert batch.data["mask"].sum(1).tolist() == [7] * 4
-    assert batch.data["prompt_length"].tolist() == [5] * 4
+    assert batch.data["mask"].sum(1).tolist() == [7] * 64
+    assert batch.data["prompt_length"].tolist() == [5] * 64
     run_.close()
 
 

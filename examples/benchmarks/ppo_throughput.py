@@ -64,18 +64,19 @@ from trl_side import TRLWorker
 from agents.build import Run
 from llm_env.models import model_folder
 
+WAYS = ("same_work", "default")
 PARTS = ("update", "iteration", "memory", "length")
 MEMORY_KINDS = ("lora", "lora_micro", "shared", "separate", "forward")
 
 
-def measure_iteration(name: str, dtype: str, rounds: int, workers: list[TRLWorker], device: str) -> Results:
+def measure_iteration(
+    name: str, dtype: str, rounds: int, workers: list[TRLWorker], device: str, ways: list[str]
+) -> Results:
     shape = SHAPES[name]
     engine = "vllm" if name == "smollm2" and vllm_version() else "transformers"
     config = configuration(shape, model__dtype=DTYPES[dtype], rollout__engine=engine, device=device)
-    runs = {
-        "same_work": open_run(config.replace(model__critic="separate")),
-        "default": open_run(config.replace(model__critic="shared")),
-    }
+    critics = {"same_work": "separate", "default": "shared"}
+    runs = {way: open_run(config.replace(model__critic=critics[way])) for way in ways}
     parts: dict[str, list[float]] = {}
 
     def ours(which: str, run: Run) -> float:
@@ -98,7 +99,7 @@ def measure_iteration(name: str, dtype: str, rounds: int, workers: list[TRLWorke
     turns: dict[str, Turn] = {}
     for which, worker in zip(("trl", "trl_gc_stubbed"), workers if name == "tiny" else workers[:1], strict=False):
         worker.setup(
-            model=str(model_folder(shape.model)), prompts=prompt_ids(runs["default"]), batch_size=shape.batch,
+            model=str(model_folder(shape.model)), prompts=prompt_ids(next(iter(runs.values()))), batch_size=shape.batch,
             response_length=shape.response, epochs=1, minibatches=1, learning_rate=LEARNING_RATE,
             dtype=DTYPES[dtype], threads=torch.get_num_threads(), stub_gc=which != "trl",
         )  # fmt: skip
@@ -168,6 +169,7 @@ def main() -> None:
         "--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="the tiny model is always fp32"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of ours, beside TRL")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
     parser.add_argument("--device", default="cpu", help="of our side; TRL, which is run on CPU, is left out elsewhere")
     args = parser.parse_args()
@@ -187,7 +189,10 @@ def main() -> None:
                         results |= measure_update(name, critic, dtype, rounds, device)
                         gc.collect()
                 elif part == "iteration":
-                    results |= measure_iteration(name, dtype, rounds, workers, device)
+                    # In float32 both of ours and TRL's together need more than 24 GB: one of ours at a time.
+                    for ways in [[way] for way in args.ways] if (name, dtype) == ("smollm2", "fp32") else [args.ways]:
+                        results |= measure_iteration(name, dtype, rounds, workers, device, ways)
+                        gc.collect()
                 elif part == "memory" and (name == "smollm2" or args.models == ["tiny"]):
                     results |= measure_memory(name, dtype, bool(workers), device)
                 elif part == "length":
