@@ -32,7 +32,7 @@ def config(random_model: Path, tmp_path: Path) -> Config:
     """Makes configurations of small runs; some files have another one."""
 
     def make(**changes: object) -> TrainConfig:
-        own: dict[str, object] = {"task__name": "Vowels", "task__args": {}}
+        own: dict[str, object] = {"task__name": "VowelShare", "task__args": {}}
         return small_config(tmp_path / "run", random_model, **own | changes)
 
     return make

@@ -20,7 +20,7 @@ Config = Callable[..., TrainConfig]
 
 
 @register_task
-class Vowels(Task):
+class VowelShare(Task):
     """Every text has another score; some meet a consonant, the others are cut off, and valued where they were."""
 
     stop = tuple("bcdfghjklmnpqrstvwxz")

@@ -17,7 +17,7 @@ from llm_env.tasks import register_task
 from rewards import Rollout
 from tests.agents.runs import (
     Config,
-    Vowels,
+    VowelShare,
     moved,
     running,
     weights_of,
@@ -25,7 +25,7 @@ from tests.agents.runs import (
 
 
 @register_task
-class Broken(Vowels):
+class Broken(VowelShare):
     """Its reward is not a number for some texts: those of which `bad` says so."""
 
     bad: Any = staticmethod(lambda rollout: False)
