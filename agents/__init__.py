@@ -1,7 +1,7 @@
 """PPO and its relatives for language models, on the token environment, from TorchRL's parts.
 
-`agents.train.train(config)` does a whole run; `agents.build.build(config)` gives its parts, for a loop of your own. The
-names below are imported when first asked for, so that reading a configuration does not import torch.
+`agents.train(config)` does a whole run; `agents.build(config)` gives its parts, for a loop of your own. The names below
+are imported when first asked for, so that reading a configuration does not import torch.
 """
 
 from __future__ import annotations
@@ -10,28 +10,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.a2c import A2C
-    from agents.build import Run
-    from agents.collector import Collector
+    from agents.algorithms.a2c import A2C
+    from agents.algorithms.grpo import GRPO
+    from agents.algorithms.ppo import PPO
+    from agents.algorithms.reinforce import Reinforce
     from agents.config import TrainConfig
-    from agents.grpo import GRPO
-    from agents.network import Network
-    from agents.ppo import PPO
-    from agents.presets import PRESETS
-    from agents.reinforce import Reinforce
-    from agents.train import Result
+    from agents.config.presets import PRESETS
+    from agents.networks.network import Network
+    from agents.rollouts.collector import Collector
+    from agents.run.parts import Run, build
+    from agents.run.training import Result, train
 
 _HOME = {
-    "A2C": "a2c",
-    "Collector": "collector",
-    "GRPO": "grpo",
-    "Network": "network",
-    "PPO": "ppo",
-    "PRESETS": "presets",
-    "Reinforce": "reinforce",
-    "Result": "train",
-    "Run": "build",
+    "A2C": "algorithms.a2c",
+    "Collector": "rollouts.collector",
+    "GRPO": "algorithms.grpo",
+    "Network": "networks.network",
+    "PPO": "algorithms.ppo",
+    "PRESETS": "config.presets",
+    "Reinforce": "algorithms.reinforce",
+    "Result": "run.training",
+    "Run": "run.parts",
     "TrainConfig": "config",
+    "build": "run.parts",
+    "train": "run.training",
 }
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
     "Result",
     "Run",
     "TrainConfig",
+    "build",
+    "train",
 ]
 
 

@@ -16,20 +16,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llm_env.core import TokenMDP
-from llm_env.env import TokenEnv
-from llm_env.prompts import Prompt
-from llm_env.state import End, TokenState
+from llm_env.envs.single import TokenEnv
+from llm_env.envs.vector import TokenVectorEnv
+from llm_env.mdp.core import TokenMDP
 from llm_env.tasks import Task, register_task, task_names
-from llm_env.vector_env import TokenVectorEnv
+from llm_env.tokens.prompts import Prompt
+from llm_env.tokens.state import End, TokenState
 
 if TYPE_CHECKING:
-    from llm_env.sb3_env import SB3TokenVecEnv
-    from llm_env.torchrl_env import TorchRLTokenEnv
+    from llm_env.envs.sb3 import SB3TokenVecEnv
+    from llm_env.envs.torchrl import TorchRLTokenEnv
 
 __version__ = "0.1.0"
 
-_LAZY = {"TorchRLTokenEnv": "llm_env.torchrl_env", "SB3TokenVecEnv": "llm_env.sb3_env"}
+_LAZY = {"TorchRLTokenEnv": "llm_env.envs.torchrl", "SB3TokenVecEnv": "llm_env.envs.sb3"}
 
 __all__ = [
     "End",

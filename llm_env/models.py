@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from llm_env.text import Vocabulary
+from llm_env.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the built-in tokenizer does without
     import torch

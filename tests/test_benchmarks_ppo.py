@@ -86,7 +86,7 @@ def test_the_learning_benchmark_prints_a_flat_json_object_and_draws(tmp_path: Pa
 
 
 def test_the_learning_benchmark_gives_trl_the_prompts_and_answers_of_the_task() -> None:
-    from llm_env.core import TokenMDP
+    from llm_env.mdp.core import TokenMDP
 
     mdp = TokenMDP("Reverse")
     prompts, answers = ppo_learning.question_ids(mdp, 3)

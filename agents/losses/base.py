@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from agents.network import Network
-from agents.ops import kl_estimate, masked_mean, masked_variance, token_weights, zero_padding
+from agents.losses.ops import kl_estimate, masked_mean, masked_variance, token_weights, zero_padding
+from agents.networks.network import Network
 
 Tensor = torch.Tensor
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from agents.losses.ops import kl_estimate
 from agents.losses.ppo import TokenPPOLoss
-from agents.network import Network
-from agents.ops import kl_estimate
+from agents.networks.network import Network
 
 Tensor = torch.Tensor
 

@@ -7,8 +7,8 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import ClipPPOLoss
 
 from agents.losses.base import TokenLoss, policy_metrics, weighted_sum
-from agents.network import Network
-from agents.ops import Estimator, kl_estimate
+from agents.losses.ops import Estimator, kl_estimate
+from agents.networks.network import Network
 
 Tensor = torch.Tensor
 
@@ -33,7 +33,7 @@ class TokenPPOLoss(TokenLoss, ClipPPOLoss):  # type: ignore[misc]
         value: the weight of the value loss; None: there is no critic.
         value_clip: how far new values may go from old ones before they stop to count.
         kl: the weight of the KL to the reference in the loss. An attribute: it may be changed while training.
-        kl_estimator: see `agents.ops.kl_estimate`.
+        kl_estimator: see `agents.losses.ops.kl_estimate`.
     """
 
     def __init__(

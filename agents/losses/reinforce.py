@@ -6,7 +6,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.objectives import ReinforceLoss
 
 from agents.losses.base import TokenLoss, policy_metrics, weighted_sum
-from agents.network import Network
+from agents.networks.network import Network
 
 
 class TokenReinforceLoss(TokenLoss, ReinforceLoss):  # type: ignore[misc]

@@ -35,11 +35,11 @@ import torch
 from ppo_shared import Results, about, say, trl_workers
 from trl_side import TRLWorker
 
-from agents.build import build
 from agents.config import TrainConfig
-from agents.display import Display
-from agents.presets import PRESETS
-from agents.train import warm_start
+from agents.config.presets import PRESETS
+from agents.report.display import Display
+from agents.run.parts import build
+from agents.run.training import warm_start
 
 LENGTH = 6
 BLUE, ORANGE, INK, GRID = "#2563eb", "#d97706", "#2b2f36", "#e5e7eb"

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from trl_side import TRLWorker
 
-from agents.build import Run, build
-from agents.collector import Batch
 from agents.config import TrainConfig
-from agents.episodes import Episode, pack
+from agents.rollouts.collector import Batch
+from agents.rollouts.packing import Episode, pack
+from agents.run.parts import Run, build
 from llm_env.engines import Completion, Engine, Sampling
-from llm_env.prompts import Prompt
 from llm_env.tasks import Task, register_task
+from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
 
 Turn = Callable[[], float]  # does the work once, and returns the seconds it took

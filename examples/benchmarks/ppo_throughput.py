@@ -61,7 +61,7 @@ from ppo_shared import (
 from ppo_update import measure_length, measure_update
 from trl_side import TRLWorker
 
-from agents.build import Run
+from agents.run.parts import Run
 from llm_env.models import model_folder
 
 WAYS = ("same_work", "default")

@@ -20,9 +20,9 @@ from ppo_shared import (
 )
 from tensordict import TensorDict
 
-from agents.build import Run
-from agents.network import Network
-from agents.scoring import GRAPH
+from agents.algorithms.scoring import GRAPH
+from agents.networks.network import Network
+from agents.run.parts import Run
 
 REPEATS = {"tiny": 10, "smollm2": 1}  # updates in a turn, lest it be too short to be timed
 LENGTHS = (32, 64, 128, 256, 512)

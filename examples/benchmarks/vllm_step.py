@@ -36,8 +36,8 @@ from llm_env import TokenVectorEnv
 from llm_env.engines import Sampling, make_engine
 from llm_env.engines.sampling import choose
 from llm_env.models import load_model, model_folder
-from llm_env.prompts import Prompt
 from llm_env.tasks import Reverse, Sentiment, Task
+from llm_env.tokens.prompts import Prompt
 from rewards import Rollout
 
 Way = Callable[[], int]  # writes texts, and returns how many tokens they have

@@ -7,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any, cast
 
 from llm_env.engines.base import Engine, EngineBase
-from llm_env.engines.complete import Completion
 from llm_env.engines.sampling import Sampling
 from llm_env.engines.weights import merged_weights
+from llm_env.engines.writing import Completion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

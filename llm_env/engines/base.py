@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 
 from llm_env.engines.checks import as_slots, as_token_lists, as_tokens, check_prompt, check_room
-from llm_env.engines.complete import Completion, complete
 from llm_env.engines.sampling import Sampling
-from llm_env.stopping import IntArray
-from llm_env.text import Vocabulary
+from llm_env.engines.writing import Completion, complete
+from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.vocabulary import Vocabulary
 
 Tokens = Sequence[int] | IntArray
 NamedTensors = Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llm_env.checks import as_indices
-from llm_env.stopping import IntArray
+from llm_env.tokens.checks import as_indices
+from llm_env.tokens.stopping import IntArray
 
 
 def as_slots(slots: Any, num_slots: int) -> IntArray:

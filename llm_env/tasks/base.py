@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from llm_env.prompts import Prompt
-from llm_env.state import BoolArray, TokenState
-from llm_env.stopping import IntArray
-from llm_env.text import Vocabulary
+from llm_env.tokens.prompts import Prompt
+from llm_env.tokens.state import BoolArray, TokenState
+from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Reward, Rollout, Score, as_reward
 
 Splits = Mapping[str, Sequence[Prompt]]

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from llm_env.prompts import Prompt
-from llm_env.state import TokenState
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import register_task
-from llm_env.text import Vocabulary
+from llm_env.tokens.prompts import Prompt
+from llm_env.tokens.state import TokenState
+from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Rollout
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_env.prompts import Prompt
 from llm_env.tasks.answers import tagged_answer
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import register_task
+from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
 
 _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_env.prompts import read_prompts
 from llm_env.tasks.base import Splits, Task
+from llm_env.tokens.prompts import read_prompts
 from rewards import Reward, Rollout
 
 Source = str | Path | Iterable[Any]

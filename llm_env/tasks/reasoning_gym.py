@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from llm_env.prompts import Prompt
 from llm_env.tasks.answers import tagged_answer
 from llm_env.tasks.base import Splits, Task
 from llm_env.tasks.registry import register_task
+from llm_env.tokens.prompts import Prompt
 from rewards import Rollout
 
 

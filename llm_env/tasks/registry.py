@@ -20,7 +20,7 @@ def register_task(task: TaskType) -> TaskType:
 
     Examples:
         >>> from llm_env.tasks import Task, register_task
-        >>> from llm_env.prompts import Prompt
+        >>> from llm_env.tokens.prompts import Prompt
         >>> @register_task
         ... class Greet(Task):
         ...     max_new_tokens = 8
@@ -45,8 +45,8 @@ def register_task(task: TaskType) -> TaskType:
     gymnasium.registry.pop(env_id, None)  # registering again, as a notebook does, is not worth Gymnasium's warning
     gymnasium.register(
         id=env_id,
-        entry_point="llm_env.env:TokenEnv",
-        vector_entry_point="llm_env.vector_env:TokenVectorEnv",
+        entry_point="llm_env.envs.single:TokenEnv",
+        vector_entry_point="llm_env.envs.vector:TokenVectorEnv",
         kwargs={"task": task.name},
     )
     return task

@@ -7,9 +7,9 @@ from itertools import product
 
 import numpy as np
 
-from llm_env.prompts import Prompt
 from llm_env.tasks.base import Splits, Task
 from llm_env.tasks.registry import register_task
+from llm_env.tokens.prompts import Prompt
 from rewards import Sentiment as SentimentReward
 
 _SUBJECTS = (

@@ -52,8 +52,8 @@ def count_lines(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    import agents.cli_options
-    import agents.train  # noqa: F401
+    import agents.cli.options
+    import agents.run.training  # noqa: F401
 
     for line in sys.stdin:
         status, seconds = attempt(**json.loads(line))

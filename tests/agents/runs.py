@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from agents.build import Run, build
 from agents.config import TrainConfig
+from agents.run.parts import Run, build
 from llm_env.models import load_tokenizer
-from llm_env.prompts import Prompt
 from llm_env.tasks import Task, register_task
+from llm_env.tokens.prompts import Prompt
 from rewards import Rollout
 
 Config = Callable[..., TrainConfig]

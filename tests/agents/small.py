@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from agents.config import LoraConfig, ModelConfig
-from agents.network import Network
+from agents.networks.network import Network
 
 VOCAB, WIDTH = 23, 16
 

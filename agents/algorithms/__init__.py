@@ -1,0 +1,1 @@
+"""What an algorithm is, and one file for each."""

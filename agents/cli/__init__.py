@@ -1,0 +1,5 @@
+"""The command `llm-env`."""
+
+from agents.cli.main import main
+
+__all__ = ["main"]

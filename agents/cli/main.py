@@ -1,0 +1,138 @@
+"""The command `llm-env`: train, sft, presets, tasks."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from agents.config.files import ConfigError
+
+USAGE = """\
+usage: llm-env COMMAND [OPTIONS]
+
+Reinforcement learning on language models.
+
+  train      train a model on a task
+  sft        only the supervised warm start of a run
+  presets    list the named configurations to begin with
+  tasks      list the tasks
+
+To begin:                       llm-env train --preset reverse-tiny
+All that a run can be told:     llm-env train --help
+"""
+
+# What is missing where the bare library was installed.
+EXTRA = ("tyro", "rich", "matplotlib", "tensorboard", "peft")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; gives the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(given)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `llm-env train --help | head`; Python would complain again when it closes the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        if "--traceback" in given:
+            traceback.print_exc()
+        _print_error(error)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {name!r}; {hint}")
+    COMMANDS[name](rest)
+    return 0
+
+
+def _train(arguments: list[str]) -> None:
+    from agents.cli.options import read_options
+
+    options = read_options(arguments, "llm-env train")
+    from agents.run.training import train  # takes seconds to import: not before the flags are known to be right
+
+    train(options.settings, resume=options.resume)
+
+
+def _sft(arguments: list[str]) -> None:
+    from agents.cli.options import read_options
+
+    if "--resume" in arguments:
+        raise ConfigError("--resume is for `llm-env train`; a warm start is short, and begins anew: leave it out")
+    options = read_options(arguments, "llm-env sft")
+    if not options.settings.sft.steps:
+        raise ConfigError("--sft.steps is 0, expected how many optimizer steps to take: use, for example, 500")
+    from agents.run.training import run_sft
+
+    run_sft(options.settings)
+
+
+def _presets(arguments: list[str]) -> None:
+    _expect_nothing("presets", arguments)
+    from agents.cli.options import list_of_presets
+
+    print(list_of_presets())
+    print("\nAll that one sets: llm-env train --preset NAME --help")
+
+
+def _tasks(arguments: list[str]) -> None:
+    _expect_nothing("tasks", arguments)
+    from llm_env.tasks.registry import _TASKS  # no public function gives the class of a name
+
+    for name, task in sorted(_TASKS.items()):
+        own = [p for p in inspect.signature(task).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        print(f"  {name:<14} {(inspect.getdoc(task) or '').partition(chr(10))[0]}")
+        print(f"  {'':<14}   arguments: {', '.join(p.name for p in own)}")
+    print("\nUse one: llm-env train --task.name Reverse --task.args length 6")
+    print("One of your own: --task.module my_module, which registers it")
+
+
+def _expect_nothing(command: str, arguments: list[str]) -> None:
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if {"-h", "--help"} & set(arguments):
+        print(f"usage: llm-env {command}\n")
+    elif arguments:
+        raise ConfigError(f"llm-env {command} takes no arguments, got {' '.join(arguments)}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "sft": _sft,
+    "presets": _presets,
+    "tasks": _tasks,
+}
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the message says what to mend; anything else is a bug, and its traceback is wanted."""
+    ours = type(error).__module__.partition(".")[0] in ("agents", "llm_env", "rewards")
+    return ours or isinstance(error, ValueError | TypeError | KeyError | OSError | ImportError)
+
+
+def _print_error(error: Exception) -> None:
+    # str() of a KeyError is the repr of its message.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA:
+        text = f"{error.name} is missing. Training needs more than the bare library: pip install 'llm-env[train]'"
+    text = f"error: {text or type(error).__name__}"
+    if not isinstance(error, ConfigError):
+        text += "\n(--traceback shows where this came from)"
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        text = f"\033[31m{text}\033[0m"
+    print(text, file=sys.stderr)

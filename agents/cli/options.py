@@ -1,0 +1,174 @@
+"""From a command line to the configuration of a run: defaults, then a preset, a file and flags; the later ones win."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from agents.config import Scalar, TrainConfig
+from agents.config.checks import flag
+from agents.config.files import ConfigError, check_config, differences, load_config
+from agents.config.presets import PRESETS
+
+# What a resumed run may be told anew. Everything else decides what it learns.
+FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at")
+# By these a folder is known to hold a run.
+RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command line says."""
+
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")]  # no prefix: --seed, not --settings.seed
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Begin with one of the configurations above."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yaml")] = None
+    """Then take what this YAML file says; it may name a few fields only. Flags win over both."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run in --out. Only these may change: iterations, log, checkpoint, guard, evaluation.stop-at."""
+    traceback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show where in the program an error came from."""
+
+
+def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Options:
+    """What a command line asks for, checked. A run that is resumed keeps its own configuration."""
+    preset, file = _value_of(arguments, "--preset"), _value_of(arguments, "--config")
+    if preset is not None and preset not in PRESETS:
+        near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"unknown preset {preset!r}; {hint}There are:\n{list_of_presets()}")
+
+    def parse(base: TrainConfig) -> Options:
+        return _parse(arguments, load_config(Path(file), base) if file else base, program)
+
+    options = parse(PRESETS[preset].config if preset else TrainConfig())
+    out = options.settings.out
+    if options.resume:
+        saved = _config_of_run(out)
+        options = parse(saved)  # of the preset only the folder's name was needed
+        _refuse_changes(saved, options.settings)
+        # The folder may have been moved since.
+        options = replace(options, settings=options.settings.replace(out=out))
+    else:
+        _refuse_a_second_run(out)
+    check_config(options.settings)
+    return options
+
+
+def list_of_presets() -> str:
+    """The presets, a line each."""
+    return "\n".join(f"  {name:<18} {preset.description}" for name, preset in PRESETS.items())
+
+
+def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options:
+    what = "Train a language model on a task." if program.endswith("train") else "Only the warm start of a run."
+    return tyro.cli(
+        Options,
+        args=arguments,
+        default=Options(base),
+        prog=program,
+        description=f"{what} Defaults shown are those of --preset and --config, if given.\n\n{list_of_presets()}",
+        registry=_registry(),
+    )
+
+
+def _value_of(arguments: Sequence[str], name: str) -> str | None:
+    """What a flag says, before all are read: the defaults of the others hang on it."""
+    found = None
+    for place, argument in enumerate(arguments):
+        if argument == name:
+            found = next(iter(arguments[place + 1 :]), None)
+        elif argument.startswith(f"{name}="):
+            found = argument.partition("=")[2]
+    return found
+
+
+def _config_of_run(out: Path) -> TrainConfig:
+    path = out / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"there is no run to resume in {out} (no {path.name}): check --out, or leave out --resume")
+    return load_config(path)
+
+
+def _refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:
+    changed = {name: pair for name, pair in differences(saved, wanted).items() if not name.startswith(FREE_ON_RESUME)}
+    if changed:
+        listed = "\n".join(f"  {flag(name)} is {now}, was {before}" for name, (before, now) in changed.items())
+        raise ConfigError(
+            f"a resumed run goes on as it was told in the beginning, but here\n{listed}\n"
+            f"Leave these out, or begin another run with another --out"
+        )
+
+
+def _refuse_a_second_run(out: Path) -> None:
+    found = [name for name in RUN_FILES if (out / name).exists()]
+    if found:
+        raise ConfigError(
+            f"{out} holds a run already ({', '.join(found)}): go on with it (--resume), or use another folder (--out)"
+        )
+
+
+def _registry() -> ConstructorRegistry:
+    """How optional values and mappings are written as flags."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        """Tyro's own wants "None", with a capital, and shows the type as {None}|INT."""
+        members = [member for member in get_args(info.type) if member is not type(None)]
+        if get_origin(info.type) not in (Union, types.UnionType) or info.type == Scalar or len(members) != 1:
+            return None
+        kind = members[0]
+        choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else None
+        names = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
+
+        def read(strings: list[str]) -> Any:
+            return None if strings[0].lower() == "none" else strings[0] if choices else kind(strings[0])
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join((*choices, "none")) + "}" if choices else f"{names[kind]}|none",
+            instance_from_str=read,
+            is_instance=lambda value: value is None or (value in choices if choices else isinstance(value, kind)),
+            str_from_instance=lambda value: ["none" if value is None else str(value)],
+            choices=(*choices, "none") if choices else None,
+        )
+
+    @registry.primitive_rule
+    def mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Scalar]] | None:
+        if get_origin(info.type) is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[NAME VALUE ...]",
+            instance_from_str=_read_pairs,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [str(part) for pair in value.items() for part in pair] or ["none"],
+        )
+
+    return registry
+
+
+def _read_pairs(strings: list[str]) -> dict[str, Scalar]:
+    if len(strings) % 2:
+        raise ValueError(f"expected names and values by turns, such as: length 6; got {' '.join(strings)}")
+    return {name: _scalar(value) for name, value in zip(strings[::2], strings[1::2], strict=True)}
+
+
+def _scalar(text: str) -> Scalar:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,39 @@
+"""What a run can be told: the settings, their checks, files and presets."""
+
+from agents.config.schema import (
+    AdvantageConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    GuardConfig,
+    KLConfig,
+    LogConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RolloutConfig,
+    Scalar,
+    SFTConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AdvantageConfig",
+    "CheckpointConfig",
+    "EvaluationConfig",
+    "GuardConfig",
+    "KLConfig",
+    "LogConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "SFTConfig",
+    "Scalar",
+    "TaskConfig",
+    "TrainConfig",
+]

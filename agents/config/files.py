@@ -1,0 +1,173 @@
+"""Configurations as YAML, and what is checked before a run begins.
+
+A file may name only some fields; the others stay as they are. Types and choices are read off the dataclasses, so that
+a field added to them can be set from a file at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from agents.config import TrainConfig
+from agents.config.checks import flatten, problems
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says which field, what was expected, and what to do."""
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write all fields as YAML, whole or not at all."""
+    # No allow_unicode: with it PyYAML writes some line breaks as they are, and reads them as spaces.
+    text = yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False)
+    aside = path.with_name(f".{path.name}.saving")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
+    """Read a YAML file; fields that it does not name are those of `base` (by default, the defaults)."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no configuration file {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    try:
+        config: TrainConfig = read_value(TrainConfig, {} if values is None else values, "", base or TrainConfig())
+        return config
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise a `ConfigError` that lists all that is wrong: types, choices, numbers out of range, contradictions."""
+    read_value(TrainConfig, _plain(config), "", config)
+    found = list(problems(config))
+    if found:
+        raise ConfigError(found[0] if len(found) == 1 else "\n  ".join([f"{len(found)} things are wrong:", *found]))
+
+
+def differences(one: TrainConfig, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, by their dotted names, with the values of both."""
+    theirs = dict(flatten(other))
+    return {name: (value, theirs[name]) for name, value in flatten(one) if value != theirs[name]}
+
+
+def read_value(kind: Any, value: Any, name: str, base: Any = None) -> Any:
+    """A value as the type of its field.
+
+    Args:
+        kind: the type.
+        value: what a file or a flag says.
+        name: of the field, with dots, for the message of the `ConfigError` that is raised if it does not fit.
+        base: for dataclasses, the instance that has the fields which `value` leaves out.
+    """
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, name, base)
+    origin, members = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        for member in members:
+            try:
+                return read_value(member, value, name)
+            except ConfigError:
+                continue
+        if type(None) in members and isinstance(value, str) and value.lower() == "none":
+            return None
+    elif origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in members):
+            return value
+    elif origin is dict and isinstance(value, Mapping):
+        key_kind, value_kind = members
+        return {read_value(key_kind, k, name): read_value(value_kind, v, f"{name}.{k}") for k, v in value.items()}
+    elif origin is tuple and isinstance(value, list | tuple) and len(value) == len(members):
+        return tuple(read_value(m, v, f"{name}[{i}]") for i, (m, v) in enumerate(zip(members, value, strict=True)))
+    elif kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif type(value) is kind or (kind is type(None) and value is None):
+        return value
+    near = difflib.get_close_matches(str(value), map(str, members), n=1) if origin is Literal else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"{name} is {value!r}, expected {describe(kind)}{hint}")
+
+
+def describe(kind: Any) -> str:
+    """A type in words.
+
+    Examples:
+        >>> describe(float | None), describe(Literal["a", "b"])
+        ('a number or none', 'one of a, b')
+    """
+    origin, members = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(member) for member in members)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, members))
+    if origin is tuple:
+        return f"a list of {len(members)} values, each {describe(members[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "none"}
+    return words.get(kind, "a mapping of names to values" if origin is dict else "a path")
+
+
+def _read_dataclass(kind: Any, values: Any, name: str, base: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name or 'the file'} is {values!r}, expected a mapping of fields to values")
+    hints = get_type_hints(kind)
+    prefix = name + "." if name else ""
+    changes = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(_unknown(f"{prefix}{key}", [prefix + known for known in hints]))
+        inner = None if base is None else getattr(base, key)
+        changes[key] = read_value(hints[key], value, prefix + key, inner)
+    return kind(**changes) if base is None else dataclasses.replace(base, **changes)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    everywhere = [path for path, _ in flatten(TrainConfig())]
+    last = name.rpartition(".")[2]
+    near = [path for path in everywhere if path.rpartition(".")[2] == last]  # right, but in another part
+    near += [path for path in difflib.get_close_matches(name, [*known, *everywhere], n=3) if path not in near]
+    return f"unknown field {name}; " + (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-4` is a number and `no` is a word, as in YAML 1.2; PyYAML alone reads 1.1."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)

@@ -1,0 +1,1 @@
+"""Actor, critic and reference over one language model."""

@@ -1,0 +1,342 @@
+"""Actor, critic and reference over one causal language model, as TensorDict modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import (
+    InteractionType,
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictSequential,
+)
+from torch import nn
+
+from agents.config import ModelConfig
+from agents.networks.adapters import (
+    ACTOR,
+    CRITIC,
+    REFERENCE,
+    adapter_parameters,
+    add_adapters,
+    copy_adapter,
+    is_adapted,
+    using,
+)
+from agents.networks.distribution import TokenDistribution
+from llm_env.engines import merged_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Tensor = torch.Tensor
+
+
+class Backbone(nn.Module):
+    """Hidden states of a language model at chosen positions, from one causal pass over whole texts.
+
+    Texts are padded on the right, where causal attention does not look, so there is no attention mask.
+
+    Args:
+        model: the whole model (its adapters are chosen through it), or the body itself.
+        body: the part that gives hidden states.
+        adapter: which adapter to compute with, if the model has any.
+        autocast: compute in bfloat16.
+        compile: run the body through torch.compile.
+    """
+
+    def __init__(
+        self, model: Any, body: Any, *, adapter: str | None = None, autocast: bool = False, compile: bool = False
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.adapter = adapter
+        self.autocast = autocast
+        # Out of nn.Module's sight: the compiled body has the same weights, and the model holds the body.
+        self._outside = (model, torch.compile(body, dynamic=True) if compile else body)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """`[B, S, H]` from `[B, L]` tokens and `[B, S]` positions; state `s` has read all up to its position."""
+        model, body = self._outside
+        with using(model, self.adapter), torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.autocast):
+            hidden: Tensor = body(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+class PolicyHead(ProbabilisticTensorDictModule):  # type: ignore[misc]
+    """From hidden states to the distribution of tokens, or to the one already made of them, if the input brings it.
+
+    A `distribution` in the input has computed its log-probs once, with their graph, and need not do it again.
+    """
+
+    def get_dist(self, tensordict: TensorDictBase) -> TokenDistribution:
+        """The distribution."""
+        made: TokenDistribution | None = tensordict.get_non_tensor("distribution", default=None)
+        return cast(TokenDistribution, super().get_dist(tensordict)) if made is None else made
+
+
+class ValueHead(nn.Module):
+    """A linear value of hidden states, in float32. It begins as zero: a random value would only be noise.
+
+    Args:
+        width: of the hidden states.
+        trains_backbone: let its gradient reach the hidden states.
+    """
+
+    def __init__(self, width: int, trains_backbone: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.trains_backbone = trains_backbone
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[..., 1]` from `[..., H]`."""
+        value: Tensor = self.linear((hidden if self.trains_backbone else hidden.detach()).float())
+        return value
+
+
+class Network(nn.Module):
+    """A policy, its critic, and the reference it is held to.
+
+    What TorchRL needs is here by TorchRL's names. `actor` and `critic` go from tokens to a distribution and to a value,
+    and work in any TorchRL loss. Where both share a backbone, `encode` runs it once, and `actor_head` and `critic_head`
+    go on from there. A text is read once for all its steps:
+
+        tokens          [B, L]      whole texts, padded on the right
+        state_position  [B, T]      where in `tokens` the last token lies that each choice was made after
+        mask            [B, T]      real steps
+        hidden          [B, T, H]   written by `encode`; with a critic of its own, `critic_hidden` too
+        state_value     [B, T, 1]   written by the critic
+
+    Args:
+        model: a causal language model of transformers. It is used as it is (or, with LoRA, wrapped), not copied.
+        config: how.
+        temperature: of the policy.
+
+    Examples:
+        >>> from llm_env.models import load_model
+        >>> from tensordict import TensorDict
+        >>> network = Network(load_model("tiny"))
+        >>> data = TensorDict({"tokens": torch.tensor([[5, 6, 7]]), "state_position": torch.tensor([[0, 1]])}, [1])
+        >>> network.actor.get_dist(data).log_prob(torch.tensor([[6, 7]])).shape
+        torch.Size([1, 2])
+        >>> network.critic(data)["state_value"].shape
+        torch.Size([1, 2, 1])
+    """
+
+    def __init__(self, model: Any, config: ModelConfig = ModelConfig(), temperature: float = 1.0) -> None:  # noqa: B008
+        super().__init__()
+        self.config = config
+        self.temperature = temperature
+        self.head = model.get_output_embeddings()
+        model.eval()
+        _check_head(model, self.head)
+        _switch_dropout_off(model)
+        lora, separate = config.lora.rank > 0, config.critic == "separate"
+        if lora and separate and config.gradient_checkpointing:
+            raise ValueError(
+                "gradient checkpointing computes the actor again when the critic's adapter may be in use: with LoRA, "
+                "take critic='shared', or leave gradient_checkpointing out"
+            )
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        width: int = self.head.weight.shape[1]
+        self.width = width
+        how: dict[str, Any] = {"autocast": config.autocast, "compile": config.compile}
+        body = model.base_model
+        self._reference: Any = None
+        if config.reference == "initial" and not lora:
+            self._reference = copy.deepcopy(model).eval().requires_grad_(False)
+            if config.reference_dtype:
+                self._reference.to(getattr(torch, config.reference_dtype))
+        critic_body = copy.deepcopy(body) if separate and not lora else None
+        if lora:
+            model = add_adapters(model, config.lora, [ACTOR, CRITIC] if separate else [ACTOR])
+        self.model = model
+        self._reference_adapter: str | None = None
+        self.backbone = Backbone(model, body, adapter=ACTOR, **how)
+        self.critic_backbone: Backbone | None = None
+        if separate:
+            own = (model, body) if critic_body is None else (critic_body, critic_body)
+            self.critic_backbone = Backbone(*own, adapter=CRITIC, **how)
+        self.value_head = ValueHead(width, separate or config.critic_gradient).to(self.head.weight.device)
+        self._build_operators()
+
+    def _build_operators(self) -> None:
+        reads = ["tokens", "state_position"]
+        self.encoder = TensorDictModule(self.backbone, in_keys=reads, out_keys=["hidden"])
+        self.actor_head = PolicyHead(
+            in_keys={"hidden": "hidden", "mask": "mask"},
+            out_keys=["action"],
+            distribution_class=TokenDistribution,
+            distribution_kwargs={"head": self.head, "temperature": self.temperature, "dtype": self.compute_dtype},
+            return_log_prob=True,
+            default_interaction_type=InteractionType.RANDOM,
+        )
+        self.actor = ProbabilisticTensorDictSequential(self.encoder, self.actor_head)
+        self.critic_encoder, key = self.encoder, "hidden"
+        if self.critic_backbone is not None:
+            key = "critic_hidden"
+            self.critic_encoder = TensorDictModule(self.critic_backbone, in_keys=reads, out_keys=[key])
+        self.critic_head = TensorDictModule(self.value_head, in_keys=[key], out_keys=["state_value"])
+        self.critic = TensorDictSequential(self.critic_encoder, self.critic_head)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the output layer multiplies in."""
+        return torch.bfloat16 if self.config.autocast else cast(torch.dtype, self.head.weight.dtype)
+
+    @property
+    def shared(self) -> bool:
+        """Whether actor and critic have one backbone."""
+        return self.critic_backbone is None
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a model to compare with."""
+        return self.config.reference != "none"
+
+    def encode(self, data: TensorDictBase, *, actor: bool = True, critic: bool = True) -> TensorDictBase:
+        """Write the hidden states that the heads need; one pass serves both if they share."""
+        if actor or (critic and self.shared):
+            self.encoder(data)
+        if critic and not self.shared:
+            self.critic_encoder(data)
+        return data
+
+    @torch.no_grad()
+    def value_of(self, data: TensorDictBase) -> Tensor:
+        """`[B, T, 1]` values of encoded states."""
+        return cast(Tensor, self.value_head(data["hidden" if self.shared else "critic_hidden"]))
+
+    def policy(self) -> ProbabilisticTensorDictSequential:
+        """A policy for `TorchRLTokenEnv`: from `tokens` and `length` to the next `action`.
+
+        It reads the whole text at every step: simple, and slow on long ones. A collector has engines for that.
+        """
+
+        class NextState(nn.Module):
+            def __init__(self, backbone: Backbone) -> None:
+                super().__init__()
+                self.backbone = backbone
+
+            def forward(self, tokens: Tensor, length: Tensor) -> Tensor:
+                """`[n, H]` from `[n, context]` tokens and `[n, 1]` lengths."""
+                return cast(Tensor, self.backbone(tokens, length - 1)[:, 0])
+
+        head = copy.copy(self.actor_head)
+        head.in_keys, head.dist_keys = ["hidden"], ["hidden"]
+        encoder = TensorDictModule(NextState(self.backbone), in_keys=["tokens", "length"], out_keys=["hidden"])
+        return ProbabilisticTensorDictSequential(encoder, head)
+
+    # The reference.
+
+    @torch.no_grad()
+    def reference_log_prob(self, data: TensorDictBase) -> Tensor:
+        """`[B, T]` log-probs of `action` under the reference."""
+        if not self.has_reference:
+            raise ValueError("there is no reference model: set model.reference='initial'")
+        model = self.model if self._reference is None else self._reference
+        body = self.backbone.body if self._reference is None else self._reference.base_model
+        head = self.head if self._reference is None else self._reference.get_output_embeddings()
+        backbone = Backbone(model, body, adapter=self._reference_adapter, autocast=self.config.autocast)
+        dtype = torch.bfloat16 if self.config.autocast else head.weight.dtype
+        training = model.training
+        model.eval()  # dropout is the policy's affair
+        try:
+            hidden = backbone(data["tokens"], data["state_position"])
+        finally:
+            model.train(training)
+        return TokenDistribution(hidden, head, data.get("mask"), self.temperature, dtype).log_prob(data["action"])
+
+    @torch.no_grad()
+    def refresh_reference(self) -> None:
+        """Let the present policy be the reference from now on."""
+        if self._reference is None:
+            copy_adapter(self.model, ACTOR, REFERENCE)
+            self._reference_adapter = REFERENCE
+        else:
+            for ours, theirs in zip(self._reference.parameters(), self.model.parameters(), strict=True):
+                ours.copy_(theirs)
+
+    # Weights.
+
+    def actor_parameters(self) -> dict[str, nn.Parameter]:
+        """What the actor's optimizer trains: the policy, and with it a backbone that the critic shares."""
+        if is_adapted(self.model):
+            return adapter_parameters(self.model, ACTOR)
+        return dict(self.model.named_parameters())
+
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        """What the critic's optimizer trains: the value head, and a backbone of its own."""
+        own: dict[str, nn.Parameter] = {}
+        if self.critic_backbone is not None:
+            adapted = is_adapted(self.model)
+            own = adapter_parameters(self.model, CRITIC) if adapted else dict(self.critic_backbone.named_parameters())
+        return own | {f"value_head.{name}": weight for name, weight in self.value_head.named_parameters()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name, as a checkpoint needs it. Not copied."""
+        parts: dict[str, Mapping[str, Tensor]] = {"actor": self.actor_parameters(), "critic": self.critic_parameters()}
+        if self._reference_adapter is not None:
+            parts["reference"] = adapter_parameters(self.model, REFERENCE)
+        elif self._reference is not None and self.config.refresh_reference:
+            parts["reference"] = dict(self._reference.named_parameters())
+        return {f"{part}.{name}": weight.detach() for part, named in parts.items() for name, weight in named.items()}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put back what `weights` gave."""
+        if any(name.startswith("reference.") for name in weights) and self._reference is None:
+            self.refresh_reference()  # it had been refreshed: make the adapter
+        ours = self.weights()
+        if ours.keys() != weights.keys():
+            odd = sorted(ours.keys() ^ weights.keys())[:5]
+            raise ValueError(f"these weights are not of this network: {', '.join(odd)} are in one of the two only")
+        for name, weight in ours.items():
+            weight.copy_(weights[name])
+
+    def engine_model(self) -> Any:
+        """The model for an engine that shares its weights: adapters, if any, are those of the actor."""
+        return self.model.get_base_model() if is_adapted(self.model) else self.model
+
+    def engine_weights(self) -> dict[str, Tensor]:
+        """The policy's weights for an engine with a copy of its own, adapters merged, by the plain model's names."""
+        return merged_weights(self.model)
+
+    def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write the policy as an ordinary Hugging Face folder, adapters merged."""
+        state = {name: weight.contiguous().clone() for name, weight in self.engine_weights().items()}
+        self.engine_model().save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
+
+
+def _switch_dropout_off(model: Any) -> None:
+    """The old and the new policy are to be compared as functions, not as samples of noise."""
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0
+
+
+@torch.no_grad()
+def _check_head(model: Any, head: Any) -> None:
+    """Refuse a model whose logits are not simply its output layer applied to its hidden states."""
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{type(model).__name__} has no linear output layer: it is not a causal language model")
+    tokens = torch.arange(4, device=head.weight.device)[None] % head.weight.shape[0]
+    logits = model(tokens, use_cache=False).logits.float()
+    ours = head(model.base_model(input_ids=tokens, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(logits, ours, atol=1e-3 * float(logits.abs().max())):
+        raise ValueError(
+            f"{type(model).__name__} changes its logits after the output layer (a soft cap, a scale): not supported, "
+            "for log-probs are computed from hidden states and the output layer's weights"
+        )

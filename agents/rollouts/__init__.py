@@ -1,0 +1,1 @@
+"""Texts for learning: who writes them, and the batches they are packed into."""

@@ -1,0 +1,170 @@
+"""From prompts to batches: deal, write, score, filter, pack."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from agents.rollouts.packing import Episode, pack
+from agents.rollouts.writers import Rollouts
+from llm_env.engines import Sampling
+
+Filter = Callable[[TensorDict], torch.Tensor]
+
+MAX_ROUNDS = 4  # of writing more because filters left too little; then what they left out fills the batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What was collected for one iteration.
+
+    Attributes:
+        data: see `agents.rollouts.packing.pack`.
+        episodes: the same, as texts.
+        written: how many episodes were written for it.
+        written_tokens: how many tokens the policy chose in them.
+        refilled: how many of `data` a filter had left out, and were taken for want of others.
+        seconds: that it took.
+    """
+
+    data: TensorDict
+    episodes: list[Episode]
+    written: int
+    written_tokens: int
+    refilled: int
+    seconds: float
+
+
+class Collector:
+    """Batches of episodes for ever, as TorchRL's collectors give them.
+
+    What iteration `i` gives depends on the seed, `i`, and the prompts dealt before; so a run resumes exactly from
+    `state_dict`.
+
+    Args:
+        rollouts: writes the texts.
+        batch_size: episodes in a batch.
+        temperature: divides the logits.
+        seed: of the texts and of the order of prompts.
+        over_sample: write this many times as many, for filters to choose from.
+        filters: each is given a packed batch and returns `[B]` bool, which episodes to keep. Groups of completions are
+            kept whole: a group stays if all its episodes do.
+
+    Examples:
+        >>> from agents.rollouts.writers import EngineRollouts
+        >>> from llm_env.mdp.core import TokenMDP
+        >>> from llm_env.engines import make_engine
+        >>> mdp = TokenMDP("Reverse")
+        >>> engine = make_engine("transformers", "tiny", num_slots=8, context=mdp.context)
+        >>> collector = Collector(EngineRollouts(mdp, engine), batch_size=8, seed=0)
+        >>> batch = next(iter(collector))
+        >>> batch.batch_size, batch["tokens"].shape[1] <= mdp.context
+        (torch.Size([8]), True)
+    """
+
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        batch_size: int,
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+        over_sample: float = 1.0,
+        filters: Sequence[Filter] = (),
+    ) -> None:
+        group = rollouts.mdp.sampler.completions_per_prompt
+        if batch_size < 1 or batch_size % group:
+            raise ValueError(
+                f"batch_size must be a positive multiple of the {group} completions of each prompt, got {batch_size}"
+            )
+        if over_sample < 1:
+            raise ValueError(f"over_sample must be at least 1, got {over_sample}")
+        self.rollouts = rollouts
+        self.batch_size = batch_size
+        self.temperature = temperature
+        self.seed = seed
+        self.filters = list(filters)
+        self._per_round = group * math.ceil(batch_size * over_sample / group)
+        self.iteration = 0
+        rollouts.mdp.sampler.reseed(seed)
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        while True:
+            yield self.collect().data
+
+    def collect(self) -> Batch:
+        """The next batch."""
+        start = time.perf_counter()
+        kept: list[Episode] = []
+        left_out: list[Episode] = []
+        for round_ in range(MAX_ROUNDS):
+            episodes = self._write(round_)
+            keep = self._keep(episodes)
+            kept += [episode for episode, good in zip(episodes, keep, strict=True) if good]
+            left_out += [episode for episode, good in zip(episodes, keep, strict=True) if not good]
+            if len(kept) >= self.batch_size:
+                break
+        chosen = (kept + left_out)[: self.batch_size]
+        self.iteration += 1
+        return Batch(
+            data=pack(chosen, self.rollouts.mdp.vocabulary.pad_token),
+            episodes=chosen,
+            written=len(kept) + len(left_out),
+            written_tokens=sum(episode.rollout.num_actions for episode in kept + left_out),
+            refilled=max(0, self.batch_size - len(kept)),
+            seconds=time.perf_counter() - start,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on from here."""
+        return {"iteration": self.iteration, "sampler": self.rollouts.mdp.sampler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another collector was."""
+        self.iteration = state["iteration"]
+        self.rollouts.mdp.sampler.load_state_dict(state["sampler"])
+
+    def _write(self, round_: int) -> list[Episode]:
+        mdp = self.rollouts.mdp
+        seed = np.random.SeedSequence([self.seed, self.iteration, round_]).generate_state(1, np.uint64)[0]
+        indices, groups = mdp.sampler.deal(self._per_round)
+        return self.rollouts.episodes(indices, groups, Sampling(temperature=self.temperature, seed=int(seed)))
+
+    def _keep(self, episodes: list[Episode]) -> list[bool]:
+        if not self.filters:
+            return [True] * len(episodes)
+        data = pack(episodes, self.rollouts.mdp.vocabulary.pad_token)
+        good = torch.ones(len(episodes), dtype=torch.bool)
+        for filter_ in self.filters:
+            answer = filter_(data)
+            if answer.shape != good.shape or answer.dtype != torch.bool:
+                raise ValueError(
+                    f"a filter must return a bool for each of {len(episodes)} episodes, got shape "
+                    f"{tuple(answer.shape)} of {answer.dtype}"
+                )
+            good &= answer.cpu()
+        spoilt = set(data["group"][~good].tolist())
+        return [episode.group not in spoilt for episode in episodes]
+
+
+def not_cut(data: TensorDict) -> torch.Tensor:
+    """A filter: texts that came to their own end."""
+    cut: torch.Tensor = data["cut"]
+    return ~cut
+
+
+def not_uniform(data: TensorDict) -> torch.Tensor:
+    """A filter: groups whose scores differ."""
+    groups, scores = data["group"], data["score"]
+    _, of = groups.unique(return_inverse=True)
+    count = int(of.max()) + 1
+    high = torch.full((count,), -torch.inf).scatter_reduce_(0, of, scores, "amax")
+    low = torch.full((count,), torch.inf).scatter_reduce_(0, of, scores, "amin")
+    return (high > low)[of]

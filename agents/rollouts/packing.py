@@ -1,0 +1,129 @@
+"""Finished episodes, and the TensorDict that learning reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDict
+
+from llm_env.tokens.stopping import IntArray
+from rewards import Rollout, Score
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """One finished text: what was written, how likely it was, and what it earned.
+
+    Attributes:
+        rollout: the text, as rewards see it.
+        score: what the task gave for it.
+        log_probs: `[n]` of the agent's tokens, under the distribution they were drawn from.
+        token_rewards: `[n]` what the task paid at each of them, besides the score; None: nothing.
+        truncated: cut off and not scored: its last state is to be valued.
+        prompt_index: which prompt of the split.
+        group: which completions belong together.
+    """
+
+    rollout: Rollout
+    score: Score
+    log_probs: npt.NDArray[np.float32]
+    token_rewards: npt.NDArray[np.float64] | None
+    truncated: bool
+    prompt_index: int
+    group: int
+
+    @property
+    def rewards(self) -> npt.NDArray[np.float64]:
+        """`[n]` the reward of each of the agent's tokens: the score's value comes with the last."""
+        count = self.rollout.num_actions
+        rewards = np.zeros(count) if self.score.per_token is None else self.score.per_token.astype(np.float64)
+        rewards[-1] += self.score.value
+        return rewards if self.token_rewards is None else rewards + self.token_rewards
+
+
+def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
+    """Episodes as one TensorDict of batch size `[B]`; tokens are stored once per text, never once per step.
+
+    A step is one choice of the agent. Tokens that a task has injected lie in `tokens` and are no steps:
+    `action_position` says where in `tokens` each action lies, `state_position` where the token before it does.
+
+        tokens [B, L]   attention_mask [B, L]   length, prompt_length, group, prompt_index [B]   score [B]
+        action, action_position, state_position, mask [B, T]
+        behaviour_log_prob, action_log_prob [B, T]: as sampled (a trainer may replace the second by its own)
+        next: reward, done, terminated, truncated [B, T, 1]   cut [B]: ended by the budget or the context
+
+    Args:
+        episodes: at least one.
+        pad_token: fills `tokens` and `action` on the right.
+    """
+    if not episodes:
+        raise ValueError("there are no episodes to pack")
+    rows = len(episodes)
+    starts = [len(episode.rollout.prompt_tokens) for episode in episodes]
+    lengths = np.array([start + len(e.rollout.tokens) for start, e in zip(starts, episodes, strict=True)])
+    counts = np.array([episode.rollout.num_actions for episode in episodes])
+    width, steps = int(lengths.max()), int(counts.max())
+    tokens = np.full((rows, width), pad_token, dtype=np.int64)
+    position = np.ones((rows, steps), dtype=np.int64)  # of padding: anything that exists, and has one before it
+    log_prob = np.zeros((rows, steps), dtype=np.float32)
+    reward = np.zeros((rows, steps), dtype=np.float32)
+    for row, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
+        rollout, count = episode.rollout, counts[row]
+        tokens[row, :start] = rollout.prompt_tokens
+        tokens[row, start : lengths[row]] = rollout.tokens
+        position[row, :count] = start + _action_places(rollout)
+        log_prob[row, :count] = episode.log_probs
+        reward[row, :count] = episode.rewards
+    mask = np.arange(steps) < counts[:, None]
+    last = np.arange(steps) == counts[:, None] - 1
+    truncated = last & np.array([episode.truncated for episode in episodes])[:, None]
+    action = np.where(mask, np.take_along_axis(tokens, np.minimum(position, width - 1), 1), pad_token)
+    arrays: dict[Any, npt.NDArray[Any]] = {
+        "tokens": tokens,
+        "attention_mask": np.arange(width) < lengths[:, None],
+        "length": lengths,
+        "prompt_length": np.array(starts),
+        "group": np.array([episode.group for episode in episodes]),
+        "prompt_index": np.array([episode.prompt_index for episode in episodes]),
+        "score": np.array([episode.score.total for episode in episodes], dtype=np.float32),
+        "cut": np.array([episode.rollout.end in ("budget", "context") for episode in episodes]),
+        "action": action,
+        "action_position": position,
+        "state_position": position - 1,
+        "mask": mask,
+        "behaviour_log_prob": log_prob,
+        "action_log_prob": log_prob.copy(),
+        ("next", "reward"): reward[..., None],
+        ("next", "done"): last[..., None],
+        ("next", "terminated"): (last & ~truncated)[..., None],
+        ("next", "truncated"): truncated[..., None],
+    }
+    return TensorDict({name: torch.from_numpy(array) for name, array in arrays.items()}, batch_size=[rows])
+
+
+def trim(data: TensorDict) -> TensorDict:
+    """The same texts without the columns that are padding for all of them."""
+    width, steps = int(data["length"].max()), int(data["mask"].sum(1).max())
+    full_width, full_steps = data["tokens"].shape[1], data["mask"].shape[1]
+    if width == full_width and steps == full_steps:
+        return data
+
+    per_token = {"tokens", "attention_mask"}
+
+    def cut(name: Any, value: torch.Tensor) -> torch.Tensor:
+        if value.ndim == 1:
+            return value
+        return value[:, :width] if name in per_token else value[:, :steps]
+
+    return data.named_apply(cut, nested_keys=True)
+
+
+def _action_places(rollout: Rollout) -> IntArray:
+    if rollout.is_action is None:
+        return np.arange(len(rollout.tokens))
+    return np.flatnonzero(rollout.is_action)

@@ -1,0 +1,1 @@
+"""A whole run: its parts, the warm start, the iterations, the evaluations."""

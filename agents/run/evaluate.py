@@ -1,0 +1,60 @@
+"""How good a policy is on held-out prompts: sampled, as it was trained, and greedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.rollouts.packing import Episode
+from agents.rollouts.writers import Rollouts
+from llm_env.engines import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics by their logged names, and the sampled texts behind them."""
+
+    metrics: dict[str, float]
+    episodes: list[Episode]
+
+
+class Evaluator:
+    """Scores the policy on the same prompts with the same random numbers every time, so that changes are its own.
+
+    Args:
+        rollouts: over a held-out split.
+        prompts: how many prompts, at most.
+        temperature: of the sampled texts.
+        seed: of the sampled texts.
+    """
+
+    def __init__(self, rollouts: Rollouts, prompts: int, temperature: float = 1.0, seed: int = 0) -> None:
+        self.rollouts = rollouts
+        self.indices = np.arange(min(prompts, len(rollouts.mdp.prompts)))
+        self.temperature = temperature
+        self.seed = int(np.random.SeedSequence([seed, 0xE7A1]).generate_state(1, np.uint64)[0])
+
+    def evaluate(self) -> Evaluation:
+        """Write and score every prompt twice."""
+        sampled = self._write(Sampling(temperature=self.temperature, seed=self.seed))
+        greedy = self._write(Sampling(temperature=0.0, seed=self.seed))
+        metrics = {
+            "eval/sampled": _mean_score(sampled),
+            "eval/greedy": _mean_score(greedy),
+            "eval/length": float(np.mean([episode.rollout.num_actions for episode in sampled])),
+            "eval/prompts": float(len(self.indices)),
+        }
+        return Evaluation(metrics, sampled)
+
+    def some(self, count: int) -> list[Episode]:
+        """A few sampled texts."""
+        return self._write(Sampling(temperature=self.temperature, seed=self.seed), count)
+
+    def _write(self, sampling: Sampling, count: int | None = None) -> list[Episode]:
+        indices = self.indices[:count]
+        return self.rollouts.episodes(indices, indices, sampling)
+
+
+def _mean_score(episodes: list[Episode]) -> float:
+    return float(np.mean([episode.score.total for episode in episodes]))

@@ -1,0 +1,306 @@
+"""All that touches vLLM's insides: one engine core in this process, whose requests grow by tokens chosen elsewhere.
+
+vLLM's scheduler knows no prefill and no decoding: each request has tokens, of which some are computed, and a step
+computes what is missing. So an external agent needs no thread, and no sampler to be fooled. A pass is
+
+    scheduler.schedule()  ->  model_executor.execute_model()  ->  take the logits  ->  scheduler.update_from_output()
+
+and reports that nothing was sampled, as the pass over a part of a long prompt does. The request then has nothing left
+to compute, and the scheduler leaves it alone until the agent's token is appended: to the scheduler's request, and to
+the model runner's copy of it. Any subset of the requests can therefore act, and others begin or end in the same pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from llm_env.engines.vllm.process import process_untouched, stderr_kept
+
+# Read by vLLM when it is imported, when an engine is made, or whenever it likes: so they are set once, and stay.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with 1, its CPU platform insists on a process of its own
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the other runner keeps its requests differently
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # `max_model_len` is one more than we use, see below
+    "VLLM_NO_USAGE_STATS": "1",
+}
+LOGITS_BYTES = 2**28  # at most so much memory for the float32 logits of one part of `score`
+BATCHED_TOKENS = 8192  # at most so many tokens in a pass; longer prompts take several
+
+
+class VLLMCore:
+    """A model in vLLM, and requests by name.
+
+    Args:
+        folder: of the model.
+        dtype: of the weights and of the cache.
+        num_requests: how many there may be at once; more wait for their turn.
+        context: how many tokens each may hold. Memory for all of them is set aside, so that vLLM never has to throw
+            one out to make room for another.
+        verbose: let vLLM log.
+        **engine_args: what else vLLM's `EngineArgs` takes.
+
+    Attributes:
+        vocab_size: the number of logits.
+    """
+
+    def __init__(
+        self, folder: str, *, dtype: str, num_requests: int, context: int, verbose: bool, **engine_args: Any
+    ) -> None:
+        os.environ.update(ENVIRONMENT)
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
+        if not _alive:
+            _trainers_group[:] = [torch.distributed.is_initialized()]
+        with process_untouched(), contextlib.nullcontext() if verbose else stderr_kept():
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.platforms import current_platform
+            from vllm.v1.engine.core import EngineCore
+            from vllm.v1.executor.abstract import Executor
+
+            from llm_env.engines.vllm.transfer import transfer_config
+
+            defaults: dict[str, Any] = {
+                "tokenizer": folder,
+                "skip_tokenizer_init": True,
+                "enforce_eager": current_platform.is_cpu(),
+                # Memory is set aside by need below, not as a share of what there is: a trainer may live there too.
+                "gpu_memory_utilization": 0.01,
+                "block_size": 64 if current_platform.is_cpu() else 16,  # on CPU 32 and 128 are 10 % slower
+                "max_num_batched_tokens": max(BATCHED_TOKENS, num_requests),
+                "use_tqdm_on_load": False,
+            }
+            arguments = EngineArgs(
+                model=folder,
+                dtype=dtype,
+                max_num_seqs=num_requests,
+                max_model_len=context + 1,  # the scheduler keeps a place for a sampled token, also if none is sampled
+                async_scheduling=False,
+                disable_log_stats=True,
+                weight_transfer_config=transfer_config(),
+                **{**defaults, **engine_args},
+            )
+            config = arguments.create_engine_config()
+            _reserve_cache(config, num_requests, context)
+            self._core = EngineCore(config, Executor.get_class(config), log_stats=False)
+        _alive.append(self)
+        worker = getattr(self._core.model_executor, "driver_worker", None)
+        self._runner: Any = getattr(getattr(worker, "worker", None), "model_runner", None)
+        if not hasattr(self._runner, "input_batch") or not hasattr(self._runner, "requests"):
+            self.close()
+            raise RuntimeError(
+                "this vLLM does not run its V1 model runner in this process, which stepping needs: leave out what you "
+                "gave as vllm_args"
+            )
+        self._scheduler: Any = self._core.scheduler
+        self._requests: dict[str, Any] = {}
+        self.vocab_size = int(config.model_config.get_vocab_size())
+        self.dtype: torch.dtype = config.model_config.dtype
+
+    @property
+    def model(self) -> Any:
+        """The torch module."""
+        return self._runner.get_model()
+
+    def texts(self) -> dict[str, list[int]]:
+        """The tokens of each request."""
+        return {name: list(request.all_token_ids) for name, request in self._requests.items()}
+
+    def add(self, name: str, tokens: list[int], *, reuse: bool = True) -> None:
+        """Add a request; nothing is computed yet.
+
+        Args:
+            name: new, never used before.
+            tokens: at least one.
+            reuse: what an earlier text with the same beginning has left in the cache. Scoring needs every position.
+        """
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.request import Request
+
+        request = Request(
+            request_id=name,
+            prompt_token_ids=tokens,
+            sampling_params=SamplingParams(
+                temperature=0.0, max_tokens=2**30, detokenize=False, skip_reading_prefix_cache=not reuse
+            ),
+            pooling_params=None,
+            block_hasher=self._core.request_block_hasher,
+        )
+        self._requests[name] = request
+        self._scheduler.add_request(request)
+
+    def append(self, names: Sequence[str], token_lists: Sequence[list[int]]) -> None:
+        """Append tokens to requests that have none left to compute; nothing is computed yet."""
+        batch, states = self._runner.input_batch, self._runner.requests
+        rows = batch.req_id_to_index
+        for name, tokens in zip(names, token_lists, strict=True):
+            request = self._requests[name]
+            begin, end = request.num_tokens, request.num_tokens + len(tokens)
+            request.append_output_token_ids(tokens)
+            states[name].output_token_ids.extend(tokens)
+            row = rows.get(name)
+            if row is not None:  # else it did not take part in the last pass, and is copied when it next does
+                batch.token_ids_cpu[row, begin:end] = tokens
+                batch.is_token_ids[row, begin:end] = True
+                batch.num_tokens_no_spec[row] = end
+
+    def run(self, names: Sequence[str]) -> torch.Tensor:
+        """Compute what is missing of all requests; `[n, V]` float32 logits after the last token of these, in order."""
+        result: torch.Tensor | None = None
+        places = {name: place for place, name in enumerate(names)}
+        while places:
+            _, logits, ids = self._pass()
+            done = [(row, places.pop(name)) for row, name in enumerate(ids) if name in places and self._is_done(name)]
+            if result is None:
+                if len(done) == len(names) == len(ids) and all(row == place for row, place in done):
+                    return _ordinary(logits)
+                result = torch.empty(len(names), logits.shape[-1], device=logits.device)
+            if done:
+                here, there = torch.tensor(done, device=logits.device).T
+                result[there] = _ordinary(logits)[here]
+        assert result is not None
+        return result
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Forget requests, whatever state they are in."""
+        from vllm.v1.request import RequestStatus
+
+        if names:
+            self._scheduler.finish_requests(list(names), RequestStatus.FINISHED_ABORTED)
+            for name in names:
+                del self._requests[name]
+
+    def score(self, sequences: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+        """Log-probabilities of each sequence's tokens from the second on; the names are those of new requests."""
+        for name, tokens in sequences.items():
+            self.add(name, tokens, reuse=False)
+        scores = {name: torch.zeros(len(tokens) - 1) for name, tokens in sequences.items()}
+        try:
+            while waiting := [name for name in sequences if name in self._requests]:
+                scheduled, _, ids = self._pass(keep_hidden=True)
+                hidden, rows, targets, places = self._hidden, [], [], []
+                offset = 0
+                for name in ids:
+                    count = scheduled.num_scheduled_tokens[name]
+                    end = self._requests[name].num_computed_tokens
+                    scored = sequences[name][end - count + 1 : end + 1]  # one less in the pass over the last part
+                    rows.append(torch.arange(offset, offset + len(scored)))
+                    targets += scored
+                    places.append((name, slice(end - count, end - count + len(scored))))
+                    offset += count
+                values = self._log_probs(hidden, torch.cat(rows), torch.tensor(targets))
+                parts = torch.split_with_sizes(values, [len(part) for part in rows])
+                for (name, place), part in zip(places, parts, strict=True):
+                    scores[name][place] = part
+                self._hidden = None
+                self.remove([name for name in waiting if self._is_done(name)])
+        finally:
+            self.remove([name for name in sequences if name in self._requests])
+        return scores
+
+    def load_weights(self, named_tensors: dict[str, torch.Tensor]) -> None:
+        """Replace all weights, given by the names of the checkpoint; there must be no requests."""
+        assert not self._requests
+        from llm_env.engines.vllm.transfer import transfer
+
+        transfer(self._core.model_executor, named_tensors)
+        self._repack_tied_head()
+        if not self._core.reset_prefix_cache():
+            raise RuntimeError("vLLM did not clear its prefix cache: it would mix keys of the old and the new weights")
+        for cache in self._runner.kv_caches:
+            cache.zero_()  # a NaN of bad weights would stay: attention multiplies what it masks by 0, which gives NaN
+
+    def close(self) -> None:
+        """Free the model and the cache."""
+        if self not in _alive:
+            return
+        _alive.remove(self)
+        self._requests = {}
+        if not _alive:
+            with _trainers_group_kept():
+                self._core.shutdown()
+        else:  # `shutdown` would also tear down torch.distributed, which others in this process use
+            self._core.model_executor.shutdown()
+            self._scheduler.shutdown()
+        self._core = self._runner = self._scheduler = None
+
+    _hidden: torch.Tensor | None = None
+
+    def _pass(self, keep_hidden: bool = False) -> tuple[Any, torch.Tensor, list[str]]:
+        """One pass of vLLM; what it scheduled, and `[n, V]` logits of the requests with these names."""
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        scheduled = self._scheduler.schedule()
+        self._core.model_executor.execute_model(scheduled)
+        state, self._runner.execute_model_state = self._runner.execute_model_state, None
+        if state is None:
+            raise RuntimeError("vLLM scheduled none of the requests that wait")
+        batch = self._runner.input_batch
+        self._scheduler.update_from_output(
+            scheduled, ModelRunnerOutput(req_ids=batch.req_ids, req_id_to_index=batch.req_id_to_index)
+        )
+        if keep_hidden:
+            self._hidden = state.hidden_states
+        return scheduled, state.logits, list(batch.req_ids)
+
+    def _is_done(self, name: str) -> bool:
+        request = self._requests[name]
+        return bool(request.num_computed_tokens == request.num_tokens)
+
+    def _log_probs(self, hidden: Any, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of `targets` after the `rows` of `[tokens, width]` hidden states, in parts that fit."""
+        most = max(1, LOGITS_BYTES // (4 * self.vocab_size))
+        parts = [torch.zeros(0)]
+        with torch.inference_mode():
+            for begin in range(0, len(rows), most):
+                part = slice(begin, begin + most)
+                logits = self.model.compute_logits(hidden[rows[part].to(hidden.device)]).float()
+                chosen = logits.gather(-1, targets[part, None].to(logits.device))[:, 0]
+                parts.append((chosen - logits.logsumexp(-1)).cpu())
+        return torch.cat(parts)
+
+    def _repack_tied_head(self) -> None:
+        """On CPU, vLLM computes with repacked copies of weights, and an update forgets that of a tied head."""
+        head = getattr(self.model, "lm_head", None)
+        if hasattr(head, "cpu_linear"):
+            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
+
+
+_alive: list[VLLMCore] = []
+_trainers_group: list[bool] = []  # whether torch.distributed was initialised before there was any engine
+
+
+@contextlib.contextmanager
+def _trainers_group_kept() -> Iterator[None]:
+    """Shutting down ends all of torch.distributed: keep the default group, if it was there before any engine."""
+    destroy = torch.distributed.destroy_process_group
+    if any(_trainers_group):
+        torch.distributed.destroy_process_group = lambda group=None: None if group is None else destroy(group)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
+
+
+def _ordinary(logits: torch.Tensor) -> torch.Tensor:
+    """Float32, contiguous, and no inference tensor, which autograd would refuse as a constant."""
+    if logits.dtype == torch.float32 and logits.is_contiguous() and not logits.is_inference():
+        return logits
+    return torch.empty(logits.shape, device=logits.device).copy_(logits)
+
+
+def _reserve_cache(config: Any, num_requests: int, context: int) -> None:
+    """Let the cache have as many blocks as the requests can need together."""
+    model, block = config.model_config, config.cache_config.block_size
+    blocks = 1 + num_requests * -(-(context + 1) // block)  # one block is vLLM's own
+    config.cache_config.num_gpu_blocks_override = blocks
+    heads, layers = model.get_num_kv_heads(config.parallel_config), model.get_num_layers(config.parallel_config)
+    # Checked by vLLM, and given explicitly so that it does not measure what is free; the blocks decide what it takes.
+    config.cache_config.kv_cache_memory_bytes = (
+        blocks * block * heads * 2 * model.get_head_size() * layers * model.dtype.itemsize
+    )

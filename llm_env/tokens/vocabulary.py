@@ -1,0 +1,223 @@
+"""Tokens and the text they stand for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_env.tokens.stopping import IntArray, StopMatcher, match_strings, match_tokens
+
+if TYPE_CHECKING:  # importing it for real costs a second, and some of its submodules bring torch along
+    from transformers import PreTrainedTokenizerBase
+
+StopKey = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
+
+
+class Vocabulary:
+    """The tokens of a tokenizer and the text they stand for.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        size: how many token ids there are; by default as many as the tokenizer knows. Models often have more, to make
+            the number round: the ids beyond the tokenizer's stand for no text.
+        eos_tokens: the end-of-sequence tokens; by default the tokenizer's one. Chat models often have several.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        size: token ids go from 0 to `size - 1`.
+        bos_token: the token that begins a text, or None.
+        eos_tokens: the tokens that end a text.
+        pad_token: the padding token; where the tokenizer has none, the first end-of-sequence token, else 0.
+
+    Examples:
+        >>> from llm_env.models import load_tokenizer
+        >>> vocabulary = Vocabulary(load_tokenizer("tiny"))
+        >>> tokens = vocabulary.encode("1+2=")
+        >>> len(tokens), vocabulary.decode(tokens)
+        (4, '1+2=')
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        size: int | None = None,
+        eos_tokens: Sequence[int] | None = None,
+    ) -> None:
+        self.tokenizer: Any = tokenizer
+        # Ids need not be consecutive, so the count of tokens alone may be less than the largest id.
+        known = max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values(), default=-1))
+        self.size = known if size is None else size
+        if self.size < known:
+            raise ValueError(
+                f"the tokenizer has token ids up to {known - 1}, but the vocabulary size is {self.size}: "
+                "the tokenizer and the model do not belong together"
+            )
+        if eos_tokens is None:
+            eos = self.tokenizer.eos_token_id
+            eos_tokens = () if eos is None else (eos,)
+        # A generation config may list tokens that this model does not have, of a larger sibling.
+        self.eos_tokens = tuple(int(token) for token in eos_tokens if token < self.size)
+        self.bos_token: int | None = self.tokenizer.bos_token_id
+        pad = self.tokenizer.pad_token_id
+        self.pad_token: int = next(iter(self.eos_tokens), 0) if pad is None else pad
+        self._matchers: dict[StopKey, tuple[StopMatcher, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({type(self.tokenizer).__name__}, size={self.size}, eos_tokens={self.eos_tokens})"
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `encode_chat` works."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> IntArray:
+        """The tokens of a text, with the special tokens that the tokenizer itself puts around one, or without."""
+        return np.asarray(self.tokenizer.encode(text, add_special_tokens=add_special_tokens), dtype=np.int64)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[IntArray]:
+        """`encode` of many texts, several times faster than one by one."""
+        if not texts:
+            return []
+        return [np.asarray(ids, dtype=np.int64) for ids in self.tokenizer(list(texts))["input_ids"]]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> IntArray:
+        """The tokens of a conversation, up to the point where the assistant begins to answer.
+
+        Args:
+            messages: such as `[{"role": "user", "content": "Hello"}]`.
+        """
+        if not self.has_chat_template:
+            raise ValueError(
+                f"the tokenizer ({type(self.tokenizer).__name__}) has no chat template: use a model trained to chat, "
+                "set `tokenizer.chat_template`, or write the prompt as plain text and `encode` it"
+            )
+        tokens = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return np.asarray(tokens, dtype=np.int64)
+
+    def decode(self, tokens: Sequence[int] | IntArray) -> str:
+        """The text of the tokens, without the special ones.
+
+        Where the text of a sequence is simply that of its tokens, one after the other, joining them is several times
+        faster than asking the tokenizer.
+        """
+        ids = tokens.tolist() if isinstance(tokens, np.ndarray) else [int(token) for token in tokens]
+        if self._plain_text is None:
+            known = [token for token in ids if self.token_bytes[token]]
+            return str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return b"".join([self._plain_text[token] for token in ids]).decode("utf-8", errors="replace")
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The text of every token as UTF-8 bytes, that of special tokens included.
+
+        A token may be a part of a character. One that begins a word includes the space before it.
+        """
+        names: list[str | None] = [None] * self.size
+        for name, token in self.tokenizer.get_vocab().items():
+            names[token] = name
+        read = _reader(_decoder_steps(self.tokenizer)) or self._read_after_anchor
+        return [b"" if name is None else read(name) for name in names]
+
+    def matchers(self, stop: Sequence[str | Sequence[int]]) -> tuple[StopMatcher, ...]:
+        """Matchers for stop sequences, given as strings or as token ids: one for all strings, one for all ids.
+
+        They are kept: building them for a vocabulary of 150 000 tokens takes a good part of a second.
+
+        Examples:
+            >>> from llm_env.models import load_tokenizer
+            >>> vocabulary = Vocabulary(load_tokenizer("tiny"))
+            >>> len(vocabulary.matchers(["END", "\\n\\n", [7, 8]]))
+            2
+        """
+        if isinstance(stop, str):
+            raise ValueError(f"stop must be a list of stop sequences; write [{stop!r}], not {stop!r}")
+        if not all(isinstance(s, Sequence | np.ndarray) for s in stop):
+            raise ValueError(f"each stop sequence must be a string or a list of token ids, got {list(stop)!r}")
+        strings = tuple(s for s in stop if isinstance(s, str))
+        sequences = tuple(tuple(int(token) for token in s) for s in stop if not isinstance(s, str))
+        key = (strings, sequences)
+        if key not in self._matchers:
+            found = []
+            if strings:
+                found.append(match_strings(strings, self.token_bytes))
+            if sequences:
+                found.append(match_tokens(sequences, self.size))
+            self._matchers[key] = tuple(found)
+        return self._matchers[key]
+
+    @cached_property
+    def _plain_text(self) -> list[bytes] | None:
+        """What each token adds to a decoded text, or None where that depends on the tokens around it."""
+        if {step["type"] for step in _decoder_steps(self.tokenizer)} not in ({"ByteLevel"}, {"Fuse"}):
+            return None
+        text = list(self.token_bytes)
+        for token, added in self.tokenizer.added_tokens_decoder.items():
+            if added.special:
+                text[token] = b""
+        return text
+
+    def _read_after_anchor(self, name: str) -> bytes:
+        """Ask an unknown kind of tokenizer what the token adds to a text that has already begun."""
+        anchor = self.tokenizer.convert_tokens_to_ids("a")
+        if anchor is None or anchor == self.tokenizer.unk_token_id:
+            anchor = 0
+        both = [anchor, self.tokenizer.convert_tokens_to_ids(name)]
+        before, after = (self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (both[:1], both))
+        return str(after[len(before) :]).encode()
+
+
+def _decoder_steps(tokenizer: Any) -> list[dict[str, Any]]:
+    """How a fast tokenizer turns tokens into text, as the `tokenizers` library writes it in JSON; [] if unknown."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        return []
+    state: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return list(state["decoders"]) if state["type"] == "Sequence" else [state]
+
+
+def _reader(steps: list[dict[str, Any]]) -> Callable[[str], bytes] | None:
+    """A function from the name of a token to its text, for the usual decoders."""
+    kinds = {step["type"] for step in steps}
+    if kinds == {"ByteLevel"}:
+        return _read_byte_level
+    if kinds == {"Fuse"}:
+        return str.encode
+    is_sentencepiece = "Metaspace" in kinds or any(
+        step["type"] == "Replace" and step["pattern"] == {"String": "▁"} and step["content"] == " " for step in steps
+    )
+    if is_sentencepiece and kinds <= {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}:
+        return _read_byte_fallback if "ByteFallback" in kinds else _read_sentencepiece
+    return None
+
+
+def _read_sentencepiece(name: str) -> bytes:
+    return name.replace("▁", " ").encode()
+
+
+def _read_byte_fallback(name: str) -> bytes:
+    byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", name)
+    return bytes.fromhex(byte[1]) if byte else _read_sentencepiece(name)
+
+
+def _read_byte_level(name: str) -> bytes:
+    # A token added by hand may hold characters that stand for no byte; the tokenizer then takes its name literally.
+    values = [_BYTE_OF_CHARACTER.get(character, -1) for character in name]
+    return name.encode() if -1 in values else bytes(values)
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's alphabet: bytes that print as themselves in Latin-1 do so; the others come, in order, from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()

@@ -1,0 +1,255 @@
+"""The command line: what is said is what is run, and mistakes are named."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.cli import main
+from agents.config import TrainConfig
+from agents.config.checks import flag, flatten
+from agents.config.files import save_config
+from agents.config.presets import PRESETS
+from agents.report.warnings import TrainingDiverged
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+class Trained:
+    """Stands in for the training and the warm start, and writes down what they were told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, TrainConfig, bool]] = []
+        self.error: BaseException | None = None
+
+    @property
+    def last(self) -> TrainConfig:
+        return self.calls[-1][1]
+
+    def train(self, config: TrainConfig, resume: bool) -> None:
+        if self.error is not None:
+            raise self.error
+        self.calls.append(("train", config, resume))
+        config.out.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.out / "config.yaml")
+
+    def run_sft(self, config: TrainConfig) -> None:
+        self.calls.append(("sft", config, False))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trained:
+    stub = Trained()
+    module = types.ModuleType("agents.run.training")
+    module.train, module.run_sft = stub.train, stub.run_sft  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "agents.run.training", module)
+    monkeypatch.chdir(tmp_path)
+    return stub
+
+
+def test_later_ones_win(trained: Trained, tmp_path: Path) -> None:
+    """Defaults, then the preset, then the file, then the flags."""
+    preset = PRESETS["sentiment-smollm2"].config
+    path = write(tmp_path, "seed: 3\nkl: {beta: 0.25}\nmodel: {dtype: bfloat16}")
+    assert main(["train", "--preset", "sentiment-smollm2", f"--config={path}", "--kl.beta", "0.5"]) == 0
+    assert trained.last == preset.replace(seed=3, model__dtype="bfloat16", kl__beta=0.5)
+    assert main(["train"]) == 0
+    assert trained.last == TrainConfig()
+    assert main(["train", "--out", "a", "--preset=reverse-tiny"]) == 0
+    assert trained.last == PRESETS["reverse-tiny"].config.replace(out=Path("a"))
+
+
+def test_every_kind_of_flag(trained: Trained) -> None:
+    line = (
+        "--algo grpo --rollout.completions-per-prompt 4 --task.args length 5 alphabet no dense true x 1e-3"
+        " --log.no-display --log.tensorboard --loss.value-clip none --loss.importance-cap None --rollout.slots 8"
+        " --model.reference-dtype bfloat16 --rollout.engine-dtype none --task.module none --actor.betas 0.8 0.9"
+        " --model.reference none --out runs/x --actor.learning-rate 1e-4"
+    )
+    assert main(["train", *line.split()]) == 0
+    assert trained.last == TrainConfig().replace(
+        algo="grpo",
+        rollout__completions_per_prompt=4,
+        task__args={"length": 5, "alphabet": "no", "dense": True, "x": 0.001},
+        log__display=False,
+        log__tensorboard=True,
+        loss__value_clip=None,
+        loss__importance_cap=None,
+        rollout__slots=8,
+        model__reference_dtype="bfloat16",
+        actor__betas=(0.8, 0.9),
+        model__reference="none",
+        out=Path("runs/x"),
+    )
+    assert type(trained.last.task.args["length"]) is int
+
+
+def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun = ["train", "--preset", "reverse-tiny", "--actor.learning-rate", "0.5"]
+    assert main(begun) == 0
+    first = trained.last
+    assert main(begun) == 2
+    assert "holds a run already (config.yaml): go on with it (--resume)" in capsys.readouterr().err
+
+    assert main([*begun, "--resume"]) == 0
+    assert trained.calls[-1] == ("train", first, True)
+    # The preset names the folder; what the run was told otherwise is remembered.
+    assert main(["train", "--preset", "reverse-tiny", "--resume"]) == 0
+    assert trained.last == first
+    more = ["--iterations", "999", "--checkpoint.every", "1", "--log.no-display"]
+    assert main(["train", "--out", str(first.out), "--resume", *more]) == 0
+    assert trained.last == first.replace(iterations=999, checkpoint__every=1, log__display=False)
+    (tmp_path / "elsewhere").mkdir()
+    first.out.rename(tmp_path / "elsewhere" / "run")
+    assert main(["train", "--out", "elsewhere/run", "--resume"]) == 0
+    assert trained.last.out == Path("elsewhere/run")
+
+    count = len(trained.calls)
+    assert main(["train", "--out", "elsewhere/run", "--resume", "--seed", "9", "--kl.beta", "1"]) == 2
+    message = capsys.readouterr().err
+    assert "--seed is 9, was 0" in message
+    assert "--kl.beta is 1.0, was 0.0" in message
+    assert "--actor" not in message
+    path = write(tmp_path, "seed: 4")
+    assert main(["train", "--out", "elsewhere/run", "--resume", "--config", str(path)]) == 2
+    assert "--seed is 4, was 0" in capsys.readouterr().err
+    assert main(["train", "--out", "nowhere", "--resume"]) == 2
+    assert "there is no run to resume in nowhere" in capsys.readouterr().err
+    assert len(trained.calls) == count
+
+
+def test_sft(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sft", "--sft.steps", "5", "--out", "a"]) == 0
+    assert trained.calls == [("sft", TrainConfig().replace(sft__steps=5, out=Path("a")), False)]
+    assert main(["sft"]) == 2
+    assert "--sft.steps is 0" in capsys.readouterr().err
+    assert main(["sft", "--sft.steps", "5", "--resume"]) == 2
+    assert "--resume is for" in capsys.readouterr().err
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments, "--help"])
+    assert exit.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_flag_with_its_help(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = help_of(capsys, "train")
+    lines = [line.strip(" │") for line in text.splitlines()]
+    own = ["--preset", "--config", "--resume", "--traceback"]
+    for name in [*own, *(flag(name) for name, _ in flatten(TrainConfig()))]:
+        places = [place for place, line in enumerate(lines) if re.match(rf"{re.escape(name)}(,| |$)", line)]
+        assert len(places) == 1, f"{name} is listed {len(places)} times"
+        following = lines[places[0] + 1]
+        assert following, name
+        assert not following.startswith(("(default", "-")), f"{name} has no help text"
+    assert all(name in text for name in PRESETS)
+    assert "settings" not in text
+    assert not [line for line in lines if len(line) > 100]
+
+
+def test_help_shows_the_defaults_of_the_preset(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "(default: Sentiment)" in help_of(capsys, "train", "--preset", "sentiment-smollm2")
+    assert "(default: Reverse)" in help_of(capsys, "sft")
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text and preset.description in text for name, preset in PRESETS.items())
+    assert main(["tasks"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"Reverse +Write the word backwards\.\n +arguments: length, alphabet", text)
+    assert main(["--help"]) == 0
+    assert "llm-env train --preset" in capsys.readouterr().out
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian", "unknown command 'trian'; did you mean 'train'?"),
+        ("xyz", "unknown command 'xyz'; there are train, sft, presets, tasks"),
+        ("presets all", "llm-env presets takes no arguments, got all"),
+        ("train --preset reverse", "unknown preset 'reverse'; did you mean reverse-tiny?"),
+        ("train --config none.yaml", "there is no configuration file none.yaml"),
+        ("train --rollout.batch-size 0", "--rollout.batch-size is 0"),
+        ("train --actor.lerning-rate 1", "--actor.learning-rate"),
+        ("train --actor.learning-rate fast", "could not convert string to float: 'fast'"),
+        ("train --rollout.mode foo", "Expected one of"),
+        ("train --model.reference-dtype half", "Expected one of"),
+        ("train --task.args length", "expected names and values by turns"),
+        ("train --preset", "--preset"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    trained: Trained, capsys: pytest.CaptureFixture[str], line: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        status: Any = main(line.split())
+    except SystemExit as exit:  # tyro's own
+        status = exit.code
+    assert status == 2
+    assert trained.calls == []
+    output = capsys.readouterr()
+    assert message in output.err
+    assert "Traceback" not in output.err
+    assert "\033" not in output.err, "no colours where there is no terminal"
+
+
+def test_errors_while_training(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    for error, text in (
+        (ValueError("too small"), "error: too small"),
+        (KeyError("no field 'a'"), "error: no field 'a'"),
+        (PermissionError("runs is read-only"), "error: runs is read-only"),
+        (TrainingDiverged("five steps were skipped"), "error: five steps were skipped"),
+        (ValueError(), "error: ValueError"),
+        (ModuleNotFoundError("No module named 'rich'", name="rich.console"), "pip install 'llm-env[train]'"),
+        (ModuleNotFoundError("No module named 'mine'", name="mine"), "error: No module named 'mine'"),
+    ):
+        trained.error = error
+        assert main(["train"]) == 2
+        output = capsys.readouterr().err
+        assert text in output
+        assert "Traceback" not in output
+        assert main(["train", "--traceback"]) == 2
+        assert "Traceback" in capsys.readouterr().err
+    trained.error = KeyboardInterrupt()
+    assert main(["train"]) == 130
+    trained.error = ZeroDivisionError("a bug of ours")
+    with pytest.raises(ZeroDivisionError):
+        main(["train"])
+
+
+def test_a_reader_that_leaves_early() -> None:
+    """As in `llm-env train --help | head -1`."""
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "agents.cli", "train", "--help"]
+    process = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, text=True)
+    os.close(written)
+    assert (process.returncode, process.stderr) == (1, "")
+
+
+def test_without_tyro(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "agents.cli.options", raising=False)
+    assert main(["train"]) == 2
+    assert "tyro is missing" in capsys.readouterr().err
+    assert main(["tasks"]) == 0, "needs no tyro"

@@ -1,0 +1,181 @@
+"""Configurations: files give back what was saved, and mistakes are named with what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import string
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.config import TrainConfig
+from agents.config import checks as config_checks
+from agents.config.files import ConfigError, check_config, differences, load_config, save_config
+from agents.config.presets import PRESETS
+
+# Strategies for every type that a field has.
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+YAML_TRAPS = st.sampled_from(
+    ["no", "yes", "on", "null", "~", "", "1e-4", "0x1f", "010", "1:30", "2024-01-01", "- a: b", "\x85"]
+)
+NUMBERS = st.floats(allow_nan=False)
+
+
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
+    origin, members = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return st.builds(kind, **{name: values_of(hint) for name, hint in get_type_hints(kind).items()})
+    if origin is Literal:
+        return st.sampled_from(members)
+    if origin is dict:
+        return st.dictionaries(values_of(members[0]), values_of(members[1]), max_size=3)
+    if origin is tuple:
+        return st.tuples(*map(values_of, members))
+    if members:
+        return st.one_of(*map(values_of, members))
+    plain = {int: st.integers(), float: NUMBERS, bool: st.booleans(), str: WORDS | YAML_TRAPS, type(None): st.none()}
+    return st.text(string.ascii_letters + "/.~ ", min_size=1).map(Path) if kind is Path else plain[kind]
+
+
+@given(config=values_of(TrainConfig))
+@settings(max_examples=60, deadline=None)
+def test_a_file_gives_back_what_was_saved(tmp_path_factory: pytest.TempPathFactory, config: TrainConfig) -> None:
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    save_config(config, path)
+    loaded = load_config(path)
+    assert loaded == config
+    assert repr(loaded) == repr(config), "1 == 1.0 == True, but they are not the same"
+    assert [file.name for file in path.parent.iterdir()] == ["config.yaml"]
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_may_name_some_fields(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "actor: {learning_rate: 1e-4}\nloss: {value_clip: none}\ntask: {args: {alphabet: no, n: 1e3}}"
+    )
+    base = TrainConfig().replace(seed=7, actor__epochs=9, actor__learning_rate=1.0)
+    expected = base.replace(
+        actor__learning_rate=1e-4, loss__value_clip=None, task__args={"alphabet": "no", "n": 1000.0}
+    )
+    assert load_config(path, base) == expected
+    assert set(differences(base, expected)) == {"actor.learning_rate", "loss.value_clip", "task.args"}
+    assert load_config(write(tmp_path, "# nothing\n")) == TrainConfig()
+    assert load_config(write(tmp_path, "actor: {learning_rate: 1}")).actor.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("iterations: many", "iterations is 'many', expected a whole number"),
+        ("iterations: 1.5", "iterations is 1.5, expected a whole number"),
+        ("iterations: true", "iterations is True, expected a whole number"),
+        ("algo: pppo", "algo is 'pppo', expected one of ppo, reinforce, a2c, grpo; did you mean ppo?"),
+        ("loss: {value_clip: some}", "loss.value_clip is 'some', expected a number or none"),
+        ("log: {display: 1}", "log.display is 1, expected true or false"),
+        ("out: 3", "out is 3, expected a path"),
+        ("actor: {betas: [0.9]}", r"actor.betas is [0.9], expected a list of 2 values, each a number"),
+        ("actor: {betas: [0.9, high]}", r"actor.betas[1] is 'high', expected a number"),
+        ("task: {args: [length, 6]}", "task.args is ['length', 6], expected a mapping"),
+        ("task: Reverse", "task is 'Reverse', expected a mapping of fields"),
+        ("model: {lora: {rang: 8}}", "unknown field model.lora.rang; did you mean model.lora.rank"),
+        ("learning_rate: 1e-4", "unknown field learning_rate; did you mean sft.learning_rate or actor.learning_rate"),
+        ("zzz: 1", "unknown field zzz; known: algo, seed"),
+        ("- a", "the file is ['a'], expected a mapping"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        load_config(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no configuration file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+GRPO = {"algo": "grpo", "rollout__completions_per_prompt": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout__batch_size": 0}, "--rollout.batch-size is 0, expected at least 1"),
+        ({"rollout__temperature": 0.0}, "--rollout.temperature is 0.0, expected a number above 0"),
+        ({"rollout__over_sample": 0.5}, "--rollout.over-sample is 0.5, expected at least 1"),
+        ({"actor__learning_rate": float("nan")}, "--actor.learning-rate is nan, expected 0 or more"),
+        ({"critic__epochs": 0}, "--critic.epochs is 0, expected at least 1"),
+        ({"advantage__gamma": 1.5}, "--advantage.gamma is 1.5, expected a number from 0 to 1"),
+        ({"advantage__actor_lambda": -0.1}, "--advantage.actor-lambda is -0.1"),
+        ({"loss__dual_clip": 1.0}, "--loss.dual-clip is 1.0, expected a number above 1"),
+        ({"loss__clip_low": 2.0}, "--loss.clip-low is 2.0, expected at most 1"),
+        ({"actor__betas": (0.9, 1.0)}, "--actor.betas is (0.9, 1.0)"),
+        ({"model__lora__dropout": 1.0}, "--model.lora.dropout is 1.0, expected a number from 0 to below 1"),
+        ({"kl__beta": 0.1, "model__reference": "none"}, "--kl.beta is 0.1, but there is no model to compare with"),
+        ({"model__refresh_reference": 5, "model__reference": "none"}, "--model.refresh-reference is 5"),
+        ({"kl__target": 1.0}, "--kl.target is 1.0, but an adapted --kl.beta"),
+        ({"kl__estimator": "k3"}, "--kl.estimator is k3, but a penalty in the reward is always k1"),
+        ({"model__lora__rank": 8, "model__reference_dtype": "bfloat16"}, "but with LoRA the reference is the model"),
+        ({"algo": "grpo"}, "--rollout.completions-per-prompt is 1, but --algo grpo compares"),
+        ({**GRPO, "critic_warmup": 1}, "--critic-warmup is 1, but --algo grpo has no critic"),
+        ({"rollout__completions_per_prompt": 5}, "--rollout.batch-size is 256, expected a multiple"),
+        ({"rollout__drop_uniform_groups": True}, "--rollout.drop-uniform-groups needs groups"),
+        ({"rollout__batch_size": 3}, "--critic.minibatches is 4, more than there are texts in a batch"),
+        ({"loss__penalty": True, "loss__dual_clip": 3.0}, "--loss.dual-clip is 3.0, but --loss.penalty replaces"),
+        ({"advantage__kind": "sequence", "advantage__length_adaptive": 0.1}, "only --advantage.kind gae has a lambda"),
+        ({"critic_warmup": 100}, "--critic-warmup is 100 of --iterations 100: the policy would never learn"),
+        ({"device": "gpu"}, "--device is gpu, expected cpu, cuda"),
+        ({"device": "cuda:99"}, "--device is cuda:99, but torch finds"),
+        ({"algo": "pppo"}, "algo is 'pppo', expected one of ppo"),
+        ({"seed": 1.5}, "seed is 1.5, expected a whole number"),
+    ],
+)
+def test_configurations_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_config(TrainConfig().replace(**changes))
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)^2 things are wrong:.*--kl.horizon.*--seed"):
+        check_config(TrainConfig().replace(seed=-1, kl__horizon=0))
+
+
+def test_configurations_that_make_sense() -> None:
+    check_config(TrainConfig())
+    check_config(TrainConfig().replace(**GRPO))
+    for preset in PRESETS.values():
+        check_config(preset.config)
+
+
+def test_every_number_has_a_range() -> None:
+    """A field that is added to the configuration must be added to the checks."""
+    ranges = [names for name, names in vars(config_checks).items() if name.isupper()]
+    known = {
+        name.replace("optimizer.", part, 1) if name.startswith("optimizer.") else name
+        for names in ranges
+        for name in names
+        for part in ("actor.", "critic.")
+    }
+    hints: dict[str, Any] = {}
+
+    def collect(kind: Any, prefix: str = "") -> None:
+        for name, hint in get_type_hints(kind).items():
+            if dataclasses.is_dataclass(hint):
+                collect(hint, f"{prefix}{name}.")
+            else:
+                hints[prefix + name] = hint
+
+    collect(TrainConfig)
+    numbers = {name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)} and "betas" not in name}
+    assert known == numbers

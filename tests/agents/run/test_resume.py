@@ -1,0 +1,176 @@
+"""Promise 7: a run that is killed at any instant goes on to the same numbers it would have had."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents.config import TrainConfig
+from agents.config.files import save_config
+from tests.agents.killed import wait
+from tests.agents.runs import save_small_model, small_config
+
+Attempt = Callable[..., tuple[int, float]]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_model(tmp_path_factory.mktemp("model"), spread=0.1)
+
+
+def config_in(out: Path, folder: Path, **changes: object) -> TrainConfig:
+    """A warm start that takes about half of the time, then iterations with all that has a state."""
+    own: dict[str, object] = {
+        "iterations": 12,
+        "sft__steps": 60,
+        "sft__learning_rate": 1e-2,
+        "kl__beta": 0.05,
+        "kl__target": 0.5,
+        "kl__horizon": 200,
+        "actor__warmup": 10,
+        "actor__decay": "linear",
+        "rollout__drop_truncated": True,
+        "model__refresh_reference": 5,
+        "evaluation__every": 3,
+        "checkpoint__every": 2,
+    }
+    return small_config(out, folder, **own | changes)
+
+
+@pytest.fixture(scope="module")
+def attempt() -> Iterator[Attempt]:
+    """Runs the command line in a process of its own, which may be killed; see `tests.agents.killed`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.agents.killed"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=ENVIRONMENT,
+    ) as server:
+
+        def run(arguments: list[str], **when: Any) -> tuple[int, float]:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            server.stdin.write(json.dumps({"arguments": arguments, **when}) + "\n")
+            server.stdin.flush()
+            answer = json.loads(server.stdout.readline())
+            return answer["status"], answer["seconds"]
+
+        yield run
+        assert server.stdin is not None
+        server.stdin.close()
+
+
+def in_a_new_interpreter(
+    arguments: list[str], file: str | None = None, lines: int = 0, delay: float = 0.0
+) -> tuple[int, float]:
+    """The same as a user would: imports and all."""
+    start = time.monotonic()
+    process = os.spawnve(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "agents.cli", *arguments], ENVIRONMENT)
+    return wait(process, file, lines, delay), time.monotonic() - start
+
+
+def arguments(config: TrainConfig) -> list[str]:
+    """Of the command that begins this run, or goes on with it."""
+    if (config.out / "config.yaml").exists():
+        return ["train", "--resume", "--out", str(config.out)]
+    path = config.out.with_suffix(".yaml")
+    save_config(config, path)
+    return ["train", "--config", str(path), "--out", str(config.out)]
+
+
+def kill_again_and_again(attempt: Attempt, config: TrainConfig, moments: list[float], seconds: float) -> None:
+    """Kills a process of a run at each of these moments, then lets one come to its end.
+
+    Args:
+        attempt: starts and kills.
+        config: of the run.
+        moments: 3.5 is in the middle of iteration 4; -0.5 in the middle of the warm start, roughly.
+        seconds: that the whole run takes.
+    """
+    for moment in moments:
+        begun = moment >= 0
+        file = config.out / ("metrics.jsonl" if begun else "config.yaml")
+        status, _ = attempt(
+            arguments(config),
+            file=str(file),
+            lines=math.floor(moment) + 1 if begun else 1,
+            delay=moment % 1 * (seconds / config.iterations if begun else seconds) / 2,
+        )
+        assert status == -9
+        assert not (config.out / "curves.png").exists()  # it was not done
+    status, _ = attempt(arguments(config))
+    assert status == 0
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("time", "speed"))} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert rows_of(one) == rows_of(other)
+    assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
+    checkpoints = [sorted(path.name for path in (out / "checkpoints").iterdir()) for out in (one, other)]
+    assert checkpoints[0] == checkpoints[1]
+    places = [f"{name}/model.safetensors" for name in ("sft", "best", "model")]
+    files = sorted(path.name for path in (one / "checkpoints" / checkpoints[0][-1]).glob("*.safetensors"))
+    assert files == [f"{name}.safetensors" for name in ("actor_optimizer", "critic_optimizer", "rng", "weights")]
+    for place in [*places, *(f"checkpoints/{checkpoints[0][-1]}/{file}" for file in files)]:
+        ours, theirs = load_file(one / place), load_file(other / place)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), f"{place}: {name}"
+    left = [path.name for path in other.rglob("*") if path.name.startswith(".")]
+    assert not left
+
+
+def test_killed_and_resumed(attempt: Attempt, folder: Path, tmp_path: Path) -> None:
+    """At random moments, in the warm start too."""
+    whole, killed = (config_in(tmp_path / name, folder) for name in ("whole", "killed"))
+    status, seconds = attempt(arguments(whole))
+    assert status == 0
+    assert len(rows_of(whole.out)) == 13
+    chance = random.Random(0)
+    moments = [chance.uniform(-1, 0) for _ in range(2)] + sorted(chance.uniform(0, 11) for _ in range(4))
+    kill_again_and_again(attempt, killed, moments, seconds)
+    assert_same_run(whole.out, killed.out)
+
+
+def test_the_comparison_can_fail(attempt: Attempt, folder: Path, tmp_path: Path) -> None:
+    """Random numbers of another seed, from the last two iterations on, are noticed."""
+    one, other = (config_in(tmp_path / name, folder, iterations=4) for name in ("one", "other"))
+    assert attempt(arguments(one))[0] == 0
+    assert attempt(arguments(other.replace(iterations=2)))[0] == 0
+    text = (other.out / "config.yaml").read_text()
+    (other.out / "config.yaml").write_text(text.replace("seed: 0", "seed: 1").replace("iterations: 2", "iterations: 4"))
+    assert attempt(arguments(other))[0] == 0
+    assert len(rows_of(other.out)) == len(rows_of(one.out))
+    with pytest.raises(AssertionError):
+        assert_same_run(one.out, other.out)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    """Each time in an interpreter of its own, as a user would."""
+    whole, killed = (config_in(tmp_path / name, folder, iterations=40) for name in ("whole", "killed"))
+    status, seconds = in_a_new_interpreter(arguments(whole))
+    assert status == 0
+    chance = random.Random(1)
+    moments = [chance.uniform(-1, 0) for _ in range(2)] + sorted(chance.uniform(0, 39) for _ in range(8))
+    kill_again_and_again(in_a_new_interpreter, killed, moments, seconds)
+    assert_same_run(whole.out, killed.out)
