@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from agents.losses.ops import explained_variance, masked_mean, zero_padding
-from agents.rollouts.packing import Episode
+from llm_env.tokens.episode import Episode
 
 Tensor = torch.Tensor
 

@@ -130,7 +130,7 @@ class PPO:
             "episodes": len(batch.episodes),
             "tokens": self.tokens,
             "rollout/refilled": batch.refilled,
-            "reward/failures": self.collector.rollouts.mdp.reward.num_failures,
+            "reward/failures": self.collector.writer.mdp.reward.num_failures,
             "kl/beta": self.kl.beta,
             "time/rollout": collected - start,
             "time/score": scored - collected,
@@ -241,7 +241,7 @@ class PPO:
         everyone = [self.actor_optimizer, *([self.critic_optimizer] if self.critic_optimizer else [])]
         for each in everyone:
             each.zero_grad()
-        most = self.collector.rollouts.mdp.max_new_tokens
+        most = self.collector.writer.mdp.max_new_tokens
         minibatch["weight"] = token_weights(minibatch["mask"], self.config.loss.aggregate, most)
         total, here = 0.0, Average()
         size = turn.settings.micro_batch_size or len(minibatch)
@@ -295,7 +295,7 @@ class PPO:
             "kl": self.kl.state_dict(),
             "guard": self.guard.state_dict(),
             "actor_optimizer": actor,
-            "reward_failures": self.collector.rollouts.mdp.reward.num_failures,
+            "reward_failures": self.collector.writer.mdp.reward.num_failures,
         }
         if self.critic_optimizer is not None:
             tensors["critic_optimizer"], state["critic_optimizer"] = self.critic_optimizer.state()
@@ -311,7 +311,7 @@ class PPO:
             self.critic_optimizer.load_state(tensors["critic_optimizer"], state["critic_optimizer"])
         self.iteration, self.tokens = state["iteration"], state["tokens"]
         self.collector.load_state_dict(state["collector"])
-        self.collector.rollouts.mdp.reward.num_failures = state["reward_failures"]
+        self.collector.writer.mdp.reward.num_failures = state["reward_failures"]
         self.kl.load_state_dict(state["kl"])
         self.guard.load_state_dict(state["guard"])
         if isinstance(self.loss, TokenKLPenaltyLoss):

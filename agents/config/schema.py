@@ -86,8 +86,6 @@ class RolloutConfig:
     """What runs the model."""
     engine_dtype: Literal["float32", "bfloat16"] | None = None
     """Of the engine's own copy of the weights; None lets the transformers engine use the trained weights themselves."""
-    mode: Literal["auto", "generate", "step"] = "auto"
-    """Let the engine write whole texts, or step the environment token by token; the batches are equal."""
     slots: int | None = None
     """How many texts the engine writes side by side; by default the whole batch."""
     over_sample: float = 1.0

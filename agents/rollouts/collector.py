@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from agents.rollouts.packing import Episode, pack
-from agents.rollouts.writers import Rollouts
+from agents.rollouts.packing import pack
+from agents.rollouts.writers import Writer
 from llm_env.engines import Sampling
+from llm_env.tokens.episode import Episode
 
 Filter = Callable[[TensorDict], torch.Tensor]
 
@@ -49,7 +50,7 @@ class Collector:
     `state_dict`.
 
     Args:
-        rollouts: writes the texts.
+        writer: writes the texts.
         batch_size: episodes in a batch.
         temperature: divides the logits.
         seed: of the texts and of the order of prompts.
@@ -58,12 +59,12 @@ class Collector:
             kept whole: a group stays if all its episodes do.
 
     Examples:
-        >>> from agents.rollouts.writers import EngineRollouts
+        >>> from agents.rollouts.writers import EngineWriter
         >>> from llm_env.mdp.core import TokenMDP
         >>> from llm_env.engines import make_engine
         >>> mdp = TokenMDP("Reverse")
         >>> engine = make_engine("transformers", "tiny", num_slots=8, context=mdp.context)
-        >>> collector = Collector(EngineRollouts(mdp, engine), batch_size=8, seed=0)
+        >>> collector = Collector(EngineWriter(mdp, engine), batch_size=8, seed=0)
         >>> batch = next(iter(collector))
         >>> batch.batch_size, batch["tokens"].shape[1] <= mdp.context
         (torch.Size([8]), True)
@@ -71,7 +72,7 @@ class Collector:
 
     def __init__(
         self,
-        rollouts: Rollouts,
+        writer: Writer,
         batch_size: int,
         *,
         temperature: float = 1.0,
@@ -79,21 +80,21 @@ class Collector:
         over_sample: float = 1.0,
         filters: Sequence[Filter] = (),
     ) -> None:
-        group = rollouts.mdp.sampler.completions_per_prompt
+        group = writer.mdp.sampler.completions_per_prompt
         if batch_size < 1 or batch_size % group:
             raise ValueError(
                 f"batch_size must be a positive multiple of the {group} completions of each prompt, got {batch_size}"
             )
         if over_sample < 1:
             raise ValueError(f"over_sample must be at least 1, got {over_sample}")
-        self.rollouts = rollouts
+        self.writer = writer
         self.batch_size = batch_size
         self.temperature = temperature
         self.seed = seed
         self.filters = list(filters)
         self._per_round = group * math.ceil(batch_size * over_sample / group)
         self.iteration = 0
-        rollouts.mdp.sampler.reseed(seed)
+        writer.mdp.sampler.reseed(seed)
 
     def __iter__(self) -> Iterator[TensorDict]:
         while True:
@@ -114,7 +115,7 @@ class Collector:
         chosen = (kept + left_out)[: self.batch_size]
         self.iteration += 1
         return Batch(
-            data=pack(chosen, self.rollouts.mdp.vocabulary.pad_token),
+            data=pack(chosen, self.writer.mdp.vocabulary.pad_token),
             episodes=chosen,
             written=len(kept) + len(left_out),
             written_tokens=sum(episode.rollout.num_actions for episode in kept + left_out),
@@ -124,23 +125,23 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on from here."""
-        return {"iteration": self.iteration, "sampler": self.rollouts.mdp.sampler.state_dict()}
+        return {"iteration": self.iteration, "sampler": self.writer.mdp.sampler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another collector was."""
         self.iteration = state["iteration"]
-        self.rollouts.mdp.sampler.load_state_dict(state["sampler"])
+        self.writer.mdp.sampler.load_state_dict(state["sampler"])
 
     def _write(self, round_: int) -> list[Episode]:
-        mdp = self.rollouts.mdp
+        mdp = self.writer.mdp
         seed = np.random.SeedSequence([self.seed, self.iteration, round_]).generate_state(1, np.uint64)[0]
         indices, groups = mdp.sampler.deal(self._per_round)
-        return self.rollouts.episodes(indices, groups, Sampling(temperature=self.temperature, seed=int(seed)))
+        return self.writer.episodes(indices, groups, Sampling(temperature=self.temperature, seed=int(seed)))
 
     def _keep(self, episodes: list[Episode]) -> list[bool]:
         if not self.filters:
             return [True] * len(episodes)
-        data = pack(episodes, self.rollouts.mdp.vocabulary.pad_token)
+        data = pack(episodes, self.writer.mdp.vocabulary.pad_token)
         good = torch.ones(len(episodes), dtype=torch.bool)
         for filter_ in self.filters:
             answer = filter_(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,39 +10,9 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
+from llm_env.tokens.episode import Episode
 from llm_env.tokens.stopping import IntArray
-from rewards import Rollout, Score
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Episode:
-    """One finished text: what was written, how likely it was, and what it earned.
-
-    Attributes:
-        rollout: the text, as rewards see it.
-        score: what the task gave for it.
-        log_probs: `[n]` of the agent's tokens, under the distribution they were drawn from.
-        token_rewards: `[n]` what the task paid at each of them, besides the score; None: nothing.
-        truncated: cut off and not scored: its last state is to be valued.
-        prompt_index: which prompt of the split.
-        group: which completions belong together.
-    """
-
-    rollout: Rollout
-    score: Score
-    log_probs: npt.NDArray[np.float32]
-    token_rewards: npt.NDArray[np.float64] | None
-    truncated: bool
-    prompt_index: int
-    group: int
-
-    @property
-    def rewards(self) -> npt.NDArray[np.float64]:
-        """`[n]` the reward of each of the agent's tokens: the score's value comes with the last."""
-        count = self.rollout.num_actions
-        rewards = np.zeros(count) if self.score.per_token is None else self.score.per_token.astype(np.float64)
-        rewards[-1] += self.score.value
-        return rewards if self.token_rewards is None else rewards + self.token_rewards
+from rewards import Rollout
 
 
 def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
@@ -74,6 +43,11 @@ def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
     reward = np.zeros((rows, steps), dtype=np.float32)
     for row, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
         rollout, count = episode.rollout, counts[row]
+        if episode.log_probs is None:
+            raise ValueError(
+                f"episode {row} ({rollout!r}) has no log-probs of its tokens, which learning needs: let a writer write "
+                "it, see `agents.rollouts.writers`"
+            )
         tokens[row, :start] = rollout.prompt_tokens
         tokens[row, start : lengths[row]] = rollout.tokens
         position[row, :count] = start + _action_places(rollout)

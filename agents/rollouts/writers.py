@@ -1,198 +1,139 @@
-"""Two ways to let a policy finish texts. The same seed gives the same episodes."""
+"""Who writes the texts that are learned from: an engine, or any policy. Both run the one writing loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, cast
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict import TensorDict, TensorDictBase
 
-from agents.rollouts.packing import Episode
-from llm_env import TorchRLTokenEnv
-from llm_env.engines import Engine, Sampling
-from llm_env.engines.sampling import choose, uniforms
+from llm_env.engines import Engine, Job, Sampling
+from llm_env.engines.writing import write
 from llm_env.mdp.core import TokenMDP
+from llm_env.tasks.running import RunningEpisodes
+from llm_env.tokens.episode import Episode
+from llm_env.tokens.state import TokenState
 from llm_env.tokens.stopping import IntArray
-from rewards import Rollout
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 
 
-class Rollouts(Protocol):
-    """Writes texts after given prompts."""
+class Writer(Protocol):
+    """Writes texts after given prompts.
+
+    Attributes:
+        mdp: the task, its prompts and its reward.
+    """
 
     mdp: TokenMDP
 
     def episodes(self, indices: IntArray, groups: IntArray, sampling: Sampling) -> list[Episode]:
-        """One episode for each of the prompts `indices`, in their order.
+        """One scored episode for each of the prompts `indices`, in their order.
 
         Args:
             indices: of the split's prompts.
             groups: which of them belong together.
-            sampling: temperature and seed; budget and stop sequences are the task's.
+            sampling: temperature and seed; when a text ends is the task's affair.
         """
 
 
-def needs_steps(mdp: TokenMDP) -> bool:
-    """Whether the task acts while a text is being written, which an engine that writes alone does not know of."""
-    return any(mdp.task.overrides(method) for method in ("reply", "over", "token_reward"))
-
-
-class EngineRollouts:
-    """The engine writes whole texts by itself, and they are scored when all are done.
+class EngineWriter:
+    """An engine writes the texts.
 
     Args:
         mdp: the task, its prompts and its reward.
-        engine: has the task's context.
+        engine: of the same tokens; its slots hold at least the task's context.
     """
 
     def __init__(self, mdp: TokenMDP, engine: Engine) -> None:
-        if needs_steps(mdp):
+        if engine.context < mdp.context:
             raise ValueError(
-                f"the task {mdp.task.name} acts while a text is being written (reply, over or token_reward): an engine "
-                "that writes whole texts would skip that; use rollout.mode='step' (or 'auto')"
-            )
-        if engine.context != mdp.context:
-            raise ValueError(
-                f"the engine's context is {engine.context}, the task's {mdp.context}: texts would be cut off at "
-                "different lengths; make the engine with the task's context"
+                f"the engine's slots hold {engine.context} tokens, the task's texts may have {mdp.context}: make the "
+                f"engine with a context of at least {mdp.context}"
             )
         self.mdp = mdp
         self.engine = engine
 
     def episodes(self, indices: IntArray, groups: IntArray, sampling: Sampling) -> list[Episode]:
-        """One episode for each prompt."""
+        """One scored episode for each prompt."""
         mdp = self.mdp
-        prompts = [mdp.prompts.tokens[index] for index in indices.tolist()]
-        how = Sampling(
-            temperature=sampling.temperature,
-            seed=sampling.seed,
-            max_new_tokens=mdp.max_new_tokens,
-            stop=mdp.task.stop,
+        jobs = _jobs(indices, groups)
+        written = self.engine.write(
+            mdp.task, mdp.prompts, jobs, sampling, context=mdp.context, max_new_tokens=mdp.max_new_tokens
         )
-        completions = self.engine.generate(prompts, how)
-        rollouts = [
-            Rollout(
-                prompt_tokens=prompts[done.prompt_index],
-                tokens=done.tokens,
-                metadata=mdp.prompts.prompts[int(indices[done.prompt_index])].metadata,
-                end=done.end,  # type: ignore[arg-type]
-                decode=mdp.vocabulary.decode,
-            )
-            for done in completions
-        ]
-        return [
-            Episode(
-                rollout=rollout,
-                score=score,
-                log_probs=done.log_probs,
-                token_rewards=None,
-                truncated=not (rollout.terminated or mdp.state.cut_is_final),
-                prompt_index=int(indices[done.prompt_index]),
-                group=int(groups[done.prompt_index]),
-            )
-            for rollout, score, done in zip(rollouts, mdp.score(rollouts), completions, strict=True)
-        ]
+        return _scored(mdp, written)
 
 
-class StepRollouts:
-    """A policy chooses every token, and the environment takes the step: for any policy, and any task.
+class PolicyWriter:
+    """A TorchRL policy chooses every token, from the tokens alone: it brings its own model.
 
     Args:
-        env: one row for each text that is written at a time.
-        policy: reads the observation and writes `action` and `action_log_prob`, as TorchRL's policies do with
-            `return_log_prob=True`.
+        mdp: the task, its prompts and its reward.
+        policy: reads `tokens` `[n, context]`, `length` and `prompt_length` `[n, 1]` of the texts that go on, and writes
+            `action` and `action_log_prob`, as TorchRL's policies do with `return_log_prob=True`. It draws with torch's
+            global random numbers; of `sampling` nothing is used.
+        num_rows: how many texts are written at a time.
     """
 
-    def __init__(self, env: TorchRLTokenEnv, policy: Policy) -> None:
-        self.env = env
+    def __init__(self, mdp: TokenMDP, policy: Policy, num_rows: int) -> None:
+        self.mdp = mdp
         self.policy = policy
-        self.mdp = env.mdp
+        self.num_rows = num_rows
 
     def episodes(self, indices: IntArray, groups: IntArray, sampling: Sampling) -> list[Episode]:
-        """One episode for each prompt."""
-        done: list[Episode] = []
-        for begin in range(0, len(indices), self.mdp.num_envs):
-            part = slice(begin, begin + self.mdp.num_envs)
-            done += self._play(indices[part], groups[part], sampling, begin)
-        return done
+        """One scored episode for each prompt."""
+        mdp = self.mdp
+        running = RunningEpisodes(
+            mdp.task,
+            mdp.prompts,
+            mdp.vocabulary,
+            num_rows=min(self.num_rows, len(indices)),
+            context=mdp.context,
+            max_new_tokens=mdp.max_new_tokens,
+        )
+        jobs = _jobs(indices, groups)
+        return _scored(mdp, write(running, jobs, _PolicyChooser(self.policy)))
 
-    def _play(self, indices: IntArray, groups: IntArray, sampling: Sampling, first: int) -> list[Episode]:
-        mdp, rows = self.mdp, np.arange(len(indices))
-        if isinstance(self.policy, EnginePolicy):
-            self.policy.begin(sampling, first)
-        # Rows to spare begin too, for the policy to read something, and take no step.
-        wanted = torch.arange(mdp.num_envs) < len(rows)
-        data = self.env.reset(prompt_indices=np.resize(indices, mdp.num_envs))
-        log_probs = np.zeros((len(rows), mdp.max_new_tokens), dtype=np.float32)
-        earned = np.zeros((len(rows), mdp.max_new_tokens))
-        finished: dict[int, Any] = {}
-        acting = wanted
+
+class _PolicyChooser:
+    """Shows a policy the texts as an environment would, and takes its tokens."""
+
+    version = 0
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
+        """A policy reads whole texts: there is nothing to begin."""
+
+    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, np.ndarray]:
+        """Ask the policy."""
+        observation = {
+            "tokens": state.tokens[rows],
+            "length": state.length[rows, None],
+            "prompt_length": state.prompt_length[rows, None],
+        }
         with torch.no_grad():
-            while acting.any():
-                data = self.policy(data)
-                chosen = acting.nonzero()[:, 0].numpy()
-                count = mdp.state.num_actions[chosen]
-                log_probs[chosen, count] = _log_prob(data).cpu().numpy()[chosen]
-                data.set("_step", acting)
-                data = self.env.step(data)["next"]
-                earned[chosen, count] = data["reward"].cpu().numpy()[chosen, 0]
-                for row, one in mdp.finished.items():
-                    finished[row] = (one, bool(mdp.state.truncated[row]))
-                acting = acting & ~data["done"][:, 0].cpu()
-        pays = mdp.task.overrides("token_reward")
-        episodes = []
-        for row in rows.tolist():
-            one, truncated = finished[row]
-            count = one.rollout.num_actions
-            rewards = earned[row, :count].copy()
-            rewards[-1] -= one.score.total  # it is paid where it belongs, see `Episode.rewards`
-            episodes.append(
-                Episode(
-                    rollout=one.rollout,
-                    score=one.score,
-                    log_probs=log_probs[row, :count],
-                    token_rewards=rewards if pays else None,
-                    truncated=truncated,
-                    prompt_index=int(indices[row]),
-                    group=int(groups[row]),
-                )
+            data = self._policy(
+                TensorDict({name: torch.from_numpy(array) for name, array in observation.items()}, [len(rows)])
             )
-        return episodes
+        return rows, data["action"].cpu().numpy(), _log_prob(data).float().cpu().numpy()
+
+    def end(self, rows: IntArray) -> None:
+        """There is nothing to free."""
 
 
-class EnginePolicy(TensorDictModuleBase):  # type: ignore[misc]
-    """Draws from the logits that the environment observes, with the random numbers that `Engine.generate` would use.
+def _jobs(indices: IntArray, groups: IntArray) -> list[Job]:
+    pairs = zip(indices.tolist(), groups.tolist(), strict=True)
+    return [Job(index, group, request) for request, (index, group) in enumerate(pairs)]
 
-    Args:
-        env: made with an engine and `observe="logits"`.
-    """
 
-    def __init__(self, env: TorchRLTokenEnv) -> None:
-        super().__init__()
-        if "logits" not in env.mdp.observer.arrays:
-            raise ValueError("EnginePolicy reads logits: make the environment with engine=..., observe='logits'")
-        self.in_keys, self.out_keys = ["logits"], ["action", "action_log_prob"]
-        self._mdp = env.mdp
-        self.begin(Sampling(seed=0), 0)
-
-    def begin(self, sampling: Sampling, first: int) -> None:
-        """New texts: row `i` will draw what completion `first + i` of `generate` would."""
-        self.sampling = sampling.with_fresh_seed()
-        seed = self.sampling.seed
-        assert seed is not None
-        most = min(self._mdp.max_new_tokens, self._mdp.context)
-        self._random = np.stack([uniforms(seed, first + row, 0, most) for row in range(self._mdp.num_envs)])
-
-    def forward(self, data: TensorDictBase) -> TensorDictBase:
-        """Write `action` and `action_log_prob`; rows that have ended get some token."""
-        count = np.minimum(self._mdp.state.num_actions, self._random.shape[1] - 1)
-        random = self._random[np.arange(len(count)), count]
-        tokens, log_probs = choose(data["logits"], self.sampling, random)
-        return data.set("action", tokens).set("action_log_prob", log_probs)
+def _scored(mdp: TokenMDP, written: Iterable[tuple[Job, Episode]]) -> list[Episode]:
+    """In the order of the jobs; all are scored together, when the last has ended."""
+    in_order = sorted(written, key=lambda pair: pair[0].request)
+    return mdp.score([episode for _, episode in in_order])
 
 
 def _log_prob(data: TensorDictBase) -> torch.Tensor:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.rollouts.packing import Episode
-from agents.rollouts.writers import Rollouts
+from agents.rollouts.writers import Writer
 from llm_env.engines import Sampling
+from llm_env.tokens.episode import Episode
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,15 @@ class Evaluator:
     """Scores the policy on the same prompts with the same random numbers every time, so that changes are its own.
 
     Args:
-        rollouts: over a held-out split.
+        writer: over a held-out split.
         prompts: how many prompts, at most.
         temperature: of the sampled texts.
         seed: of the sampled texts.
     """
 
-    def __init__(self, rollouts: Rollouts, prompts: int, temperature: float = 1.0, seed: int = 0) -> None:
-        self.rollouts = rollouts
-        self.indices = np.arange(min(prompts, len(rollouts.mdp.prompts)))
+    def __init__(self, writer: Writer, prompts: int, temperature: float = 1.0, seed: int = 0) -> None:
+        self.writer = writer
+        self.indices = np.arange(min(prompts, len(writer.mdp.prompts)))
         self.temperature = temperature
         self.seed = int(np.random.SeedSequence([seed, 0xE7A1]).generate_state(1, np.uint64)[0])
 
@@ -53,7 +53,7 @@ class Evaluator:
 
     def _write(self, sampling: Sampling, count: int | None = None) -> list[Episode]:
         indices = self.indices[:count]
-        return self.rollouts.episodes(indices, indices, sampling)
+        return self.writer.episodes(indices, indices, sampling)
 
 
 def _mean_score(episodes: list[Episode]) -> float:

@@ -18,9 +18,8 @@ from agents.algorithms.reinforce import Reinforce
 from agents.config import ModelConfig, TrainConfig
 from agents.networks.network import Network
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform
-from agents.rollouts.writers import EnginePolicy, EngineRollouts, Rollouts, StepRollouts, needs_steps
+from agents.rollouts.writers import EngineWriter
 from agents.run.evaluate import Evaluator
-from llm_env import TorchRLTokenEnv
 from llm_env.engines import Engine, make_engine
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.mdp.core import TokenMDP
@@ -56,9 +55,9 @@ class Run:
 
     def close(self) -> None:
         """Free the engine, and the processes that rewards run in."""
-        self.algorithm.collector.rollouts.mdp.close()
+        self.algorithm.collector.writer.mdp.close()
         if self.evaluator is not None:
-            self.evaluator.rollouts.mdp.close()
+            self.evaluator.writer.mdp.close()
         self.engine.close()
 
 
@@ -74,28 +73,17 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     # The task comes before the models: what is wrong with it should be said before anything heavy is done.
     task, rollout = make_task_of(config), config.rollout
     mdp = TokenMDP(task, **mdp_options(config, model=source))
-    step_by_step = rollout.mode == "step" or (rollout.mode == "auto" and needs_steps(mdp))
     judged = has_held_out(task, config.evaluation.split)
 
     network = Network(load(config, source), config.model, rollout.temperature).eval()
     tokenizer = load_tokenizer(source)
     slots = rollout.slots or rollout.batch_size
     shares = rollout.engine == "transformers" and rollout.engine_dtype is None
-    # Stepping, each environment keeps its slots for as long as it lives.
-    engine = make_engine_of(
-        config, network, tokenizer, source, context=mdp.context, slots=slots * (1 + judged if step_by_step else 1)
-    )
-
-    def rollouts(split: str) -> Rollouts:
-        if step_by_step:
-            env = TorchRLTokenEnv(task, slots, **mdp_options(config, split, engine=engine, observe="logits"))
-            return StepRollouts(env, EnginePolicy(env))
-        own = mdp if split == "train" else TokenMDP(task, **mdp_options(config, split, model=source))
-        return EngineRollouts(own, engine)
+    engine = make_engine_of(config, network, tokenizer, source, context=mdp.context, slots=slots)
 
     filters: list[Filter] = [not_cut] * rollout.drop_truncated + [not_uniform] * rollout.drop_uniform_groups
     collector = Collector(
-        rollouts("train"),
+        EngineWriter(mdp, engine),
         rollout.batch_size,
         temperature=rollout.temperature,
         seed=config.seed,
@@ -106,8 +94,9 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     algorithm = ALGORITHMS[config.algo](config, network, collector, trusted=trusted)
     evaluator = None
     if judged:
+        held_out = TokenMDP(task, **mdp_options(config, config.evaluation.split, model=source))
         evaluator = Evaluator(
-            rollouts(config.evaluation.split), config.evaluation.prompts, rollout.temperature, config.seed
+            EngineWriter(held_out, engine), config.evaluation.prompts, rollout.temperature, config.seed
         )
     run = Run(algorithm, evaluator, engine, tokenizer, shares)
     run.update_engine()  # an engine that has made its own model need not have made the same: random weights have a seed

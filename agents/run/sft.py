@@ -11,8 +11,9 @@ from agents.algorithms.optimizer import Optimizer
 from agents.config import SFTConfig
 from agents.losses.ops import token_weights
 from agents.networks.network import Network
-from agents.rollouts.packing import Episode, pack
+from agents.rollouts.packing import pack
 from llm_env.mdp.core import TokenMDP
+from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import PromptSampler
 from rewards import Rollout, Score
 

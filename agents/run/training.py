@@ -18,12 +18,12 @@ from agents.report.curves import plot_curves
 from agents.report.display import Display
 from agents.report.log import RunLog, read_metrics
 from agents.report.warnings import Warnings
-from agents.rollouts.packing import Episode
 from agents.run.evaluate import Evaluation
 from agents.run.parts import Run, build
 from agents.run.sft import SFT
 from agents.state.checkpoint import Checkpoint, latest_checkpoint, rng_state, save_checkpoint, set_rng_state
 from agents.state.files import replace_folder
+from llm_env.tokens.episode import Episode
 
 SAMPLES = 3
 
@@ -88,7 +88,7 @@ class _Training:
         self.run = run
         self.display = display
         self.algorithm = run.algorithm
-        self.warnings = Warnings(config.guard, self.algorithm.collector.rollouts.mdp.max_new_tokens)
+        self.warnings = Warnings(config.guard, self.algorithm.collector.writer.mdp.max_new_tokens)
         self.before: dict[str, float] = {}
         self.best = -float("inf")
         self.seconds = 0.0  # of earlier processes, should this one go on where they ended
@@ -250,7 +250,7 @@ def warm_start(
         rollout__engine_dtype=None,
     )
     run = build(plain)
-    network, mdp = run.algorithm.network, run.algorithm.collector.rollouts.mdp
+    network, mdp = run.algorithm.network, run.algorithm.collector.writer.mdp
     before = run.evaluator.evaluate().metrics if run.evaluator else {}
     every = max(1, config.sft.steps // 8)
 

@@ -85,11 +85,11 @@ class Ours:
     def held_out(self) -> Any:
         """The prompts that it is judged on, and the answers, as token ids."""
         assert self.run.evaluator
-        return question_ids(self.run.evaluator.rollouts.mdp, len(self.run.evaluator.indices))
+        return question_ids(self.run.evaluator.writer.mdp, len(self.run.evaluator.indices))
 
     def to_learn(self) -> Any:
         """The prompts that it learns on, and the answers, as token ids."""
-        mdp = self.run.algorithm.collector.rollouts.mdp
+        mdp = self.run.algorithm.collector.writer.mdp
         return question_ids(mdp, len(mdp.prompts))
 
 

@@ -23,10 +23,11 @@ from trl_side import TRLWorker
 
 from agents.config import TrainConfig
 from agents.rollouts.collector import Batch
-from agents.rollouts.packing import Episode, pack
+from agents.rollouts.packing import pack
 from agents.run.parts import Run, build
 from llm_env.engines import Completion, Engine, Sampling
 from llm_env.tasks import Task, register_task
+from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
 
@@ -126,7 +127,7 @@ def open_run(config: TrainConfig) -> Run:
 def texts(run: Run, lengths: Iterable[tuple[int, int]]) -> Batch:
     """A batch of random texts, as if collected, of given numbers of tokens before and after the beginning."""
     rng = np.random.default_rng(0)
-    vocabulary = run.algorithm.collector.rollouts.mdp.vocabulary
+    vocabulary = run.algorithm.collector.writer.mdp.vocabulary
     episodes = []
     for row, (prompt, response) in enumerate(lengths):
         before, after = (rng.integers(4, vocabulary.size, size=size) for size in (prompt, response))
@@ -139,7 +140,7 @@ def texts(run: Run, lengths: Iterable[tuple[int, int]]) -> Batch:
 
 def prompt_ids(run: Run) -> list[list[int]]:
     """The prompts, for TRL."""
-    return [tokens.tolist() for tokens in run.algorithm.collector.rollouts.mdp.prompts.tokens]
+    return [tokens.tolist() for tokens in run.algorithm.collector.writer.mdp.prompts.tokens]
 
 
 def trl_workers(count: int, stack: contextlib.ExitStack) -> list[TRLWorker]:

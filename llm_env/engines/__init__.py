@@ -6,10 +6,11 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING, Any, cast
 
-from llm_env.engines.base import Engine, EngineBase
+from llm_env.engines.base import EngineBase
+from llm_env.engines.protocol import Engine
 from llm_env.engines.sampling import Sampling
 from llm_env.engines.weights import merged_weights
-from llm_env.engines.writing import Completion
+from llm_env.engines.writing import Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ _ENGINES = {
     "vllm": "llm_env.engines.vllm:VLLMEngine",
 }
 
-__all__ = ["Completion", "Engine", "EngineBase", "Sampling", "engine_names", "make_engine", "merged_weights"]
+__all__ = ["Engine", "EngineBase", "Job", "Sampling", "engine_names", "make_engine", "merged_weights"]
 
 
 def engine_names() -> list[str]:

@@ -1,82 +1,36 @@
-"""What an engine is: a causal language model with a number of slots, each holding one growing text."""
+"""What engines share: checked arguments, the length of every slot, and generation. A subclass runs the model."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from llm_env.engines.checks import as_slots, as_token_lists, as_tokens, check_prompt, check_room
+from llm_env.engines.checks import as_slots, as_token_lists, check_prompt, check_room
+from llm_env.engines.protocol import NamedTensors, Tokens
 from llm_env.engines.sampling import Sampling
-from llm_env.engines.writing import Completion, complete
+from llm_env.engines.writing import EngineChooser, Job, write
+from llm_env.tasks.base import Task
+from llm_env.tasks.running import RunningEpisodes
+from llm_env.tokens.checks import as_token_ids
+from llm_env.tokens.episode import Episode
+from llm_env.tokens.prompts import Prompt, TokenizedPrompts
 from llm_env.tokens.stopping import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
-Tokens = Sequence[int] | IntArray
-NamedTensors = Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """Steps a language model one token at a time, for many texts at once. `EngineBase` documents each method.
-
-    Attributes:
-        num_slots: how many texts live side by side.
-        context: how many tokens a slot can hold, prompt included.
-        vocab_size: how many logits there are.
-        vocabulary: the tokens and their text; its size is `vocab_size`.
-        version: of the weights, as given to `load_weights`.
-    """
-
-    num_slots: int
-    context: int
-    vocab_size: int
-    vocabulary: Vocabulary
-    version: int
-
-    def start(self, slots: Tokens, prompts: Sequence[Tokens]) -> torch.Tensor:
-        """Begin texts; `[n, V]` float32 logits of the next token."""
-
-    def step(self, slots: Tokens, tokens: Tokens) -> torch.Tensor:
-        """Append one token to each; `[n, V]` float32 logits of the next one."""
-
-    def extend(self, slots: Tokens, token_lists: Sequence[Tokens]) -> torch.Tensor:
-        """Append several tokens to each; `[n, V]` float32 logits of the next one."""
-
-    def stop(self, slots: Tokens) -> None:
-        """Free slots."""
-
-    def claim(self, count: int) -> IntArray:
-        """Free slots, for the caller alone until `release`."""
-
-    def release(self, slots: Tokens) -> None:
-        """Stop slots and give them back."""
-
-    def generate(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> list[Completion]:
-        """Sample every prompt to its end."""
-
-    def stream(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> Iterator[Completion]:
-        """The same, each as soon as it is done."""
-
-    def log_probs(self, sequences: Sequence[Tokens]) -> list[npt.NDArray[np.float32]]:
-        """Log-probability of each token but the first, given those before it."""
-
-    def load_weights(self, named_tensors: NamedTensors, version: int) -> None:
-        """Replace the weights."""
-
-    def close(self) -> None:
-        """Free everything."""
+NO_SLOTS: IntArray = np.zeros(0, dtype=np.int64)
 
 
 class EngineBase(abc.ABC):
     """Checks arguments, keeps the length of every slot, and generates; a subclass runs the model.
 
-    An engine is also a context manager, which closes it.
+    A subclass writes `_advance`, `_log_probs` and `_load_weights`, and `_stop` if there is something to free. An engine
+    is also a context manager, which closes it.
 
     Args:
         num_slots: how many texts live side by side.
@@ -85,6 +39,9 @@ class EngineBase(abc.ABC):
 
     Attributes:
         lengths: `[num_slots]` how many tokens each slot holds; 0 for a free slot.
+        one_pass: whether `advance` takes one pass of the model, however many tokens each slot is given; set by the
+            subclass. Where it takes more, the writing loop feeds the few words that a task replies one by one, beside
+            the tokens of the other texts.
 
     Examples:
         >>> from llm_env.engines import make_engine
@@ -109,6 +66,8 @@ class EngineBase(abc.ABC):
         self._claimed = np.zeros(num_slots, dtype=np.bool_)
         self._closed = False
 
+    one_pass = False
+
     def start(self, slots: Tokens, prompts: Sequence[Tokens]) -> torch.Tensor:
         """Begin a text in each of `slots`, whatever they held before.
 
@@ -123,10 +82,7 @@ class EngineBase(abc.ABC):
         token_lists = as_token_lists(prompts, slots, self.vocab_size, "prompt")
         for prompt in token_lists:
             check_prompt(prompt, self.context, 0, self.vocabulary.bos_token)
-        self.lengths[slots] = 0  # should the model fail half-way, nobody may step what is left
-        logits = self._start(slots, token_lists)
-        self.lengths[slots] = [len(prompt) for prompt in token_lists]
-        return logits
+        return self.advance(NO_SLOTS, [], slots, token_lists)
 
     def step(self, slots: Tokens, tokens: Tokens) -> torch.Tensor:
         """Append the token that the agent chose to each of `slots`; the other slots stay as they are.
@@ -138,13 +94,10 @@ class EngineBase(abc.ABC):
         Returns:
             `[n, V]` float32 logits of the next token, in the order of `slots`.
         """
-        slots, tokens = self._slots(slots), as_tokens(tokens, self.vocab_size, "tokens")
+        slots, tokens = self._slots(slots), as_token_ids(tokens, self.vocab_size, "a step")
         if tokens.shape != slots.shape:
             raise ValueError(f"a step of {len(slots)} slots needs as many tokens, got {len(tokens)}")
-        check_room(slots, self.lengths[slots], np.ones_like(slots), self.context)
-        logits = self._step(slots, tokens)
-        self.lengths[slots] += 1
-        return logits
+        return self.advance(slots, tokens[:, None], NO_SLOTS, [])
 
     def extend(self, slots: Tokens, token_lists: Sequence[Tokens]) -> torch.Tensor:
         """Append several tokens to each of `slots`, such as the agent's choice and a task's reply to it.
@@ -160,10 +113,32 @@ class EngineBase(abc.ABC):
         arrays = as_token_lists(token_lists, slots, self.vocab_size, "list of tokens")
         if not all(len(tokens) for tokens in arrays):
             raise ValueError("every slot must be extended by at least one token: leave out those that are not")
-        added = np.array([len(tokens) for tokens in arrays], dtype=np.int64)
+        return self.advance(slots, arrays, NO_SLOTS, [])
+
+    def advance(
+        self, slots: IntArray, token_lists: IntArray | Sequence[IntArray], fresh: IntArray, prompts: Sequence[IntArray]
+    ) -> torch.Tensor:
+        """`extend` some slots and `start` others, in as few passes as the engine can.
+
+        For those who have checked already what they hand over, such as the writing loop, for which `TokenState` has:
+        only that the texts fit is checked here.
+
+        Args:
+            slots: which hold texts.
+            token_lists: the tokens for each of them, at least one; `[n, 1]` is one for each.
+            fresh: other slots, in which texts begin.
+            prompts: their prompts.
+
+        Returns:
+            `[n, V]` float32 logits of the token after the last, those of `slots` first.
+        """
+        self._check_open()
+        added = np.array([len(tokens) for tokens in token_lists], dtype=np.int64)
         check_room(slots, self.lengths[slots], added, self.context)
-        logits = self._extend(slots, arrays)
+        self.lengths[fresh] = 0  # should the model fail half-way, nobody may step what is left
+        logits = self._advance(slots, token_lists, fresh, prompts)
         self.lengths[slots] += added
+        self.lengths[fresh] = [len(prompt) for prompt in prompts]
         return logits
 
     def stop(self, slots: Tokens) -> None:
@@ -185,7 +160,7 @@ class EngineBase(abc.ABC):
             (array([0, 1]), array([2, 3]))
         """
         self._check_open()
-        free = np.flatnonzero(~self._claimed & (self.lengths == 0))
+        free = self._free()
         if len(free) < count:
             raise ValueError(
                 f"{count} slots are wanted, but of the engine's {self.num_slots} only {len(free)} are free; the others "
@@ -201,7 +176,7 @@ class EngineBase(abc.ABC):
             self.stop(slots)
             self._claimed[slots] = False
 
-    def generate(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> list[Completion]:
+    def generate(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> list[Episode]:
         """Sample every prompt to its end, `sampling.n` times.
 
         With a seed, a completion depends on the weights, the prompt and its index only, neither on the number of
@@ -213,7 +188,7 @@ class EngineBase(abc.ABC):
             sampling: how; plain sampling by default.
 
         Returns:
-            The completions, those of the first prompt first.
+            The texts as episodes, those of the first prompt first. They have no score: an engine knows no task.
 
         Examples:
             >>> from llm_env.engines import Sampling, make_engine
@@ -226,25 +201,83 @@ class EngineBase(abc.ABC):
         done = self.stream(prompts, sampling)
         return sorted(done, key=lambda completion: (completion.prompt_index, completion.completion_index))
 
-    def stream(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> Iterator[Completion]:
-        """As `generate`, but each completion comes as soon as it is done."""
+    def stream(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> Iterator[Episode]:
+        """As `generate`, but each text comes as soon as it is done."""
         self._check_open()
-        arrays = [as_tokens(prompt, self.vocab_size, "a prompt") for prompt in prompts]
+        sampling = sampling or Sampling()
+        arrays = [as_token_ids(prompt, self.vocab_size, "a prompt") for prompt in prompts]
         for prompt in arrays:
             check_prompt(prompt, self.context, 1, self.vocabulary.bos_token)
-        if not self._num_free():
+        if not len(self._free()):
             raise ValueError(f"all {self.num_slots} slots hold texts or are claimed: stop some before you generate")
-        return self._stream(arrays, sampling or Sampling())
+        jobs = [Job(index, index, index, number) for index in range(len(arrays)) for number in range(sampling.n)]
+        plain = Task(num_train=1)  # a task without rules of its own
+        plain.stop = sampling.stop
+        texts = TokenizedPrompts([Prompt("")] * len(arrays), arrays)
+        eos_tokens = () if sampling.ignore_eos else None
+        written = self._write(plain, texts, jobs, sampling, self.context, sampling.max_new_tokens, eos_tokens)
+        return (episode for _, episode in written)
 
-    def _stream(self, prompts: list[IntArray], sampling: Sampling) -> Iterator[Completion]:
-        slots = self.claim(max(1, min(self._num_free(), len(prompts) * sampling.n)))
+    def write(
+        self,
+        task: Task,
+        prompts: TokenizedPrompts,
+        jobs: Sequence[Job],
+        sampling: Sampling,
+        *,
+        context: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[tuple[Job, Episode]]:
+        """Write episodes of a task, by its rules, each handed out with its job as soon as it has ended.
+
+        When a text ends, the next one begins in its slot at once, while the others go on; the same holds while the task
+        replies to one of them. As with `generate`, a text depends on its random numbers only, not on what is beside it.
+
+        Args:
+            task: bound to the tokens of this engine's model.
+            prompts: of the task.
+            jobs: what to write.
+            sampling: temperature and seed; when a text ends is the task's affair.
+            context: how many tokens prompt and text may have; by default as many as a slot holds.
+            max_new_tokens: how many tokens the model may choose in a text; by default what the task says.
+        """
+        self._check_open()
+        context = self.context if context is None else context
+        if context > self.context:
+            raise ValueError(
+                f"texts of {context} tokens do not fit this engine, whose slots hold {self.context}: make the engine "
+                f"with a context of at least {context}"
+            )
+        return self._write(task, prompts, jobs, sampling, context, max_new_tokens, None)
+
+    def _write(
+        self,
+        task: Task,
+        prompts: TokenizedPrompts,
+        jobs: Sequence[Job],
+        sampling: Sampling,
+        context: int,
+        max_new_tokens: int | None,
+        eos_tokens: Sequence[int] | None,
+    ) -> Iterator[tuple[Job, Episode]]:
+        slots = self.claim(max(1, min(len(self._free()), len(jobs))))
         try:
-            yield from complete(self, slots, prompts, sampling)
+            episodes = RunningEpisodes(
+                task,
+                prompts,
+                self.vocabulary,
+                num_rows=len(slots),
+                context=context,
+                max_new_tokens=max_new_tokens,
+                eos_tokens=eos_tokens,
+            )
+            longest = min(int(episodes.state.budget.max()), context)
+            yield from write(episodes, jobs, EngineChooser(self, slots, sampling, longest))
         finally:
             self.release(slots)
 
-    def _num_free(self) -> int:
-        return int(np.count_nonzero(~self._claimed & (self.lengths == 0)))
+    def _free(self) -> IntArray:
+        return np.flatnonzero(~self._claimed & (self.lengths == 0))
 
     def log_probs(self, sequences: Sequence[Tokens]) -> list[npt.NDArray[np.float32]]:
         """Score given sequences at temperature 1.
@@ -256,7 +289,7 @@ class EngineBase(abc.ABC):
             For each the log-probability of its tokens from the second on, given those before.
         """
         self._check_open()
-        arrays = [as_tokens(sequence, self.vocab_size, "a sequence") for sequence in sequences]
+        arrays = [as_token_ids(sequence, self.vocab_size, "a sequence") for sequence in sequences]
         for array in arrays:
             if len(array) > self.context:
                 raise ValueError(f"a sequence of {len(array)} tokens does not fit a context of {self.context}")
@@ -288,32 +321,14 @@ class EngineBase(abc.ABC):
     ) -> None:
         self.close()
 
-    @abc.abstractmethod
-    def _start(self, slots: IntArray, prompts: list[IntArray]) -> torch.Tensor:
-        """`start`, with checked arguments."""
-
-    @abc.abstractmethod
-    def _extend(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
-        """`extend`, with checked arguments; `lengths` are those before."""
-
-    def _step(self, slots: IntArray, tokens: IntArray) -> torch.Tensor:
-        return self._extend(slots, list(tokens[:, None]))
-
     def _stop(self, slots: IntArray) -> None:  # noqa: B027  (not every engine has something to do here)
         pass
 
-    def _step_and_start(
-        self, slots: IntArray, tokens: IntArray, fresh: IntArray, prompts: list[IntArray]
+    @abc.abstractmethod
+    def _advance(
+        self, slots: IntArray, token_lists: IntArray | Sequence[IntArray], fresh: IntArray, prompts: Sequence[IntArray]
     ) -> torch.Tensor:
-        """`step` of some slots and `start` of others, which some engines can do together; either may be none.
-
-        Returns:
-            `[n, V]` logits, those of `slots` first.
-        """
-        logits = [self.step(slots, tokens)] if len(slots) else []
-        if len(fresh):
-            logits.append(self.start(fresh, prompts))
-        return torch.cat(logits)
+        """`advance`, with checked arguments; `lengths` are those before."""
 
     @abc.abstractmethod
     def _log_probs(self, sequences: list[IntArray]) -> list[npt.NDArray[np.float32]]:

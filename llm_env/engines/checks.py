@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from llm_env.tokens.checks import as_indices
+from llm_env.tokens.checks import as_indices, as_token_ids
 from llm_env.tokens.stopping import IntArray
 
 
@@ -17,25 +16,11 @@ def as_slots(slots: Any, num_slots: int) -> IntArray:
     return as_indices(slots, num_slots, "slot")
 
 
-def as_tokens(tokens: Any, vocab_size: int, what: str) -> IntArray:
-    """Token ids as an array of its own, each in range."""
-    array = np.asarray(tokens.cpu() if isinstance(tokens, torch.Tensor) else tokens)
-    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
-        raise ValueError(
-            f"{what} must be a flat sequence of integer token ids (text becomes that with `vocabulary.encode`), "
-            f"got {tokens!r}"
-        )
-    if len(array) and (array.min() < 0 or array.max() >= vocab_size):
-        wrong = array[(array < 0) | (array >= vocab_size)][0]
-        raise ValueError(f"{what} must have ids from 0 to {vocab_size - 1}, got {wrong}")
-    return array.astype(np.int64)
-
-
 def as_token_lists(token_lists: Sequence[Any], slots: IntArray, vocab_size: int, what: str) -> list[IntArray]:
     """One array of token ids for each slot."""
     if len(token_lists) != len(slots):
         raise ValueError(f"{len(slots)} slots need one {what} each, got {len(token_lists)}")
-    return [as_tokens(tokens, vocab_size, f"a {what}") for tokens in token_lists]
+    return [as_token_ids(tokens, vocab_size, f"a {what}") for tokens in token_lists]
 
 
 def check_prompt(prompt: IntArray, context: int, room: int, bos_token: int | None) -> None:

@@ -1,95 +1,199 @@
-"""Generation, written as an agent would: start, choose, step. So it cannot differ from stepping."""
+"""The one loop that writes texts: slots that refill as texts end, while the others go on.
+
+    begin new texts in free rows  ->  somebody chooses a token for each row  ->  `TokenState` takes the step
+          ^                                                                            |
+          +---------- texts that have ended are handed out, their rows are free <------+
+
+The transition is `TokenState`'s alone, and with it the task's: what it replies, where it ends a text, what it pays.
+`Engine.generate`, the collectors of training and evaluation all run this loop; stepping an environment is the same
+process seen one action at a time, and tests hold the two together.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from llm_env.engines.sampling import Sampling, choose, uniforms
-from llm_env.tokens.state import End, TokenState
+from llm_env.tasks.running import RunningEpisodes
+from llm_env.tokens.episode import Episode
+from llm_env.tokens.state import TokenState
 from llm_env.tokens.stopping import IntArray
 
-if TYPE_CHECKING:
-    from llm_env.engines.base import EngineBase
+FloatArray = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Completion:
-    """What an engine has written after a prompt.
+class Job(NamedTuple):
+    """A text to be written.
 
     Attributes:
-        prompt_index: which prompt.
-        completion_index: which of its completions, from 0 to `Sampling.n - 1`.
-        tokens: `[T]` int64, the token that ended it included.
-        log_probs: `[T]` float32, of the distribution that was sampled from.
-        end: why it ended: "eos", "stop", "budget" (max_new_tokens) or "context".
+        prompt_index: which prompt it answers.
+        group: which texts it is to be compared with.
+        request: with `completion` it decides the random numbers that the text is drawn with.
+        completion: see `request`.
     """
 
     prompt_index: int
-    completion_index: int
-    tokens: IntArray
-    log_probs: npt.NDArray[np.float32]
-    end: str
+    group: int
+    request: int
+    completion: int = 0
 
 
-def complete(
-    engine: EngineBase, slots: IntArray, prompts: Sequence[IntArray], sampling: Sampling
-) -> Iterator[Completion]:
-    """Sample every prompt to its end in the given slots, which must be free and be left alone until then.
+class Chooser(Protocol):
+    """Chooses the tokens of running texts: a language model with a sampler, or a policy from outside."""
 
-    When a text ends, the next one waiting begins in its slot at once, while the others go on.
+    version: int
+
+    def begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
+        """New texts have begun in these rows."""
+
+    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
+        """Choose the next token of running rows.
+
+        Args:
+            state: the texts.
+            rows: those that are running; those that have just begun come last.
+
+        Returns:
+            The rows that act now (some may still be reading what the task has replied), `[n]` their tokens, and `[n]`
+            log-probs under the distribution they were drawn from.
+        """
+
+    def end(self, rows: IntArray) -> None:
+        """The texts in these rows have ended."""
+
+
+def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> Iterator[tuple[Job, Episode]]:
+    """Write texts, each handed out with its job as soon as it has ended, and not scored yet.
+
+    Args:
+        episodes: rows to write in; none of them may be running.
+        jobs: what to write, in the order in which texts are to begin.
+        chooser: chooses every token.
     """
-    sampling = sampling.with_fresh_seed()
-    assert sampling.seed is not None
-    vocabulary = engine.vocabulary
-    state = TokenState(
-        len(slots),
-        engine.context,
-        vocab_size=engine.vocab_size,
-        pad_token=vocabulary.pad_token,
-        eos_tokens=() if sampling.ignore_eos else vocabulary.eos_tokens,
-        stop=vocabulary.matchers(sampling.stop),
-        budget=sampling.max_new_tokens,
-    )
-    waiting = deque((prompt, completion) for prompt in range(len(prompts)) for completion in range(sampling.n))
-    of_row = [(-1, -1)] * len(slots)
-    most = min(sampling.max_new_tokens, engine.context)
-    random = np.zeros((len(slots), most))
-    log_probs = np.zeros((len(slots), most), dtype=np.float32)
+    state = episodes.state
+    waiting = deque(jobs)
+    job_of_row: list[Job | None] = [None] * episodes.num_rows
+    log_probs = np.zeros((episodes.num_rows, min(int(state.budget.max()), state.context)), dtype=np.float32)
     try:
         while True:
-            rows = np.flatnonzero(state.running)
-            last = state.tokens[rows, state.length[rows] - 1]
+            running = np.flatnonzero(state.running)
             fresh = np.flatnonzero(~state.running)[: len(waiting)]
-            if not len(rows) and not len(fresh):
+            if not len(running) and not len(fresh):
                 return
-            for row in fresh.tolist():
-                prompt, completion = of_row[row] = waiting.popleft()
-                random[row] = uniforms(sampling.seed, prompt, completion, most)
-            begun = [prompts[of_row[row][0]] for row in fresh.tolist()]
-            state.reset(fresh, begun)
-            logits = engine._step_and_start(slots[rows], last, slots[fresh], begun)
-            rows = np.concatenate([rows, fresh])
-            count = state.num_actions[rows]
-            tokens, chosen = choose(logits, sampling, random[rows, count])
-            log_probs[rows, count] = chosen.cpu().numpy()
-            state.step(tokens.cpu().numpy(), rows)
-
-            ended = rows[~state.running[rows]]
-            engine.stop(slots[ended])
+            if len(fresh):
+                begun = [waiting.popleft() for _ in fresh]
+                for row, job in zip(fresh.tolist(), begun, strict=True):
+                    job_of_row[row] = job
+                prompt_indices, groups = np.array([job[:2] for job in begun], dtype=np.int64).T
+                episodes.begin(fresh, prompt_indices, groups)
+                chooser.begin(fresh, begun)
+            rows, tokens, chosen = chooser.choose(state, np.concatenate([running, fresh]))
+            log_probs[rows, state.num_actions[rows]] = chosen
+            episodes.step(tokens, rows)
+            episodes.pay(rows)
+            ended = episodes.ended(rows)
+            chooser.end(ended)
             for row in ended.tolist():
-                prompt, completion = of_row[row]
-                yield Completion(
-                    prompt_index=prompt,
-                    completion_index=completion,
-                    tokens=state.tokens[row, state.prompt_length[row] : state.length[row]].copy(),
-                    log_probs=log_probs[row, : state.num_actions[row]].copy(),
-                    end=End(state.end[row]).label,
+                job = job_of_row[row]
+                assert job is not None
+                drawn = log_probs[row, : state.num_actions[row]].copy()
+                yield (
+                    job,
+                    episodes.episode(row, log_probs=drawn, completion_index=job.completion, version=chooser.version),
                 )
     finally:
-        engine.stop(slots[state.running])
+        chooser.end(np.flatnonzero(state.running))
+
+
+class SlotReader(Protocol):
+    """What the loop needs of an engine: slots that texts are read in."""
+
+    context: int
+    version: int
+    one_pass: bool
+
+    def advance(
+        self,
+        slots: IntArray,
+        token_lists: IntArray | Sequence[IntArray],
+        fresh: IntArray,
+        prompts: Sequence[IntArray],
+    ) -> torch.Tensor:
+        """Append tokens to slots, begin texts in others; the logits of the next token of each."""
+
+    def stop(self, slots: IntArray) -> None:
+        """Free slots."""
+
+
+class EngineChooser:
+    """A language model and a sampler. A text is drawn with the same random numbers in any row, beside any other.
+
+    Args:
+        engine: reads the texts.
+        slots: one for each row; free, and left alone until the end.
+        sampling: how tokens are drawn; budget and stop sequences are the episodes' own.
+        longest: how many tokens a text may have at most.
+    """
+
+    def __init__(self, engine: SlotReader, slots: IntArray, sampling: Sampling, longest: int) -> None:
+        sampling = sampling.with_fresh_seed()
+        assert sampling.seed is not None
+        self.seed = sampling.seed
+        self.sampling = sampling
+        self.version = engine.version
+        self._engine = engine
+        self._slots = slots
+        self._random = np.zeros((len(slots), longest))
+        self._read: IntArray = np.zeros(len(slots), dtype=np.int64)  # how many tokens of each row the engine has read
+
+    def begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
+        """New texts have begun in these rows."""
+        self._read[rows] = 0
+        for row, job in zip(rows.tolist(), jobs, strict=True):
+            self._random[row] = uniforms(self.seed, job.request, job.completion, self._random.shape[1])
+
+    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
+        """Read what is new in these rows, then draw the next token of each that has been read to its end."""
+        if self._engine.version != self.version:
+            raise RuntimeError(
+                f"the engine's weights were replaced (version {self.version}, now {self._engine.version}) while texts "
+                "were being written, whose slots are lost with that: finish or close the stream first"
+            )
+        logits = self._read_on(state, rows)
+        done = self._read[rows] == state.length[rows]
+        if not done.all():
+            rows, logits = rows[done], logits[torch.from_numpy(done).to(logits.device)]
+        tokens, log_probs = choose(logits, self.sampling, self._random[rows, state.num_actions[rows]])
+        return rows, tokens.cpu().numpy(), log_probs.cpu().numpy()
+
+    def end(self, rows: IntArray) -> None:
+        """The texts in these rows have ended: free their slots."""
+        self._engine.stop(self._slots[rows])
+
+    def _read_on(self, state: TokenState, rows: IntArray) -> torch.Tensor:
+        """Let the engine read on in all rows; the logits after what it has read of each."""
+        read = self._read[rows]
+        is_new = read == 0
+        old, fresh = rows[~is_new], rows[is_new]
+        until = state.length[old]
+        more = until - read[~is_new]
+        if (more == 1).all():
+            news: IntArray | list[IntArray] = state.tokens[old, until - 1][:, None]
+        elif not self._engine.one_pass and (more - 1).sum() * 2 <= len(rows):
+            # A pass of its own for a few words of the task would take longer than to read one of them at every step,
+            # while the other texts go on.
+            until = self._read[old] + 1
+            news = state.tokens[old, until - 1][:, None]
+        else:
+            news = [state.tokens[row, begin:end] for row, begin, end in zip(old, self._read[old], until, strict=True)]
+        prompts = [state.tokens[row, : state.length[row]] for row in fresh]
+        logits = self._engine.advance(self._slots[old], news, self._slots[fresh], prompts)
+        self._read[old] = until
+        self._read[fresh] = state.length[fresh]
+        return logits

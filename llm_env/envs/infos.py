@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_env.mdp.core import Finished, TokenMDP
+from llm_env.mdp.core import TokenMDP
+from llm_env.tokens.episode import Episode
 
 
 def episode_info(mdp: TokenMDP, row: int) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def episode_info(mdp: TokenMDP, row: int) -> dict[str, Any]:
     return {"prompt_index": int(mdp.prompt_index[row]), "group": int(mdp.group[row])}
 
 
-def finished_info(finished: Finished) -> dict[str, Any]:
+def finished_info(finished: Episode) -> dict[str, Any]:
     """Of an episode that ends: why, the parts of its score, and its scores per token if the reward gives any."""
     info: dict[str, Any] = {"end": finished.rollout.end, "score": dict(finished.score.parts)}
     if finished.score.per_token is not None:
@@ -38,7 +39,7 @@ def episode_infos(mdp: TokenMDP) -> dict[str, Any]:
     }
 
 
-def finished_infos(finished: Mapping[int, Finished], num_envs: int) -> dict[str, Any]:
+def finished_infos(finished: Mapping[int, Episode], num_envs: int) -> dict[str, Any]:
     """`finished_info` of several rows."""
     if not finished:
         return {}

@@ -10,7 +10,7 @@ import numpy as np
 from llm_env.envs.infos import episode_info, finished_info
 from llm_env.envs.render import render_row
 from llm_env.envs.spaces import action_space, observation_space
-from llm_env.mdp.core import Arrays, SavedEpisodes, TokenMDP
+from llm_env.mdp.core import Arrays, SavedMDP, TokenMDP
 from llm_env.mdp.options import MDPOptions
 from llm_env.tasks.base import Task
 
@@ -82,11 +82,11 @@ class TokenEnv(gymnasium.Env[Arrays, np.int64]):
         """The prompt, the text so far, and the return."""
         return render_row(self.mdp, 0) if self.render_mode == "ansi" else None
 
-    def save(self) -> SavedEpisodes:
+    def save(self) -> SavedMDP:
         """Copy the episode out; see `restore`."""
         return self.mdp.save([0])
 
-    def restore(self, saved: SavedEpisodes) -> Arrays:
+    def restore(self, saved: SavedMDP) -> Arrays:
         """Go back to a saved episode, as often as wanted; returns its observation."""
         self.mdp.restore([0], saved)
         return self._observation()

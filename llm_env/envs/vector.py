@@ -13,9 +13,10 @@ from gymnasium.vector.utils import batch_space
 from llm_env.envs.infos import episode_infos, finished_infos
 from llm_env.envs.render import render_row
 from llm_env.envs.spaces import action_space, observation_space
-from llm_env.mdp.core import Arrays, FloatArray, SavedEpisodes, TokenMDP
+from llm_env.mdp.core import Arrays, SavedMDP, TokenMDP
 from llm_env.mdp.options import MDPOptions
 from llm_env.tasks.base import Task
+from llm_env.tasks.running import FloatArray
 from llm_env.tokens.state import RUNNING, BoolArray
 from llm_env.tokens.stopping import IntArray
 
@@ -126,11 +127,11 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         mask = self.mdp.action_mask()
         return np.ones((self.num_envs, self.mdp.vocabulary.size), np.bool_) if mask is None else mask.astype(np.bool_)
 
-    def save_rows(self, rows: Sequence[int]) -> SavedEpisodes:
+    def save_rows(self, rows: Sequence[int]) -> SavedMDP:
         """Copy episodes out; see `restore_rows`."""
         return self.mdp.save(rows)
 
-    def restore_rows(self, rows: Sequence[int], saved: SavedEpisodes) -> Arrays:
+    def restore_rows(self, rows: Sequence[int], saved: SavedMDP) -> Arrays:
         """Put saved episodes back, into the same rows or others, or one into many; returns the observation."""
         self.mdp.restore(rows, saved)
         return self.mdp.observation(self._copy)

@@ -127,11 +127,12 @@ class EngineObserver(Observer):
         if len(reading):
             slots = self._slots[reading]
             gained = state.length[reading] - self._read[reading]
+            gains: IntArray | list[IntArray]
             if (gained == 1).all():
-                logits = self.engine.step(slots, state.tokens[reading, state.length[reading] - 1])
+                gains = state.tokens[reading, state.length[reading] - 1][:, None]
             else:
                 gains = [state.tokens[row, self._read[row] : state.length[row]] for row in reading]
-                logits = self.engine.extend(slots, gains)
+            logits = self.engine.advance(slots, gains, slots[:0], [])
             self._read[reading] = state.length[reading]
             self._show(reading, logits)
         self._stop_ended(rows)

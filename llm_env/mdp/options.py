@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from llm_env.mdp.observer import Observe
 from llm_env.models import load_vocabulary
@@ -13,29 +13,66 @@ from llm_env.tokens.vocabulary import Vocabulary
 
 
 class MDPOptions(TypedDict, total=False):
-    """The keyword arguments every face shares; `TokenMDP` says what they mean."""
+    """The keyword arguments that `TokenMDP` and every face of it take."""
 
     task_kwargs: Mapping[str, Any] | None
+    """Arguments of a task given by name."""
     model: Any
-    drop_long_prompts: bool
+    """Whose tokens are used: a name, folder or hub id (see `llm_env.models`), or a tokenizer; by default "tiny"."""
     split: str
+    """Which prompts: "train" (the default), "test", or another split that the task has."""
     context: int | None
+    """How many tokens prompt and text may have together; by default what the task expects of both."""
+    drop_long_prompts: bool
+    """Leave out prompts that leave no room to act in this context; by default they are an error."""
     max_new_tokens: int | None
+    """How many tokens the agent may choose; by default what the task says."""
     completions_per_prompt: int
+    """How many episodes begin with the same prompt, one after the other; 1 by default."""
     shuffle: bool
+    """Deal the prompts in random order (the default); False goes through them as they are, for evaluation."""
     engine: Any
-    observe: Observe
+    """A language model that reads along: the name of an engine ("transformers"), which then serves `model`, or an
+    engine, whose own tokens are then used. Observations hold its distribution of the next token."""
+    observe: Observe | None
+    """With an engine, "logits" (all of them) or "top_k" (ids and log-probs of the likeliest, the default)."""
     top_k: int | None
+    """How many of the likeliest; 50 by default."""
     on_reward_error: float
+    """The score of a rollout whose reward raised or took longer than `reward_timeout`; 0 by default."""
     reward_timeout: float | None
+    """Seconds a reward may take for one rollout; it then runs in a killable process of its own."""
 
 
-def refuse_unknown(unknown: Mapping[str, Any]) -> None:
+DEFAULTS: MDPOptions = {
+    "task_kwargs": None,
+    "model": None,
+    "split": "train",
+    "context": None,
+    "drop_long_prompts": False,
+    "max_new_tokens": None,
+    "completions_per_prompt": 1,
+    "shuffle": True,
+    "engine": None,
+    "observe": None,
+    "top_k": None,
+    "on_reward_error": 0.0,
+    "reward_timeout": None,
+}
+
+
+def with_defaults(options: Mapping[str, Any]) -> MDPOptions:
+    """All options, those that were not given as they are by default; an error for one that does not exist."""
+    refuse_unknown(options.keys() - DEFAULTS.keys())
+    return cast(MDPOptions, {**DEFAULTS, **options})
+
+
+def refuse_unknown(unknown: Iterable[str]) -> None:
     """Raise an error for arguments that no face knows, naming those that are near."""
-    for name in unknown:
+    for name in sorted(unknown):
         if name == "max_episode_steps":
             raise TypeError("the length of an episode is part of the task: use max_new_tokens, not max_episode_steps")
-        known = [*MDPOptions.__annotations__, "autoreset_mode", "render_mode", "copy", "num_envs"]
+        known = [*DEFAULTS, "autoreset_mode", "render_mode", "copy", "num_envs"]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         # Python's own words: libraries that try an argument on every environment look for them.

@@ -40,11 +40,12 @@ def as_token_ids(values: Any, vocab_size: int, what: str) -> IntArray:
         Traceback (most recent call last):
         ValueError: a prompt has token id 10; this vocabulary has ids 0 to 9
     """
-    array = np.asarray(values)
+    array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)  # a torch tensor may lie on a GPU
+    hint = "(text becomes token ids with `vocabulary.encode`)"
     if array.ndim != 1:
-        raise ValueError(f"{what} must be a flat sequence of token ids, got shape {array.shape}")
+        raise ValueError(f"{what} must be a flat sequence of token ids, got shape {array.shape}: {values!r} {hint}")
     if len(array) and array.dtype.kind not in "iu":
-        raise TypeError(f"{what} must be integer token ids, got dtype {array.dtype}: {values!r}")
+        raise TypeError(f"{what} must be integer token ids, got dtype {array.dtype}: {values!r} {hint}")
     array = np.ascontiguousarray(array, dtype=np.int64)
     # Seen as unsigned, a negative id is a huge one: one pass finds both.
     if len(array) and array.view(np.uint64).max() >= vocab_size:

@@ -81,44 +81,55 @@ def read_prompts(source: str | Path | Iterable[Any], key: str = "prompt") -> lis
     return prompts
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenizedPrompts:
-    """A list of prompts with their token ids, all encoded and measured at once: none is left to fail in mid-training.
+    """A list of prompts with their token ids.
 
-    Args:
+    Attributes:
         prompts: the prompts.
-        vocabulary: encodes them.
-        chat: put them through the chat template; None means where they are messages, or the vocabulary has a template.
-        longest: how many tokens a prompt may have.
-        drop_long: leave longer ones out, instead of raising an error.
+        tokens: the token ids of each.
+        dropped: how many were left out because they were too long.
     """
 
-    def __init__(
-        self,
+    prompts: Sequence[Prompt]
+    tokens: Sequence[IntArray]
+    dropped: int = 0
+
+    @classmethod
+    def encode(
+        cls,
         prompts: Sequence[Prompt],
         vocabulary: Vocabulary,
         chat: bool | None = False,
         *,
-        longest: int,
+        longest: int | None = None,
         drop_long: bool = False,
-    ) -> None:
+    ) -> TokenizedPrompts:
+        """Encode and measure all prompts at once: none is left to fail in mid-training.
+
+        Args:
+            prompts: the prompts.
+            vocabulary: encodes them.
+            chat: put them through the chat template; None means where they are messages, or the vocabulary has one.
+            longest: how many tokens a prompt may have.
+            drop_long: leave longer ones out, instead of raising an error.
+        """
         tokens = _encode_all(prompts, vocabulary, chat)
-        long = [index for index, ids in enumerate(tokens) if len(ids) > longest]
-        if drop_long and long:
-            out = set(long)
-            kept = [index for index in range(len(prompts)) if index not in out]
+        long = [] if longest is None else [index for index, ids in enumerate(tokens) if len(ids) > longest]
+        if not long:
+            return cls(prompts, tokens)
+        if drop_long:
+            left_out = set(long)
+            kept = [index for index in range(len(prompts)) if index not in left_out]
             if not kept:
                 raise ValueError(f"all {len(prompts)} prompts have more than {longest} tokens: none is left")
-            prompts, tokens = [prompts[index] for index in kept], [tokens[index] for index in kept]
-        elif long:
-            worst = max(long, key=lambda index: len(tokens[index]))
-            raise ValueError(
-                f"{len(long)} of {len(prompts)} prompts leave no room to act: at most {longest} tokens fit, and prompt "
-                f"{worst} has {len(tokens[worst])} ({str(prompts[worst].text)[:200]!r}). Use a context of at least "
-                f"{len(tokens[worst]) + 1}, or drop_long_prompts=True"
-            )
-        self.prompts = prompts
-        self.tokens = tokens
-        self.dropped = len(long)
+            return cls([prompts[index] for index in kept], [tokens[index] for index in kept], len(long))
+        worst = max(long, key=lambda index: len(tokens[index]))
+        raise ValueError(
+            f"{len(long)} of {len(prompts)} prompts leave no room to act: at most {longest} tokens fit, and prompt "
+            f"{worst} has {len(tokens[worst])} ({str(prompts[worst].text)[:200]!r}). Use a context of at least "
+            f"{len(tokens[worst]) + 1}, or drop_long_prompts=True"
+        )
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -14,7 +14,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from llm_env.mdp.core import Finished, FloatArray, TokenMDP
+from llm_env.mdp.core import TokenMDP
+from llm_env.tasks.running import FloatArray
+from llm_env.tokens.episode import Episode
 from llm_env.tokens.state import BoolArray
 from llm_env.tokens.stopping import IntArray
 from llm_env.wrappers.layers import AnyEnv, Layer, mdp_of, wrap
@@ -215,7 +217,7 @@ class _EpisodeStatistics(Layer):
         return reward, {"rollout": (episodes, mask)} if mask.any() else {}
 
 
-def _statistics(finished: Finished, episode_return: float) -> dict[str, Any]:
+def _statistics(finished: Episode, episode_return: float) -> dict[str, Any]:
     rollout = finished.rollout
     return {
         "r": episode_return,

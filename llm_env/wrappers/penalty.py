@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm_env.mdp.core import FloatArray, TokenMDP
+from llm_env.mdp.core import TokenMDP
 from llm_env.mdp.observer import EngineObserver
+from llm_env.tasks.running import FloatArray
 from llm_env.tokens.stopping import IntArray
 
 FloatLike = npt.NDArray[np.floating[Any]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,23 +85,38 @@ class TransformersEngine(EngineBase):
     def _new_cache(self) -> SlotCache:
         return SlotCache(self.model.config.get_text_config().num_hidden_layers, self.num_slots, self.context)
 
-    def _start(self, slots: IntArray, prompts: list[IntArray]) -> torch.Tensor:
+    def _advance(
+        self, slots: IntArray, token_lists: IntArray | Sequence[IntArray], fresh: IntArray, prompts: Sequence[IntArray]
+    ) -> torch.Tensor:
+        # A pass for single tokens, one for several, one for prompts: together they would mostly be padding.
+        logits, order = [], []
+        counts = np.array([len(tokens) for tokens in token_lists], dtype=np.int64)
+        for places, read in ((np.flatnonzero(counts == 1), self._step), (np.flatnonzero(counts != 1), self._extend)):
+            if len(places):
+                logits.append(read(slots[places], [token_lists[place] for place in places]))
+                order.append(places)
+        if len(fresh):
+            logits.append(self._start(fresh, prompts))
+            order.append(np.arange(len(slots), len(slots) + len(fresh)))
+        if len(logits) <= 1:
+            return logits[0] if logits else torch.zeros(0, self.vocab_size, device=self.model.device)
+        return torch.cat(logits)[self._tensor(np.argsort(np.concatenate(order)))]
+
+    def _start(self, slots: IntArray, prompts: Sequence[IntArray]) -> torch.Tensor:
         # Several completions of one prompt are the rule in training: compute it once, and copy its keys.
         first: dict[bytes, int] = {}
-        of = np.array([first.setdefault(prompt.tobytes(), i) for i, prompt in enumerate(prompts)], dtype=np.int64)
-        own = np.unique(of)
+        source = np.array([first.setdefault(prompt.tobytes(), i) for i, prompt in enumerate(prompts)], dtype=np.int64)
+        own = np.unique(source)
         logits = self._extend(slots[own], [prompts[i] for i in own])
-        if len(own) == len(of):
+        if len(own) == len(source):
             return logits
-        copies = np.flatnonzero(of != np.arange(len(of)))
+        copies = np.flatnonzero(source != np.arange(len(source)))
         longest = max(len(prompts[i]) for i in copies)
         with torch.inference_mode():
-            self._cache.copy_rows(self._tensor(slots[of[copies]]), self._tensor(slots[copies]), longest)
-        return logits[self._tensor(np.searchsorted(own, of))]
+            self._cache.copy_rows(self._tensor(slots[source[copies]]), self._tensor(slots[copies]), longest)
+        return logits[self._tensor(np.searchsorted(own, source))]
 
     def _extend(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
-        if not token_lists:
-            return self._no_logits()
         lengths = np.array([len(tokens) for tokens in token_lists], dtype=np.int64)
         parts = list(_batches(lengths, PREFILL_TOKENS))
         logits = []
@@ -114,10 +129,8 @@ class TransformersEngine(EngineBase):
             logits.append(self._forward(slots[part], padded, lengths[part]))
         return torch.cat(logits)[self._tensor(np.argsort(np.concatenate(parts)))]
 
-    def _step(self, slots: IntArray, tokens: IntArray) -> torch.Tensor:
-        if not len(slots):
-            return self._no_logits()
-        return self._forward(slots, tokens[:, None], None)
+    def _step(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
+        return self._forward(slots, np.stack(token_lists), None)
 
     def _forward(self, slots: IntArray, tokens: IntArray, lengths: IntArray | None) -> torch.Tensor:
         """Run `[n, width]` tokens, of which the last `lengths` of each row are real (None: all)."""
@@ -186,9 +199,6 @@ class TransformersEngine(EngineBase):
     def _load_weights(self, named_tensors: dict[str, torch.Tensor]) -> None:
         copy_weights(self.model, named_tensors)
         self._cache = self._new_cache()  # it may hold a NaN of bad weights, which no mask would hide
-
-    def _no_logits(self) -> torch.Tensor:
-        return torch.zeros(0, self.vocab_size, device=self.model.device)
 
     def _tensor(self, array: IntArray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.model.device)

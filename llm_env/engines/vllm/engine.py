@@ -8,7 +8,7 @@ import importlib.util
 import itertools
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class VLLMEngine(EngineBase):
         >>> logits.shape  # doctest: +SKIP
         torch.Size([1, 100])
     """
+
+    one_pass = True
 
     def __init__(
         self,
@@ -136,34 +138,15 @@ class VLLMEngine(EngineBase):
             self._finalizer()
             super().close()
 
-    def _start(self, slots: IntArray, prompts: list[IntArray]) -> torch.Tensor:
-        return self._run([], [], slots, prompts)
-
-    def _extend(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
-        return self._run(slots, [tokens.tolist() for tokens in token_lists], slots[:0], [])
-
-    def _step(self, slots: IntArray, tokens: IntArray) -> torch.Tensor:
-        return self._run(slots, tokens[:, None].tolist(), slots[:0], [])
-
-    def _step_and_start(
-        self, slots: IntArray, tokens: IntArray, fresh: IntArray, prompts: list[IntArray]
-    ) -> torch.Tensor:
-        self._check_open()
-        self.lengths[fresh] = 0
-        logits = self._run(slots, tokens[:, None].tolist(), fresh, prompts)
-        self.lengths[slots] += 1
-        self.lengths[fresh] = [len(prompt) for prompt in prompts]
-        return logits
-
-    def _run(
-        self, slots: IntArray | list[int], token_lists: list[list[int]], fresh: IntArray, prompts: list[IntArray]
+    def _advance(
+        self, slots: IntArray, token_lists: IntArray | Sequence[IntArray], fresh: IntArray, prompts: Sequence[IntArray]
     ) -> torch.Tensor:
         """Append to some slots and begin others, in as few passes as may be."""
         assert self._core is not None
         self._stop(fresh)
         names = [str(self._names[slot]) for slot in slots]
         with self._failure_explained():
-            self._core.append(names, token_lists)
+            self._core.append(names, [tokens.tolist() for tokens in token_lists])
             for slot, prompt in zip(fresh.tolist(), prompts, strict=True):
                 name = self._names[slot] = f"{slot}-{next(self._counter)}"
                 self._core.add(name, prompt.tolist())

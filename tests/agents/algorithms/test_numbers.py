@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from agents.algorithms.numbers import Average, batch_metrics, distinct, update_metrics
-from agents.rollouts.packing import Episode, pack
+from agents.rollouts.packing import pack
+from llm_env.tokens.episode import Episode
 from rewards import Rollout, Score
 
 NAN = math.nan

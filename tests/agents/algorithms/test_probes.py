@@ -15,10 +15,10 @@ from tensordict import TensorDict
 import agents.algorithms.advantages
 import agents.algorithms.ppo
 from agents.config import TrainConfig
-from agents.rollouts.packing import Episode
-from agents.rollouts.writers import StepRollouts
+from agents.rollouts.writers import EngineWriter
 from llm_env.models import load_tokenizer
 from llm_env.tasks import Task, register_task
+from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
 from tests.agents.runs import running, save_small_model, small_config
@@ -212,12 +212,12 @@ def test_what_the_task_has_written_is_not_learned(config: Config, monkeypatch: p
     """Without a baseline every text that is paid for is made likelier: the task's own words too, were they actions."""
     made = config("ProbeReply", critic__learning_rate=0.0, advantage__whiten=False)
     assert success(made) > 0.95
-    honest = StepRollouts.episodes
+    honest = EngineWriter.episodes
 
-    def all_are_actions(self: StepRollouts, *arguments: Any) -> list[Episode]:
+    def all_are_actions(self: EngineWriter, *arguments: Any) -> list[Episode]:
         return [unmasked(episode) for episode in honest(self, *arguments)]
 
-    monkeypatch.setattr(StepRollouts, "episodes", all_are_actions)
+    monkeypatch.setattr(EngineWriter, "episodes", all_are_actions)
     # The log-probs of the task's words are not known; the trainer finds them for itself.
     assert (
         success(made.replace(model__autocast=False, rollout__engine_dtype="float32", loss__importance_cap=None)) < 0.7

@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from agents.config import ModelConfig
 from agents.networks.network import Network
 from agents.rollouts.collector import Collector, not_cut
-from agents.rollouts.writers import EnginePolicy, EngineRollouts, StepRollouts, needs_steps
+from agents.rollouts.writers import EngineWriter, PolicyWriter
 from agents.run.parts import build
 from llm_env import TorchRLTokenEnv
 from llm_env.engines import Engine
@@ -26,6 +26,7 @@ from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
 from tests.agents.runs import character_model, save_small_model, small_config
+from tests.agents.stepping import SteppingWriter
 
 PROMPTS = ["a", "of what", "", "the longest of all prompts", "b?"]
 
@@ -64,7 +65,7 @@ class Short(Valued):
 
 
 class Talking(Letters):
-    """Answers, pays, and ends as it likes: only stepping does that."""
+    """Answers, pays for every other token, and ends some texts by itself."""
 
     stop = ("e", "a")
     max_new_tokens = 5
@@ -74,6 +75,20 @@ class Talking(Letters):
 
     def token_reward(self, state: Any, rows: np.ndarray) -> np.ndarray:
         return 0.25 * (state.num_actions[rows] % 2)
+
+    def over(self, state: Any) -> np.ndarray:
+        last = state.tokens[np.arange(state.num_rows), np.maximum(state.length - 1, 0)]
+        return np.asarray((last % 7 == 3) & state.running)
+
+
+class Chatty(Talking):
+    """Says a single letter, or a lot: what is read beside the other texts, and what takes a pass of its own."""
+
+    stop = tuple("abcdefghijklm")
+    max_new_tokens = 8
+
+    def reply(self, rollout: Rollout) -> str | None:
+        return None if rollout.num_actions > 6 else "?" * (1 + 9 * (rollout.num_actions % 2))
 
 
 @register_task
@@ -112,7 +127,7 @@ def both(model: Any, task: Task, context: int | None = None, rows: int = 3, **op
     env = TorchRLTokenEnv(
         task, rows, engine=engine_of(model, mdp.context, rows), observe="logits", context=context, shuffle=True
     )
-    ways: list[Any] = [EngineRollouts(mdp, engine_of(model, mdp.context)), StepRollouts(env, EnginePolicy(env))]
+    ways: list[Any] = [EngineWriter(mdp, engine_of(model, mdp.context + 3)), SteppingWriter(env)]
     return [Collector(way, 10, **options) for way in ways]
 
 
@@ -125,10 +140,17 @@ def both(model: Any, task: Task, context: int | None = None, rows: int = 3, **op
         (Stopped(), None, 1.0, {"eos", "stop", "budget"}),
         (Valued(), None, 1.0, {"eos", "budget"}),
         (Short(), 27, 1.3, {"budget", "context"}),
+        (Talking(), 44, 1.0, {"eos", "budget", "task", "context"}),
+        (Talking(), 44, 0.0, {"budget"}),
+        (Chatty(), 90, 1.0, {"stop", "task", "budget"}),
     ],
-    ids=["eos", "greedy", "context", "stop strings", "bootstrap", "bootstrap at the context"],
-)
-def test_stepping_and_generating_give_the_same_batches(
+    ids=[
+        "eos", "greedy", "context", "stop strings", "bootstrap", "bootstrap at the context", "replies",
+        "greedy replies",
+        "short and long replies",
+    ],
+)  # fmt: skip
+def test_stepping_and_writing_give_the_same_batches(
     model: Any, task: Task, context: int | None, temperature: float, ends: set[str]
 ) -> None:
     generating, stepping = both(model, task, context, temperature=temperature, seed=5)
@@ -160,7 +182,7 @@ def assert_same(one: TensorDict, other: TensorDict, tolerance: float = 1e-5) -> 
 def test_what_is_cut_off_is_scored_or_valued_but_never_both(model: Any) -> None:
     for collector in (*both(model, Letters()), *both(model, Valued())):
         data = collector.collect().data
-        final = collector.rollouts.mdp.state.cut_is_final
+        final = collector.writer.mdp.state.cut_is_final
         cut, truncated = data["cut"], data["next", "truncated"][..., 0].any(1)
         assert cut.any()
         assert truncated.tolist() == (cut.tolist() if not final else [False] * 10)
@@ -185,9 +207,9 @@ def test_log_probs_are_those_of_the_network(model: Any) -> None:
 
 def test_any_torchrl_policy_can_write(model: Any) -> None:
     network = Network(model, ModelConfig(reference="none"))
-    env = TorchRLTokenEnv(Talking(), 4)  # no engine: the policy reads the tokens itself
     torch.manual_seed(0)
-    data = Collector(StepRollouts(env, network.policy()), 10).collect().data
+    writer = PolicyWriter(TokenMDP(Talking()), network.policy(), 4)  # no engine: the policy reads the tokens itself
+    data = Collector(writer, 10).collect().data
     with torch.no_grad():
         ours = network.actor.get_dist(data.clone(False)).log_prob(data["action"])
     torch.testing.assert_close(torch.where(data["mask"], ours, 0.0), data["behaviour_log_prob"], atol=1e-5, rtol=1e-5)
@@ -197,23 +219,19 @@ def test_any_torchrl_policy_can_write(model: Any) -> None:
 
 
 def test_a_policy_must_say_how_likely_its_choices_were() -> None:
-    env = TorchRLTokenEnv("Copy", 2)
-
     def silent(data: Any) -> Any:
-        return data.set("action", torch.zeros(2, dtype=torch.int64))
+        return data.set("action", torch.zeros(len(data), dtype=torch.int64))
 
     with pytest.raises(KeyError, match="return_log_prob=True"):
-        Collector(StepRollouts(env, silent), 2).collect()
-    with pytest.raises(ValueError, match="observe='logits'"):
-        EnginePolicy(env)
+        Collector(PolicyWriter(TokenMDP("Copy"), silent, 2), 2).collect()
 
 
 # Tasks that act while a text is being written.
 
 
-def test_a_task_that_talks_is_stepped(model: Any) -> None:
-    env = TorchRLTokenEnv(Talking(), 4, engine=engine_of(model, 35), observe="logits", context=35)
-    batch = Collector(StepRollouts(env, EnginePolicy(env)), 30, seed=1).collect()
+def test_a_task_may_talk_and_pay_while_a_text_is_written(model: Any) -> None:
+    mdp = TokenMDP(Talking(), context=44)
+    batch = Collector(EngineWriter(mdp, engine_of(model, 44)), 30, seed=1).collect()
     data, replies = batch.data, 0
     for row, episode in enumerate(batch.episodes):
         rollout, count = episode.rollout, episode.rollout.num_actions
@@ -227,51 +245,28 @@ def test_a_task_that_talks_is_stepped(model: Any) -> None:
     assert replies > 5
 
 
-def test_only_stepping_knows_what_a_task_does_meanwhile(model: Any) -> None:
-    mdp = TokenMDP(Talking())
-    assert needs_steps(mdp)
-    assert not needs_steps(TokenMDP(Letters()))
-    with pytest.raises(ValueError, match=r"Talking acts while a text.*rollout.mode='step'"):
-        EngineRollouts(mdp, engine_of(model, mdp.context))
+@pytest.mark.parametrize("slots", [1, 3, 20])
+def test_replies_do_not_hang_on_what_is_written_beside_them(model: Any, slots: int) -> None:
+    """Few slots: replies take a pass of their own. Many: they are read a token at a time beside the other texts."""
+    expected = Collector(EngineWriter(TokenMDP(Chatty(), context=90), engine_of(model, 90, 7)), 20, seed=2).collect()
+    writer = EngineWriter(TokenMDP(Chatty(), context=90), engine_of(model, 90, slots))
+    assert_same(expected.data, Collector(writer, 20, seed=2).collect().data)
 
 
-def test_an_engine_of_another_context_is_refused(model: Any) -> None:
+def test_an_engine_that_is_too_small_is_refused(model: Any) -> None:
     mdp = TokenMDP(Letters())
-    with pytest.raises(ValueError, match=r"context is 20, the task's 36"):
-        EngineRollouts(mdp, engine_of(model, 20))
+    with pytest.raises(ValueError, match=r"slots hold 20 tokens, the task's texts may have 36"):
+        EngineWriter(mdp, engine_of(model, 20))
 
 
-def test_a_run_falls_back_to_stepping_by_itself(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_run_learns_from_a_task_that_ends_its_texts(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = save_small_model(tmp_path_factory.mktemp("model"))
-    config = small_config(folder, folder, rollout__slots=4)
-    for task, mode, kind in [
-        ("Copy", "auto", EngineRollouts),
-        ("Copy", "step", StepRollouts),
-        ("OnlySteps", "auto", StepRollouts),
-    ]:
-        args = config.task.args if task == "Copy" else {}
-        run = build(config.replace(task__name=task, task__args=args, rollout__mode=mode))
-        assert type(run.algorithm.collector.rollouts) is kind
-        assert run.evaluator is not None
-        assert type(run.evaluator.rollouts) is kind
-        metrics = run.algorithm.step()
-        assert metrics["text/length"] <= (2 if task == "OnlySteps" else 3)
-        assert run.evaluator.evaluate().metrics["eval/length"] <= 3
-        run.close()
-    with pytest.raises(ValueError, match=r"use rollout.mode='step'"):
-        build(config.replace(task__name="OnlySteps", task__args={}, rollout__mode="generate"))
-
-
-def test_the_two_modes_train_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = save_small_model(tmp_path_factory.mktemp("model"), spread=0.2)
-    rows = []
-    for mode in ("generate", "step"):
-        run = build(small_config(folder, folder, rollout__mode=mode, rollout__slots=8))
-        run.algorithm.step()
-        rows.append(run.algorithm.step() | (run.evaluator.evaluate().metrics if run.evaluator else {}))
-        run.close()
-    for name in ("reward/mean", "text/length", "policy/entropy", "value/loss", "eval/sampled", "eval/greedy", "tokens"):
-        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4, abs=1e-5), name
+    run = build(small_config(folder, folder, rollout__slots=4, task__name="OnlySteps", task__args={}))
+    assert run.evaluator is not None
+    metrics = run.algorithm.step()
+    assert metrics["text/length"] <= 2
+    assert run.evaluator.evaluate().metrics["eval/length"] <= 2
+    run.close()
 
 
 # The same again, and going on.
@@ -282,7 +277,7 @@ def fresh(model: Any) -> Any:
     def make(seed: int = 0, slots: int = 4) -> Collector:
         mdp = TokenMDP(Stopped(), completions_per_prompt=2)
         return Collector(
-            EngineRollouts(mdp, engine_of(model, mdp.context, slots)), 6, seed=seed, over_sample=1.5, filters=[not_cut]
+            EngineWriter(mdp, engine_of(model, mdp.context, slots)), 6, seed=seed, over_sample=1.5, filters=[not_cut]
         )
 
     return make

@@ -11,10 +11,10 @@ import torch
 from tensordict import TensorDict
 
 from agents.rollouts.collector import MAX_ROUNDS, Collector, not_cut, not_uniform
-from agents.rollouts.packing import Episode
 from llm_env.engines import Sampling
 from llm_env.mdp.core import TokenMDP
 from llm_env.tasks import Task
+from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from agents.rollouts.packing import Episode, pack, trim
+from agents.rollouts.packing import pack, trim
+from llm_env.tokens.episode import Episode
 from rewards import Rollout, Score
 
 PAD, EOS = 0, 2

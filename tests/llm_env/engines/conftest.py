@@ -71,13 +71,11 @@ class AlphabetEngine(EngineBase):
         logits[torch.arange(len(last)), following] = 50.0
         return logits
 
-    def _start(self, slots: Any, prompts: Any) -> torch.Tensor:
-        self.calls.append(("start", slots.tolist()))
-        return self._logits([int(prompt[-1]) for prompt in prompts])
-
-    def _extend(self, slots: Any, token_lists: Any) -> torch.Tensor:
-        self.calls.append(("step", slots.tolist()))
-        return self._logits([int(tokens[-1]) for tokens in token_lists])
+    def _advance(self, slots: Any, token_lists: Any, fresh: Any, prompts: Any) -> torch.Tensor:
+        for kind, where in (("step", slots), ("start", fresh)):
+            if len(where):
+                self.calls.append((kind, where.tolist()))
+        return self._logits([int(tokens[-1]) for tokens in (*token_lists, *prompts)])
 
     def _log_probs(self, sequences: Any) -> Any:
         raise NotImplementedError

@@ -109,7 +109,7 @@ def test_log_probs_are_those_of_generate_at_temperature_one():
 
 @pytest.mark.parametrize("memory", [2**29, 4 * 100 * 5])
 def test_log_probs_equal_a_plain_forward_pass(memory, monkeypatch):
-    monkeypatch.setattr("llm_env.engines.transformers.LOGITS_BYTES", memory)  # the small one: 5 positions a pass
+    monkeypatch.setattr("llm_env.engines.transformers.engine.LOGITS_BYTES", memory)  # the small one: 5 positions a pass
     model = make_model("llama")
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 100, length) for length in (7, 1, 24, 0, 2, 12, 7)]
@@ -192,7 +192,7 @@ def test_bad_prompts_are_refused_before_anything_runs():
         ([[4], []], "a prompt is empty"),
         ([[4], [4] * 8], "a prompt of 8 tokens does not fit a context of 8 with a token after it"),
         (["Hi"], "encode"),
-        ([[4, 100]], "got 100"),
+        ([[4, 100]], "token id 100"),
     ):
         with pytest.raises(ValueError, match=message):
             engine.stream(prompts)

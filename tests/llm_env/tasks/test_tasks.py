@@ -20,7 +20,7 @@ def write(mdp: TokenMDP, text: str) -> float:
         mdp.step([token])
         if mdp.finished:
             break
-    return mdp.finished[0].episode_return
+    return mdp.finished[0].total
 
 
 @pytest.mark.parametrize("task", [Copy(4), Reverse(4), Addition(3)])

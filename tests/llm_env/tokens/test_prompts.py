@@ -97,12 +97,12 @@ class FakeChat:
 )  # fmt: skip
 def test_chat_templates(chat: bool | None, template: bool, plain: list[int], messages: list[int]) -> None:
     prompts = [Prompt("a"), Prompt([{"role": "user", "content": "b"}])]
-    tokenized = TokenizedPrompts(prompts, FakeChat(template), chat, longest=9)  # type: ignore[arg-type]
+    tokenized = TokenizedPrompts.encode(prompts, FakeChat(template), chat, longest=9)  # type: ignore[arg-type]
     assert [tokens.tolist() for tokens in tokenized.tokens] == [plain, messages]
 
 
 def test_an_empty_prompt_begins_with_the_beginning_of_sequence() -> None:
     vocabulary = Vocabulary(load_tokenizer("tiny"))
-    tokenized = TokenizedPrompts([Prompt(""), Prompt("b")], vocabulary, longest=9)
+    tokenized = TokenizedPrompts.encode([Prompt(""), Prompt("b")], vocabulary, longest=9)
     assert tokenized.tokens[0].tolist() == [vocabulary.bos_token]
     assert tokenized.tokens[1].tolist() == vocabulary.encode("b").tolist()

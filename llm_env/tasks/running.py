@@ -1,0 +1,213 @@
+"""Episodes of a task while they are being written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_env.tasks.base import Task
+from llm_env.tokens.episode import UNSCORED, Episode
+from llm_env.tokens.prompts import Prompt, TokenizedPrompts
+from llm_env.tokens.state import END_LABELS, RUNNING, SavedRows, TokenState
+from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.vocabulary import Vocabulary
+from rewards import RewardError, Rollout
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedEpisodes:
+    """A copy of some rows of `RunningEpisodes`; see there."""
+
+    state: SavedRows
+    prompts: list[Prompt]
+    prompt_index: IntArray
+    group: IntArray
+    token_rewards: FloatArray | None
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+class RunningEpisodes:
+    """Episodes of one task side by side: their tokens, and which prompt each of them answers.
+
+    What a task does while a text is being written happens here and nowhere else: its stop sequences and its budget,
+    what it replies (`reply`), where it ends a text (`over`), and what it pays for a token (`token_reward`). A
+    `TokenMDP` shows these rows to an agent outside; the writing loop fills them from a language model.
+
+    Args:
+        task: bound to a vocabulary.
+        prompts: of one of its splits, with their tokens.
+        vocabulary: of whoever chooses the tokens.
+        num_rows: how many episodes live side by side.
+        context: how many tokens prompt and text may have together.
+        max_new_tokens: how many tokens the agent may choose; by default what the task says.
+        eos_tokens: what ends a text; by default what the vocabulary says.
+
+    Attributes:
+        state: the tokens, see `TokenState`.
+        prompt_index: `[num_rows]` which prompt each row answers.
+        group: `[num_rows]` rows of one group are to be compared with each other.
+
+    Examples:
+        >>> from llm_env.models import load_vocabulary
+        >>> from llm_env.tasks import Reverse
+        >>> vocabulary = load_vocabulary("tiny")
+        >>> task = Reverse(length=2).bind(vocabulary)
+        >>> prompts = TokenizedPrompts.encode(task.prompts("test"), vocabulary)
+        >>> episodes = RunningEpisodes(task, prompts, vocabulary, num_rows=1, context=20)
+        >>> row = np.array([0])
+        >>> episodes.begin(row, np.array([3]))
+        >>> for letter in (*episodes.prompt(0).metadata["answer"], None):
+        ...     token = vocabulary.eos_tokens if letter is None else vocabulary.encode(letter)
+        ...     episodes.step(np.asarray(token), row)
+        >>> str(episodes.rollout(0).end), episodes.rollout(0).text == episodes.prompt(0).metadata["answer"]
+        ('eos', True)
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        prompts: TokenizedPrompts,
+        vocabulary: Vocabulary,
+        *,
+        num_rows: int,
+        context: int,
+        max_new_tokens: int | None = None,
+        eos_tokens: Sequence[int] | None = None,
+    ) -> None:
+        self.task = task
+        self.prompts = prompts
+        self.vocabulary = vocabulary
+        if task.when_cut not in ("score", "bootstrap"):
+            raise ValueError(f"when_cut must be 'score' or 'bootstrap', got {task.when_cut!r}")
+        budget = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+        self.state = TokenState(
+            num_rows,
+            context,
+            vocab_size=vocabulary.size,
+            pad_token=vocabulary.pad_token,
+            eos_tokens=vocabulary.eos_tokens if eos_tokens is None else eos_tokens,
+            stop=vocabulary.matchers(task.stop),
+            budget=budget,
+            cut_is_final=task.when_cut == "score",
+            over=task.over if task.overrides("over") else None,
+            reply=self._reply if task.overrides("reply") else None,
+        )
+        self.prompt_index: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.group: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self._prompts: list[Prompt] = [Prompt("")] * num_rows
+        self._token_rewards = np.zeros((num_rows, min(budget, context))) if task.overrides("token_reward") else None
+
+    @property
+    def num_rows(self) -> int:
+        """How many episodes live side by side."""
+        return self.state.num_rows
+
+    @property
+    def pays_tokens(self) -> bool:
+        """Whether the task pays for single tokens."""
+        return self._token_rewards is not None
+
+    def begin(self, rows: IntArray, prompt_indices: IntArray, groups: IntArray | None = None) -> None:
+        """Begin new episodes in `rows`, with these prompts. The arguments are not checked again."""
+        chosen = prompt_indices.tolist()
+        self.state.reset(rows, [self.prompts.tokens[index] for index in chosen], checked=True)
+        for row, index in zip(rows.tolist(), chosen, strict=True):
+            self._prompts[row] = self.prompts.prompts[index]
+        self.prompt_index[rows] = prompt_indices
+        self.group[rows] = prompt_indices if groups is None else groups
+        if self._token_rewards is not None:
+            self._token_rewards[rows] = 0.0
+
+    def step(self, actions: Sequence[int] | IntArray, rows: Sequence[int] | IntArray | None = None) -> None:
+        """Let `rows` (all by default) each take an action; see `TokenState.step`."""
+        self.state.step(actions, rows)
+
+    def pay(self, rows: IntArray) -> FloatArray | None:
+        """`[len(rows)]` what the task pays for the step that these rows have just made; None if it never does."""
+        if self._token_rewards is None or not len(rows):
+            return None
+        paid = np.asarray(self.task.token_reward(self.state, rows))
+        if paid.shape != rows.shape or paid.dtype.kind not in "biuf" or not np.isfinite(paid).all():
+            raise RewardError(
+                f"the task {self.task.name} gave a token_reward of {paid!r}; expected a finite number for each of "
+                f"{len(rows)} rows"
+            )
+        self._token_rewards[rows, self.state.num_actions[rows] - 1] = paid
+        return paid.astype(np.float64)
+
+    def prompt(self, row: int) -> Prompt:
+        """The prompt that the episode in `row` began with."""
+        return self._prompts[row]
+
+    def rollout(self, row: int) -> Rollout:
+        """The episode in `row` as it stands, as a reward sees it."""
+        state = self.state
+        start, stop = int(state.prompt_length[row]), int(state.length[row])
+        return Rollout(
+            prompt_tokens=state.tokens[row, :start].copy(),
+            tokens=state.tokens[row, start:stop].copy(),
+            metadata=self._prompts[row].metadata,
+            end=END_LABELS[state.end[row]],
+            is_action=state.is_action[row, start:stop].copy() if state.reply is not None else None,
+            decode=self.vocabulary.decode,
+        )
+
+    def episode(self, row: int, **known: Any) -> Episode:
+        """The episode in `row`, which has ended; not scored yet.
+
+        Args:
+            row: which one.
+            known: further fields of the `Episode`, known to whoever chose its tokens.
+        """
+        state = self.state
+        paid = self._token_rewards
+        fields: dict[str, Any] = {
+            "rollout": self.rollout(row),
+            "score": UNSCORED,
+            "log_probs": None,
+            "token_rewards": None if paid is None else paid[row, : state.num_actions[row]].copy(),
+            "truncated": not state.cut_is_final and bool(state.truncated[row]),
+            "prompt_index": int(self.prompt_index[row]),
+            "group": int(self.group[row]),
+        }
+        return Episode(**{**fields, **known})
+
+    def save(self, rows: IntArray) -> SavedEpisodes:
+        """Copy some rows out; `restore` puts them back, into the same rows or others, or one into many."""
+        return SavedEpisodes(
+            self.state.save(rows),
+            [self._prompts[row] for row in rows.tolist()],
+            self.prompt_index[rows],
+            self.group[rows],
+            None if self._token_rewards is None else self._token_rewards[rows],
+        )
+
+    def restore(self, rows: IntArray, saved: SavedEpisodes) -> None:
+        """Put saved rows back: one each, or a single one copied into all of them."""
+        self.state.restore(rows, saved.state)
+        self.prompt_index[rows] = saved.prompt_index
+        self.group[rows] = saved.group
+        if self._token_rewards is not None:
+            self._token_rewards[rows] = saved.token_rewards
+        for place, row in enumerate(rows.tolist()):
+            self._prompts[row] = saved.prompts[place if len(saved) > 1 else 0]
+
+    def ended(self, rows: IntArray) -> IntArray:
+        """Those of `rows` whose episode is over."""
+        ended: IntArray = rows[self.state.end[rows] != RUNNING]
+        return ended
+
+    def _reply(self, state: TokenState, row: int) -> Sequence[int] | None:
+        reply = self.task.reply(self.rollout(row))
+        if not isinstance(reply, str):
+            return reply
+        # In the middle of a text, the special tokens that a tokenizer puts around one would be out of place.
+        return [int(token) for token in self.vocabulary.encode(reply, add_special_tokens=False)]
