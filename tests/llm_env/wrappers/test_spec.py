@@ -104,7 +104,8 @@ def test_an_engine_is_not_recorded() -> None:
     """Every wrapper outside would copy it, weights and all, whenever its spec is looked at."""
     with TransformersEngine(load_model("tiny"), load_tokenizer("tiny"), num_slots=1, context=20) as engine:
         env = FlatTokens(KLReward(gymnasium.make("llm_env/Copy-v0"), beta=0.1, reference=engine))
-        assert env.env.layer.penalty._observer.engine is engine
+        with pytest.raises(ValueError, match="free"):  # its one slot serves the wrapper, so this is no copy
+            engine.claim(1)
         assert [spec.kwargs for spec in env.spec.additional_wrappers] == [None, {}]
         with pytest.raises(ValueError, match=r"KLReward .* the wrapper cannot be recreated"):
             gymnasium.make(env.spec)
