@@ -16,12 +16,12 @@ import torch
 
 from llm_env import TokenVectorEnv
 from llm_env.engines.sampling import Sampling, choose
-from llm_env.wrappers import episode_statistics
+from llm_env.wrappers.vector import EpisodeStatistics
 
 
 def rollout(task: str, model: str, episodes: int, num_envs: int, temperature: float, seed: int) -> list[dict]:
-    """Play `episodes` episodes; what `episode_statistics` says of each."""
-    envs = episode_statistics(
+    """Play `episodes` episodes; what `EpisodeStatistics` says of each."""
+    envs = EpisodeStatistics(
         TokenVectorEnv(
             task,
             num_envs,

@@ -37,6 +37,11 @@ class KLPenalty:
                 "the KL penalty needs a reference model: give reference='transformers' (or an engine), "
                 "or make the environment with engine='transformers', observe='logits' to use the model it reads with"
             )
+        if model is not None and not isinstance(reference, str):
+            raise ValueError(
+                f"model={model!r} says what a reference engine given by name is to serve, but reference={reference!r}: "
+                "name the engine, or leave out the model"
+            )
         self.beta = beta
         self._mdp = mdp
         self._observer = mdp.observer

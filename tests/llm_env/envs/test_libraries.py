@@ -23,7 +23,7 @@ from torchrl.envs.utils import RandomPolicy, check_env_specs
 
 from llm_env import SB3TokenVecEnv, TokenVectorEnv, TorchRLTokenEnv
 from llm_env.tasks import Copy, Task
-from llm_env.wrappers import episode_statistics, flat_tokens, kl_reward
+from llm_env.wrappers.vector import EpisodeStatistics, FlatTokens, KLReward
 
 TASKS = ["Addition", "Copy", "Countdown", "ReasoningGym", "Reverse", "Sentiment"]
 
@@ -104,7 +104,7 @@ def test_stable_baselines3_by_its_own_ways() -> None:
         mean, _ = evaluate_policy(model, SB3TokenVecEnv("Copy", 2), n_eval_episodes=3)
     assert mean == 0.0
     wrapped = SB3TokenVecEnv(
-        episode_statistics(flat_tokens(TokenVectorEnv("Copy", 2, autoreset_mode="SameStep", max_new_tokens=1)))
+        EpisodeStatistics(FlatTokens(TokenVectorEnv("Copy", 2, autoreset_mode="SameStep", max_new_tokens=1)))
     )
     wrapped.reset()
     infos = wrapped.step(np.array([70, 71]))[3]
@@ -117,7 +117,7 @@ def test_stable_baselines3_by_its_own_ways() -> None:
         SB3TokenVecEnv(TokenVectorEnv("Copy", 2, autoreset_mode="SameStep"), num_envs=5)
     with pytest.raises(TypeError, match="Stable-Baselines3 has no actions such as Dict"):
         SB3TokenVecEnv(
-            kl_reward(TokenVectorEnv("Copy", 2, autoreset_mode="SameStep"), beta=0.1, reference="transformers")
+            KLReward(TokenVectorEnv("Copy", 2, autoreset_mode="SameStep"), beta=0.1, reference="transformers")
         )
 
 
