@@ -12,7 +12,22 @@ T = TypeVar("T")
 
 
 class UnknownNameError(ValueError):
-    """A name was asked for that nobody registered; the message lists the known names."""
+    """A name was asked for that nobody registered.
+
+    Args:
+        kind: What was asked for, in words: "task", "algorithm".
+        name: The name.
+        known: The names there are.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        super().__init__(f"unknown {kind} {name!r}; {did_you_mean(name, names)}Known: {', '.join(names) or 'none yet'}")
+        self._arguments = (kind, name, names)
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        # An error pickles what it gave to its base class, which here is the message and not the three arguments.
+        return type(self), self._arguments
 
 
 class Registry(Generic[T]):
@@ -49,8 +64,9 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind}: the name is {name!r}; expected a text that is not empty.")
         known = self._things.get(name)
         if known is not None and known is not thing and _origin(known) != _origin(thing):
+            article = "an" if self.kind[0] in "aeiou" else "a"
             raise ValueError(
-                f"a {self.kind} named {name!r} is already registered ({'.'.join(_origin(known))}): "
+                f"{article} {self.kind} named {name!r} is already registered ({'.'.join(_origin(known))}): "
                 f"give yours another name"
             )
         self._things[name] = thing
@@ -67,8 +83,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """The thing of that name; an `UnknownNameError`, which is a ValueError, if there is none."""
         if name not in self._things:
-            known = ", ".join(self.names()) or "none yet"
-            raise UnknownNameError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self)}Known: {known}")
+            raise UnknownNameError(self.kind, name, self)
         return self._things[name]
 
     def __contains__(self, name: object) -> bool:
@@ -102,7 +117,7 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3, cutoff: float 
         >>> did_you_mean("colour", ["length", "cost"], cutoff=0.6)
         ''
     """
-    near = difflib.get_close_matches(str(name), list(known), n=count, cutoff=cutoff)
+    near = difflib.get_close_matches(str(name), dict.fromkeys(known), n=count, cutoff=cutoff)
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 

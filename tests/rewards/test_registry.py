@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -48,6 +49,13 @@ def test_an_unknown_name_lists_what_there_is(shapes):
         shapes["xyz"]
 
 
+def test_the_error_survives_pickling(shapes):
+    shapes.add("circle", shape(3))
+    with pytest.raises(UnknownNameError) as caught:
+        shapes["circel"]
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
 def test_an_empty_table_says_so(shapes):
     with pytest.raises(ValueError, match=r"^unknown shape 'circle'; Known: none yet$"):
         shapes["circle"]
@@ -90,3 +98,4 @@ def test_did_you_mean_shows_the_nearest_first():
     assert did_you_mean("length_", known, count=1) == "did you mean 'length'? "
     assert did_you_mean("length_", iter(known), cutoff=1.0) == ""
     assert did_you_mean("anything", []) == ""
+    assert did_you_mean("length_", ["length", "length"]) == "did you mean 'length'? "  # each name once
