@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.base import Reward, RewardError, RewardLike, as_reward
+from rewards.base import Reward, RewardLike, as_reward
 from rewards.isolated import Isolated, IsolationError, StartupError
-from rewards.rollout import Rollout, Score, shown
+from rewards.rollout import Rollout, shown
+from rewards.score import RewardError, Score
 
 logger = logging.getLogger("rewards")
 

@@ -24,8 +24,9 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from rewards import worker
-from rewards.base import Reward, RewardError
-from rewards.rollout import Rollout, Score
+from rewards.base import Reward
+from rewards.rollout import Rollout
+from rewards.score import RewardError, Score
 
 # A reward may have to import much; one that takes longer than this to load hangs.
 STARTUP_SECONDS = 120.0

@@ -10,9 +10,11 @@ from decimal import Decimal
 from typing import Any
 
 from rewards.base import Reward
+from rewards.named import register_reward
 from rewards.rollout import Rollout, shown
 
 
+@register_reward("exact_match")
 @dataclass(eq=False)
 class ExactMatch(Reward):
     r"""1 if the text is the expected answer, else 0.
@@ -86,6 +88,7 @@ def last_number(text: str) -> Decimal | None:
     return number if last["sign"] in (None, "+") else number.copy_negate()
 
 
+@register_reward("numeric_match")
 @dataclass(eq=False)
 class NumericMatch(Reward):
     """1 if the last number in the text is the last one in the expected answer, else 0.
@@ -124,6 +127,7 @@ class NumericMatch(Reward):
         return float(found is not None and abs(found - expected) <= Decimal(repr(float(self.tolerance))))
 
 
+@register_reward("format")
 class Format(Reward):
     r"""1 if the text matches a regular expression, else 0.
 

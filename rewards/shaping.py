@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from rewards.base import Reward
+from rewards.named import register_reward
 from rewards.rollout import Rollout
 
 
+@register_reward("length_penalty")
 @dataclass(eq=False)
 class LengthPenalty(Reward):
     """A cost for every token the agent chose beyond a free allowance, down to a floor.
@@ -48,6 +50,7 @@ class LengthPenalty(Reward):
         return max(self.floor, -self.cost * beyond) if beyond else 0.0
 
 
+@register_reward("missing_eos_penalty")
 @dataclass(eq=False)
 class MissingEosPenalty(Reward):
     """A penalty for a rollout that was cut off: out of budget or context before it came to its end.
@@ -71,6 +74,7 @@ class MissingEosPenalty(Reward):
         return 0.0 if rollout.terminated else -self.penalty
 
 
+@register_reward("repetition_penalty")
 @dataclass(eq=False)
 class RepetitionPenalty(Reward):
     """A penalty for repeating oneself: the share of n-grams that occurred before, times `penalty`.

@@ -73,7 +73,7 @@ def main(connection: socket.socket) -> None:
     sys.path[:], parent, payload = pickle.loads(receive(connection))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        from rewards.base import RewardError
+        from rewards.score import RewardError
 
         reward = pickle.loads(payload)
     except Exception as error:

@@ -79,7 +79,7 @@ class EngineRollouts:
                 prompt_tokens=prompts[done.prompt_index],
                 tokens=done.tokens,
                 metadata=mdp.prompts.prompts[int(indices[done.prompt_index])].metadata,
-                end=done.end,  # type: ignore[arg-type]
+                end=done.end,
                 decode=mdp.vocabulary.decode,
             )
             for done in completions

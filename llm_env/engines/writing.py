@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_env.engines.sampling import Sampling, choose, uniforms
-from llm_env.tokens.state import End, TokenState
+from llm_env.tokens.state import END_OF_CODE, TokenState
 from llm_env.tokens.stopping import IntArray
+from rewards import End
 
 if TYPE_CHECKING:
     from llm_env.engines.base import EngineBase
@@ -27,14 +28,14 @@ class Completion:
         completion_index: which of its completions, from 0 to `Sampling.n - 1`.
         tokens: `[T]` int64, the token that ended it included.
         log_probs: `[T]` float32, of the distribution that was sampled from.
-        end: why it ended: "eos", "stop", "budget" (max_new_tokens) or "context".
+        end: why it ended: EOS, STOP, BUDGET (`max_new_tokens`) or CONTEXT.
     """
 
     prompt_index: int
     completion_index: int
     tokens: IntArray
     log_probs: npt.NDArray[np.float32]
-    end: str
+    end: End
 
 
 def complete(
@@ -89,7 +90,7 @@ def complete(
                     completion_index=completion,
                     tokens=state.tokens[row, state.prompt_length[row] : state.length[row]].copy(),
                     log_probs=log_probs[row, : state.num_actions[row]].copy(),
-                    end=End(state.end[row]).label,
+                    end=END_OF_CODE[state.end[row]],
                 )
     finally:
         engine.stop(slots[state.running])

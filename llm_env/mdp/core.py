@@ -18,7 +18,7 @@ from llm_env.tasks.base import Task
 from llm_env.tasks.registry import make_task
 from llm_env.tokens.checks import as_indices
 from llm_env.tokens.prompts import Prompt, PromptSampler, TokenizedPrompts
-from llm_env.tokens.state import END_LABELS, RUNNING, SavedRows, TokenState
+from llm_env.tokens.state import END_OF_CODE, RUNNING, SavedRows, TokenState
 from llm_env.tokens.stopping import IntArray
 from rewards import Guard, RewardError, Rollout, Score
 
@@ -258,7 +258,7 @@ class TokenMDP:
             prompt_tokens=state.tokens[row, :start].copy(),
             tokens=state.tokens[row, start:stop].copy(),
             metadata=self.prompt(row).metadata,
-            end=END_LABELS[state.end[row]],
+            end=END_OF_CODE[state.end[row]],
             is_action=state.is_action[row, start:stop].copy() if state.reply is not None else None,
             decode=self.vocabulary.decode,
         )
