@@ -130,7 +130,7 @@ class FunctionReward(Reward):
 
     def __init__(self, function: Callable[[Rollout], float | Score]) -> None:
         self.function = function
-        # A functools.partial has no name of its own but its function does.
+        # A functools.partial has no name, but the function in it has one.
         named = getattr(function, "func", function)
         self.name = getattr(named, "__name__", type(named).__name__).strip("<>")
 
@@ -140,7 +140,7 @@ class FunctionReward(Reward):
 
 
 def as_reward(obj: RewardLike) -> Reward:
-    """Take a reward as it is and make one of a function `rollout -> float` or `rollout -> Score`.
+    """Give a reward back as it is, and make one of a function `rollout -> float` or `rollout -> Score`.
 
     Raises:
         TypeError: If `obj` is neither, for instance a class that was not instantiated or a function that
@@ -162,7 +162,7 @@ def as_reward(obj: RewardLike) -> Reward:
     try:
         inspect.signature(obj).bind(None)
     except ValueError:
-        pass  # some builtins have no signature to look at
+        pass  # some of Python's built-in functions have no signature to check
     except TypeError as error:
         raise TypeError(
             f"{obj!r} cannot be called with a rollout alone ({error}); a reward function takes one Rollout "

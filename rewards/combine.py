@@ -44,7 +44,7 @@ class Clip(Combination):
         (score,) = scores
         clipped = min(max(score.total, self.low), self.high)
         if clipped == score.total:
-            return score.value, score.per_token  # exactly, without rounding
+            return score.value, score.per_token  # as they are, without the rounding of the line below
         return clipped - (score.total - score.value), score.per_token
 
 

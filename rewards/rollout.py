@@ -37,7 +37,7 @@ _NO_METADATA: Mapping[str, Any] = {}
 class Rollout:
     """One finished episode: a prompt, the tokens that followed, and what the task knows about it.
 
-    Environments build one per episode, so construction only stores references; `prompt` and `text` are
+    Environments build one per episode, so making one only stores references; `prompt` and `text` are
     decoded on first use and kept. To make one by hand, use `Rollout.of`.
 
     Args:

@@ -47,7 +47,7 @@ class Score:
         return self.value if self.per_token is None else self.value + float(self.per_token.sum())
 
     def __eq__(self, other: object) -> bool:
-        # A dataclass would compare the arrays with ==, whose result has no truth value.
+        # A dataclass would compare the arrays with ==, which gives an array and not one truth value.
         if not isinstance(other, Score):
             return NotImplemented
         if self.per_token is None or other.per_token is None:

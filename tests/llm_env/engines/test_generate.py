@@ -109,7 +109,7 @@ def test_log_probs_are_those_of_generate_at_temperature_one():
 
 @pytest.mark.parametrize("memory", [2**29, 4 * 100 * 5])
 def test_log_probs_equal_a_plain_forward_pass(memory, monkeypatch):
-    monkeypatch.setattr("llm_env.engines.transformers.LOGITS_BYTES", memory)  # the small one: 5 positions a pass
+    monkeypatch.setattr("llm_env.engines.transformers.engine.LOGITS_BYTES", memory)  # the small one: 5 positions a pass
     model = make_model("llama")
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 100, length) for length in (7, 1, 24, 0, 2, 12, 7)]

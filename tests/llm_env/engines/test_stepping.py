@@ -12,7 +12,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import llm_env.engines.transformers as engine_module
+import llm_env.engines.transformers.engine as engine_module
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.models import load_tokenizer
 
