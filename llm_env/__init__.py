@@ -21,7 +21,8 @@ from llm_env.envs.vector import TokenVectorEnv
 from llm_env.mdp.core import TokenMDP
 from llm_env.tasks import Task, register_task, task_names
 from llm_env.tokens.prompts import Prompt
-from llm_env.tokens.state import End, TokenState
+from llm_env.tokens.state import TokenState
+from rewards import End
 
 if TYPE_CHECKING:
     from llm_env.envs.sb3 import SB3TokenVecEnv

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from llm_env.tokens.vocabulary import Vocabulary
+from rewards.registry import did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the built-in tokenizer does without
     import torch
@@ -138,10 +138,8 @@ def _source(name: str) -> Path | str:
     # No leading dot or "~", so that a mistyped path is not taken for a hub id and looked for on the network.
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         return name
-    near = difflib.get_close_matches(name, model_names(), cutoff=0.4)
-    guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ValueError(
-        f"unknown model {name!r}.{guess} Known names are {', '.join(model_names())}; "
+        f"unknown model {name!r}; {did_you_mean(name, model_names())}Known names are {', '.join(model_names())}; "
         "an existing folder or a hub id such as 'org/model' will do as well"
     )
 

@@ -14,17 +14,20 @@ back a `Score`. Write one as a function, combine it with others, and call it wit
     >>> score.parts
     {'exact_match': 1.0, 'polite': 1.0, 'length_penalty': 0.0, 'weighted_sum': 1.5}
 
-To make your own with settings or for whole batches, subclass `Reward`; to keep a run alive when one fails
-or hangs, wrap it in a `Guard`. This package knows of no environment and no model.
+To make your own with settings or for whole batches, subclass `Reward`. To keep a run alive when a reward fails or
+hangs, wrap it in a `Guard`. To choose a reward by its name, as a configuration does, see `register_reward` and
+`make_reward`. This package knows of no environment and no model.
 """
 
-from rewards.base import Reward, RewardError, RewardLike, as_reward, reward
-from rewards.combine import Clip, Ensemble, Product, WeightedSum
+from rewards.base import Product, Reward, RewardLike, WeightedSum, as_reward, reward
+from rewards.combine import Clip, Ensemble
 from rewards.guard import Failure, Guard
 from rewards.match import ExactMatch, Format, NumericMatch
-from rewards.rollout import End, Rollout, Score
-from rewards.sentiment import Sentiment
+from rewards.named import make_reward, register_reward, reward_names
+from rewards.rollout import End, Rollout
+from rewards.score import RewardError, Score
 from rewards.shaping import LengthPenalty, MissingEosPenalty, RepetitionPenalty
+from rewards.vader import VaderSentiment
 
 __all__ = [
     "Clip",
@@ -44,8 +47,11 @@ __all__ = [
     "RewardLike",
     "Rollout",
     "Score",
-    "Sentiment",
+    "VaderSentiment",
     "WeightedSum",
     "as_reward",
+    "make_reward",
+    "register_reward",
     "reward",
+    "reward_names",
 ]

@@ -1,29 +1,29 @@
-"""The `Reward` interface: what users override, and the checks every score passes through."""
+"""The `Reward` interface, which users override, and the algebra of rewards: their sums and products.
+
+A combination of rewards keeps one rule: its `Score.total` is the weighted sum, product, ... of its members' totals.
+What a member pays per token stays per token wherever that is possible; each class says how.
+
+A combination's `Score.parts` hold the members' parts, as the members gave them (neither weighted nor clipped), and its
+own value. A name that is taken gets a number: "exact_match", "exact_match_2".
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.rollout import End, Rollout, Score, shown
+from rewards.rollout import Rollout, shown
+from rewards.score import PartNames, RewardError, Score, checked_score, weighted_per_token
 
-__all__ = ["End", "Reward", "RewardError", "RewardLike", "Rollout", "Score", "as_reward", "reward"]
-
+__all__ = ["Combination", "FunctionReward", "Product", "Reward", "RewardLike", "WeightedSum", "as_reward", "reward"]
 
 _SCALAR = (int, float, np.number)
-
-
-class RewardError(ValueError):
-    """A reward gave back something that is no score: NaN, infinity, a wrong length or shape.
-
-    Unlike an exception on one odd text this is a bug in the reward, so `rewards.Guard` lets it through.
-    """
 
 
 class Reward:
@@ -94,51 +94,9 @@ class Reward:
         """Release what the reward holds, such as a worker process; by default nothing."""
 
     def _checked(self, score: float | Score, rollout: Rollout) -> Score:
-        if type(score) is float and math.isfinite(score):  # nearly every score, on a hot path
-            return Score(score, {self.name: score})
-        if not isinstance(score, Score):
-            score = Score(score)
-        value = self._number(score.value, rollout)
-        parts = {name: self._number(part, rollout, f"part {name!r}") for name, part in score.parts.items()}
-        per_token = None if score.per_token is None else self._per_token(score.per_token, rollout)
-        return Score(value, {**parts, self.name: value}, per_token)
-
-    def _number(self, value: Any, rollout: Rollout, what: str = "") -> float:
-        try:
-            # float("nan") and float("3") are numbers to Python; a text is none to us.
-            number = None if isinstance(value, str | bytes) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        if number is None or not math.isfinite(number):
-            raise RewardError(
-                f"reward {self.name!r} returned {what + ' = ' if what else ''}{value!r} for the rollout with "
-                f"text {shown(rollout)}; expected a finite number. Look for a missing return, a "
-                "division by zero or a logarithm of zero, and return a finite number for every text."
-            )
-        return number
-
-    def _per_token(self, value: Any, rollout: Rollout) -> NDArray[np.float64]:
-        try:
-            array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            problem = f"is {value!r}, which numpy cannot read as numbers ({error})"
-        else:
-            if array.shape == (rollout.num_actions,):
-                if np.isfinite(array).all():
-                    return array
-                index = int(np.flatnonzero(~np.isfinite(array))[0])
-                problem = f"has {array[index]} at index {index}"
-            else:
-                problem = f"has shape {array.shape}"
-        raise RewardError(
-            f"reward {self.name!r} returned a per_token which {problem} for the rollout with text "
-            f"{shown(rollout)}; expected finite numbers of shape ({rollout.num_actions},), one per "
-            "token the agent chose (rollout.num_actions)."
-        )
+        return checked_score(score, rollout, self.name)
 
     def __add__(self, other: RewardLike) -> Reward:
-        from rewards.combine import WeightedSum
-
         return WeightedSum([(self, 1.0), (other, 1.0)])
 
     def __radd__(self, other: RewardLike) -> Reward:
@@ -151,8 +109,6 @@ class Reward:
         return as_reward(other) + -self
 
     def __mul__(self, other: float | RewardLike) -> Reward:
-        from rewards.combine import Product, WeightedSum
-
         return WeightedSum([(self, float(other))]) if isinstance(other, _SCALAR) else Product(self, other)
 
     def __rmul__(self, other: float | RewardLike) -> Reward:
@@ -169,21 +125,22 @@ RewardLike: TypeAlias = Reward | Callable[[Rollout], float | Score]
 """A reward, or a plain function from a rollout to its score."""
 
 
-class _FunctionReward(Reward):
-    """A plain function as a reward; made by `as_reward`."""
+class FunctionReward(Reward):
+    """A plain function as a reward, named like the function; made by `as_reward`."""
 
     def __init__(self, function: Callable[[Rollout], float | Score]) -> None:
         self.function = function
-        # A functools.partial has no name of its own but its function does.
+        # A functools.partial has no name, but the function in it has one.
         named = getattr(function, "func", function)
         self.name = getattr(named, "__name__", type(named).__name__).strip("<>")
 
     def score(self, rollout: Rollout) -> float | Score:
+        """Call the function."""
         return self.function(rollout)
 
 
 def as_reward(obj: RewardLike) -> Reward:
-    """Take a reward as it is and make one of a function `rollout -> float` or `rollout -> Score`.
+    """Give a reward back as it is, and make one of a function `rollout -> float` or `rollout -> Score`.
 
     Raises:
         TypeError: If `obj` is neither, for instance a class that was not instantiated or a function that
@@ -205,13 +162,13 @@ def as_reward(obj: RewardLike) -> Reward:
     try:
         inspect.signature(obj).bind(None)
     except ValueError:
-        pass  # some builtins have no signature to look at
+        pass  # some of Python's built-in functions have no signature to check
     except TypeError as error:
         raise TypeError(
             f"{obj!r} cannot be called with a rollout alone ({error}); a reward function takes one Rollout "
             "and finds everything else in rollout.metadata."
         ) from None
-    return _FunctionReward(obj)
+    return FunctionReward(obj)
 
 
 def reward(function: Callable[[Rollout], float | Score]) -> Reward:
@@ -225,3 +182,123 @@ def reward(function: Callable[[Rollout], float | Score]) -> Reward:
         {'short': 1.0, 'weighted_sum': 0.5}
     """
     return as_reward(function)
+
+
+class Combination(Reward):
+    """A reward made of other rewards: it keeps them, scores by each, and logs their parts under unique names.
+
+    Override `combine`, which makes one score of the members' scores.
+
+    Args:
+        rewards: The members: rewards or plain functions.
+    """
+
+    def __init__(self, rewards: Iterable[RewardLike]) -> None:
+        self.rewards = tuple(as_reward(reward) for reward in rewards)
+        if not self.rewards:
+            raise ValueError(f"{type(self).__name__} got no rewards; expected at least one.")
+        self._names = PartNames()
+
+    def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """Score several rollouts by every member, and combine the scores."""
+        by_reward = [reward(rollouts) for reward in self.rewards]
+        results = []
+        for rollout, *scores in zip(rollouts, *by_reward, strict=True):
+            value, per_token = self.combine(scores, rollout)
+            results.append(Score(value, self._names.gather(scores, self.name), per_token))
+        return results
+
+    def combine(self, scores: list[Score], rollout: Rollout) -> tuple[float, NDArray[np.float64] | None]:
+        """The value and the per-token scores (or None) that follow from the members' scores for one rollout."""
+        raise NotImplementedError(f"{type(self).__name__} does not override combine(self, scores, rollout).")
+
+    def close(self) -> None:
+        """Close every member."""
+        for reward in self.rewards:
+            reward.close()
+
+
+class WeightedSum(Combination):
+    """The sum of rewards, each times its weight. `0.5 * a + b` makes one.
+
+    Per token: the members' per-token scores, each times its weight, added up.
+
+    Args:
+        parts: Pairs of a reward and its weight, or a mapping from rewards to weights. A sum made by `+`
+            and `*` is taken apart into its members; one that was given a `name` of its own stays whole.
+
+    Example:
+        >>> from rewards import ExactMatch, LengthPenalty, Rollout
+        >>> total = ExactMatch() + 0.5 * LengthPenalty(free=0, cost=0.1)
+        >>> total([Rollout.of("42", metadata={"answer": "42"})])[0].parts
+        {'exact_match': 1.0, 'length_penalty': -0.2, 'weighted_sum': 0.9}
+    """
+
+    weights: tuple[float, ...]
+
+    def __init__(self, parts: Mapping[RewardLike, float] | Iterable[tuple[RewardLike, float]]) -> None:
+        pairs: list[tuple[Reward, float]] = []
+        for part, weight in parts.items() if isinstance(parts, Mapping) else parts:
+            if not math.isfinite(weight):
+                raise ValueError(f"WeightedSum: the weight of {part!r} is {weight}; expected a finite number.")
+            reward = as_reward(part)
+            if isinstance(reward, WeightedSum) and reward.name == WeightedSum.name:
+                members = zip(reward.rewards, reward.weights, strict=True)
+                pairs += [(inner, weight * inner_weight) for inner, inner_weight in members]
+            else:
+                pairs.append((reward, float(weight)))
+        super().__init__(reward for reward, _ in pairs)
+        self.weights = tuple(weight for _, weight in pairs)
+
+    def combine(self, scores: list[Score], rollout: Rollout) -> tuple[float, NDArray[np.float64] | None]:
+        """Add the members' scores up, each times its weight."""
+        return (
+            sum(weight * score.value for weight, score in zip(self.weights, scores, strict=True)),
+            weighted_per_token(scores, self.weights),
+        )
+
+    def __repr__(self) -> str:
+        members = zip(self.rewards, self.weights, strict=True)
+        return f"WeightedSum([{', '.join(f'({reward!r}, {weight})' for reward, weight in members)}])"
+
+
+class Product(Combination):
+    """The product of rewards: with a reward of 0 or 1 as a factor, a gate. `a * b` makes one.
+
+    Per token: one factor may score tokens; what it pays for them is multiplied by the other factors.
+    Two such factors are a `RewardError`, since no split of their product over the tokens is the right one.
+
+    Args:
+        *rewards: The factors. A product made by `*` is taken apart into its own factors.
+
+    Example:
+        >>> from rewards import ExactMatch, Format, Rollout
+        >>> gated = Format(r"^answer: ") * (lambda rollout: len(rollout.text) / 10)
+        >>> [score.value for score in gated([Rollout.of("answer: yes"), Rollout.of("yes")])]
+        [1.1, 0.0]
+    """
+
+    def __init__(self, *rewards: RewardLike) -> None:
+        factors: list[Reward] = []
+        for reward in map(as_reward, rewards):
+            plain = isinstance(reward, Product) and reward.name == Product.name
+            factors += reward.rewards if isinstance(reward, Product) and plain else [reward]
+        super().__init__(factors)
+
+    def combine(self, scores: list[Score], rollout: Rollout) -> tuple[float, NDArray[np.float64] | None]:
+        """Multiply the factors' scores."""
+        value = math.prod(score.value for score in scores)
+        paying = [index for index, score in enumerate(scores) if score.per_token is not None]
+        if not paying:
+            return value, None
+        if len(paying) > 1:
+            names = ", ".join(repr(self.rewards[index].name) for index in paying)
+            raise RewardError(
+                f"reward {self.name!r} got per_token scores from {names} for the rollout with text "
+                f"{shown(rollout)}; expected them from at most one factor. Add such rewards, or "
+                "let all but one pay at the end only."
+            )
+        per_token = scores[paying[0]].per_token
+        assert per_token is not None
+        others = math.prod(score.value for index, score in enumerate(scores) if index != paying[0])
+        return value, others * per_token

@@ -10,16 +10,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.base import Reward, RewardError, RewardLike, as_reward
+from rewards.base import Reward, RewardLike, as_reward
 from rewards.isolated import Isolated, IsolationError, StartupError
-from rewards.rollout import Rollout, Score, shown
+from rewards.rollout import Rollout, shown
+from rewards.score import RewardError, Score
 
 logger = logging.getLogger("rewards")
 
 KEPT_FAILURES = 100
 FULL_REPORTS = 3
 
-# One lock for all guards, held for moments only; a lock of its own would keep a guard from being pickled.
+# Protects the counts of all guards. A lock in each guard would make guards impossible to pickle.
 _counting = threading.Lock()
 
 
@@ -39,20 +40,20 @@ class Failure:
 
 
 class Guard(Reward):
-    """A reward whose failures cost one rollout its score, and neither the run nor your notice.
+    """A reward whose failures cost one rollout its score; they neither end the run nor go unnoticed.
 
     A rollout whose scoring raises or takes too long is given `on_error`. It is counted, kept in `failures`
     and logged (logger "rewards"): the first three in full, then a line at every power of two. Each score
     has a part "reward_failed", 1 for a failure and else 0, so its mean is the share of failures.
 
-    Some things pass through, since going on would not help: a `RewardError` (NaN, infinity: a bug in the
-    reward), a `NotImplementedError` (there is no reward), a `rewards.isolated.StartupError` (no worker process
-    can load the reward), and exceptions that are not errors, such as KeyboardInterrupt.
+    Some exceptions are raised all the same, since going on would not help: a `RewardError` (NaN, infinity: a bug
+    in the reward), a `NotImplementedError` (the reward has no `score`), a `rewards.isolated.StartupError` (no worker
+    process can load the reward), and those that are not errors, such as KeyboardInterrupt.
 
     Without a timeout, batches are passed on whole; if one raises, its rollouts are scored again one at a
-    time, so that only the guilty ones fail. With a timeout, rollouts are scored one at a time in a worker
+    time, so that only those which raise fail. With a timeout, rollouts are scored one at a time in a worker
     process, by a copy of the reward which is made now; on time-out that process is killed and a new one
-    started. It keeps no state across that, and what it changes about the reward is not seen here.
+    started. What the reward remembers is then lost, and what the copy changes does not change the reward here.
 
     Args:
         reward: The reward, or a function.
@@ -81,7 +82,7 @@ class Guard(Reward):
         self.num_failures = 0
         self.num_rollouts = 0
         self.failures: deque[Failure] = deque(maxlen=KEPT_FAILURES)
-        self._num_odd_batches = 0
+        self._num_failed_batches = 0
         self._isolated = None if timeout is None else Isolated(self.reward, timeout)
 
     @property
@@ -90,7 +91,7 @@ class Guard(Reward):
         return None if self._isolated is None else self._isolated.timeout
 
     def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """Score several rollouts, each of them failing for itself."""
+        """Score several rollouts; the failure of one does not affect the others."""
         with _counting:
             self.num_rollouts += len(rollouts)
         if self._isolated is not None or len(rollouts) == 1:
@@ -132,7 +133,7 @@ class Guard(Reward):
         return Score(self.on_error, {self.name: self.on_error, "reward_failed": 1.0})
 
     def _checked(self, score: float | Score, rollout: Rollout) -> Score:
-        assert isinstance(score, Score)  # checked already, by the guarded reward; twice would double the cost
+        assert isinstance(score, Score)  # the guarded reward has checked it; checking again would double the cost
         return score
 
     def _report(self, failure: Failure) -> None:
@@ -161,12 +162,12 @@ class Guard(Reward):
 
     def _report_batch(self, size: int, trace: str) -> None:
         with _counting:
-            self._num_odd_batches += 1
-            batches = self._num_odd_batches
+            self._num_failed_batches += 1
+            batches = self._num_failed_batches
         if _is_power_of_two(batches):
             logger.warning(
                 "reward %r failed on a batch of %d rollouts, though on none of them alone (so far %d times). "
-                "They got their scores; look for what its score_batch cannot take.\n%s",
+                "They got their scores; look for a combination of rollouts that its score_batch cannot handle.\n%s",
                 self.name,
                 size,
                 batches,
@@ -182,5 +183,5 @@ def _is_power_of_two(number: int) -> bool:
 
 
 def _succeeded(score: Score) -> Score:
-    # A guarded reward may itself have guards in it, whose failures are kept.
+    # The guarded reward may contain guards, whose parts "reward_failed" win over this one.
     return Score(score.value, {"reward_failed": 0.0, **score.parts}, score.per_token)

@@ -2,8 +2,8 @@
 
 A thread that hangs cannot be ended and a signal handler works in the main thread only, so a reward that
 may hang (an endless loop, a regular expression that backtracks forever, the agent's own code) needs a
-process. That one is started from scratch rather than forked, since forking a program with threads or a GPU
-context is unsafe; and not by `multiprocessing`, which would run the user's main script again.
+process. It is started from scratch rather than forked, since forking a program that has threads or uses a GPU
+is unsafe; and not by `multiprocessing`, which would run the user's main script again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from rewards import worker
-from rewards.base import Reward, RewardError
-from rewards.rollout import Rollout, Score
+from rewards.base import Reward
+from rewards.rollout import Rollout
+from rewards.score import RewardError, Score
 
-# A reward may have to import much; one that takes longer than this to load hangs.
+# Loading a reward may import large libraries; one that takes longer than this is taken to hang.
 STARTUP_SECONDS = 120.0
 
 
@@ -45,7 +46,7 @@ class IsolationError(RuntimeError):
 
 
 class StartupError(RuntimeError):
-    """The reward could not be loaded in a worker process, and never was: it would fail on every rollout."""
+    """No worker process could load the reward, not even the first: scoring would fail on every rollout."""
 
 
 class Isolated:
@@ -104,16 +105,17 @@ class Isolated:
             RewardError: If what it returned is no score.
             StartupError: If no worker process could load the reward.
         """
-        # Not pickle: metadata may hold objects of classes defined in the main script.
+        # pickle would not do: metadata may hold objects whose classes are defined in the main script.
         request = cloudpickle.dumps(rollout)
         with self._lock:
             try:
                 reply = self._ask(request)
             except BaseException as error:
-                # Also on KeyboardInterrupt: the answer to this rollout would be taken for the next one's.
+                # The process is ended on KeyboardInterrupt as well. Otherwise its answer to this rollout would arrive
+                # later, and be taken for the answer to the next one.
                 code = self._end()
-                # Another code than that of our own SIGKILL: it had ended already, and a process forked
-                # from it kept the connection open.
+                # With any other exit code than that of our own SIGKILL, the worker had ended by itself before the time
+                # was over, and a process that it had forked kept the connection open.
                 if isinstance(error, TimeoutError) and code in (None, -signal.SIGKILL):
                     raise IsolationError(
                         f"TimeoutError: no score after {self.timeout} s; the worker process was killed"
@@ -143,8 +145,8 @@ class Isolated:
         except (EOFError, ConnectionError):
             if process is not known:
                 raise
-        # It may have been killed while it was idle, and not be seen as dead yet: only a new one's death is this
-        # rollout's doing.
+        # An old worker may have died while it was idle without our noticing, so it is replaced and asked again. Only
+        # the death of a new one (raised above) is blamed on this rollout.
         self._end()
         return self._started().ask(request, self.timeout)
 
@@ -176,20 +178,20 @@ class Isolated:
 
 
 class _Process:
-    """One worker process and the connection to it; it ends with `of`, and with the program."""
+    """One worker process and the connection to it. It ends when its user is collected, or the program ends."""
 
-    def __init__(self, of: Isolated) -> None:
+    def __init__(self, user: Isolated) -> None:
         self.owner = os.getpid()
         self.connection, theirs = socket.socketpair()
         with theirs:
             self.popen = subprocess.Popen(
                 [sys.executable, "-P", worker.__file__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what the reward prints joins the errors, away from the program's own output
+                stdout=2,  # what the reward prints goes to standard error, not into the program's own output
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # a group to kill as a whole, and Ctrl-C is for the parent alone
+                start_new_session=True,  # so that it is killed with its children, and Ctrl-C reaches the parent only
             )
-        self._finalizer = weakref.finalize(of, _end, self.popen, self.connection, self.owner)
+        self._finalizer = weakref.finalize(user, _end, self.popen, self.connection, self.owner)
 
     def load(self, payload: bytes) -> tuple[Any, ...]:
         deadline = time.monotonic() + STARTUP_SECONDS
@@ -198,7 +200,7 @@ class _Process:
         return self._reply(deadline)
 
     def is_ready(self) -> bool:
-        """Whether it is alive and ours: not that of the process this one was forked from."""
+        """Whether it is alive, and was started by this process rather than by one that this was forked from."""
         if self.owner != os.getpid():
             return False
         self.connection.setblocking(False)
@@ -208,7 +210,7 @@ class _Process:
             return True
         except ConnectionError:
             pass
-        return False  # it hung up, or said something unasked
+        return False  # it closed the connection, or sent something without being asked
 
     def ask(self, request: bytes, timeout: float) -> tuple[Any, ...]:
         deadline = time.monotonic() + timeout
@@ -228,8 +230,8 @@ class _Process:
 def _end(popen: subprocess.Popen[bytes], connection: socket.socket, owner: int) -> int | None:
     connection.close()
     if owner != os.getpid():
-        return None  # a forked copy of the program ends; the worker is not its to kill
-    # Killed before it is waited for: until then the process id, which names the group, is still ours.
+        return None  # this is a forked copy of the program: the worker belongs to the original
+    # Kill before waiting: once it was waited for, its id, which also names the group, may be given to another process.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(popen.pid, signal.SIGKILL)
     return popen.wait()
@@ -238,5 +240,5 @@ def _end(popen: subprocess.Popen[bytes], connection: socket.socket, owner: int) 
 def _why(code: int | None) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
-    hint = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+    hint = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
     return f"killed by {signal.Signals(-code).name}{hint}"

@@ -10,9 +10,11 @@ from decimal import Decimal
 from typing import Any
 
 from rewards.base import Reward
+from rewards.named import register_reward
 from rewards.rollout import Rollout, shown
 
 
+@register_reward("exact_match")
 @dataclass(eq=False)
 class ExactMatch(Reward):
     r"""1 if the text is the expected answer, else 0.
@@ -44,14 +46,14 @@ class ExactMatch(Reward):
 _UNSIGNED = r"""
     (?: [0-9]{1,3} (?:,[0-9]{3})+ (?![0-9])     # 1,234,567
       | [0-9]+ )
-    (?: \.[0-9]+ )?                             # 3.14; the full stop after "42." is none of it
+    (?: \.[0-9]+ )?                             # 3.14; the full stop after "42." is not part of it
     | (?<![0-9]) \.[0-9]+                       # .5
 """
 _NUMBER = re.compile(
     rf"""
-    (?P<sign> (?<![\w)\]]) [-+−] )?             # in "5-3" and "GPT-4" it is no sign
+    (?P<sign> (?<![\w)\]]) [-+−] )?             # the hyphen in "5-3" and in "GPT-4" is not a sign
     (?P<top> {_UNSIGNED} )
-    # Longer exponents are left out: they are no answers, and 1e999999999 must not cost gigabytes.
+    # Longer exponents are not read: no answer has one, and 1e999999999 would take gigabytes of memory.
     (?P<exponent> [eE] [+-]? [0-9]{{1,3}} (?![0-9]) )?
     (?: \s?/\s? (?P<bottom> {_UNSIGNED} ) )?    # 3/4
     """,
@@ -64,8 +66,8 @@ def last_number(text: str) -> Decimal | None:
 
     A number is a run of digits, with well-formed commas for thousands, a sign directly before it, decimals
     after a point, an exponent (`-1,234.5`, `.5`, `6e-3`), or a fraction of two such (`3/4`). Units and
-    signs around it (`$`, `%`, `km`) are not part of it, so "50%" reads as 50. A fraction over zero is no
-    number, and there are no mixed ones: "1 1/2" ends in 1/2.
+    signs around it (`$`, `%`, `km`) are not part of it, so "50%" reads as 50. A fraction over zero is not
+    a number. Mixed numbers are not read: the last number of "1 1/2" is 1/2.
 
     Example:
         >>> last_number("It was 1,234.5 km, or -3/4 of it."), last_number("none")
@@ -75,22 +77,23 @@ def last_number(text: str) -> Decimal | None:
     if not found:
         return None
     last = found.pop()
-    # Decimal and not float: answers of twenty digits are to be told apart, and int() refuses 5000 of them.
+    # Decimal keeps all digits, where a float keeps about 16, and reads thousands of digits, which int() refuses.
     number = Decimal(last["top"].replace(",", "") + (last["exponent"] or ""))
     if last["bottom"] is not None:
         bottom = Decimal(last["bottom"].replace(",", ""))
         if not bottom:
             return None
         number /= bottom
-    # copy_negate, since -number would round to 28 digits
+    # copy_negate keeps all digits; -number would round to 28.
     return number if last["sign"] in (None, "+") else number.copy_negate()
 
 
+@register_reward("numeric_match")
 @dataclass(eq=False)
 class NumericMatch(Reward):
     """1 if the last number in the text is the last one in the expected answer, else 0.
 
-    What counts as a number is said at `rewards.match.last_number`.
+    `rewards.match.last_number` says what counts as a number.
 
     Args:
         key: Where the rollout's metadata has the answer: a number, or a text whose last number is meant.
@@ -99,7 +102,7 @@ class NumericMatch(Reward):
     Example:
         >>> metadata = {"answer": "3.5"}
         >>> texts = ["2 + 1.5 = 3.50", "7/2", "3.6", "I don't know"]
-        >>> [score.value for score in NumericMatch()([Rollout.of(t, metadata=metadata) for t in texts])]
+        >>> [score.value for score in NumericMatch()([Rollout.of(text, metadata=metadata) for text in texts])]
         [1.0, 1.0, 0.0, 0.0]
     """
 
@@ -120,10 +123,11 @@ class NumericMatch(Reward):
                 "number. Use ExactMatch for answers that are not numbers."
             )
         found = last_number(rollout.text)
-        # repr, since 0.3 as a float is a little less and would refuse 0.3 exactly.
+        # Through repr, since the float 0.3 is a little less than 0.3, and a difference of exactly 0.3 is to count.
         return float(found is not None and abs(found - expected) <= Decimal(repr(float(self.tolerance))))
 
 
+@register_reward("format")
 class Format(Reward):
     r"""1 if the text matches a regular expression, else 0.
 
@@ -164,6 +168,6 @@ def _metadata(rollout: Rollout, key: str, name: str) -> Any:
         keys = ", ".join(map(repr, rollout.metadata)) or "none"
         # Not a KeyError, which would print this message as a quoted string.
         raise LookupError(
-            f"reward {name!r} looks for {key!r} in the rollout's metadata, whose keys are: {keys}. Let the "
-            f"task's metadata say {key!r}, or give the reward another key. (Text: {shown(rollout)})"
+            f"reward {name!r} looks for {key!r} in the rollout's metadata, whose keys are: {keys}. Add "
+            f"{key!r} to the task's metadata, or give the reward another key. (Text: {shown(rollout)})"
         ) from None

@@ -1,33 +1,50 @@
-"""What a reward is given and what it gives back: `Rollout` and `Score`."""
+"""What a reward is given: a `Rollout`, and why it is over, an `End`."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-End = Literal["eos", "stop", "task", "budget", "context", "running"]
-"""Why a rollout is over: an end-of-sequence token, a stop string, the task said so; or it was cut off
-because the token budget or the model's context was used up. "running" is one that is not over."""
+__all__ = ["End", "Rollout", "excerpt", "shown"]
 
-_TERMINATED = frozenset({"eos", "stop", "task"})
+
+class End(enum.StrEnum):
+    """Why a rollout is over. Each is a string, too, and is written to JSON as one.
+
+    After EOS, STOP and TASK the text is finished; after BUDGET and CONTEXT it was cut off.
+
+    Example:
+        >>> End.EOS == "eos", End("budget") is End.BUDGET
+        (True, True)
+    """
+
+    RUNNING = "running"  # it is not over yet
+    EOS = "eos"  # the agent wrote an end-of-sequence token
+    STOP = "stop"  # the agent completed a stop sequence
+    TASK = "task"  # the task said so
+    BUDGET = "budget"  # the agent has made as many choices as it may
+    CONTEXT = "context"  # there is no room for another token
+
+
+_TERMINATED = frozenset({End.EOS, End.STOP, End.TASK})
 _NO_METADATA: Mapping[str, Any] = {}
 
 
 class Rollout:
     """One finished episode: a prompt, the tokens that followed, and what the task knows about it.
 
-    Environments build one per episode, so construction only stores references; `prompt` and `text` are
+    Environments build one per episode, so making one only stores references; `prompt` and `text` are
     decoded on first use and kept. To make one by hand, use `Rollout.of`.
 
     Args:
         prompt_tokens: Token ids of the prompt, int64 `[P]`.
         tokens: Token ids of everything after the prompt, int64 `[T]`.
         metadata: What the task knows, such as `{"answer": "42"}`. Rewards read it and leave it as it is.
-        end: Why the rollout is over: "eos", "stop", "task" (finished), "budget" or "context" (cut off).
+        end: Why the rollout is over: an `End` or its string.
         is_action: Bool `[T]`, True where the agent chose the token (rather than, say, a tool);
             None means it chose all of them.
         decode: Turns token ids into text.
@@ -42,7 +59,7 @@ class Rollout:
         prompt_tokens: NDArray[np.int64],
         tokens: NDArray[np.int64],
         metadata: Mapping[str, Any] = _NO_METADATA,
-        end: End = "eos",
+        end: End | str = End.EOS,
         is_action: NDArray[np.bool_] | None = None,
         decode: Callable[[NDArray[np.int64]], str] | None = None,
         prompt: str | None = None,
@@ -51,7 +68,7 @@ class Rollout:
         self.prompt_tokens = prompt_tokens
         self.tokens = tokens
         self.metadata = metadata
-        self.end = end
+        self.end: End = end if type(end) is End else _as_end(end)  # the enum's own look-up is slow
         self.is_action = is_action
         self._decode = decode
         self._prompt = prompt
@@ -63,7 +80,7 @@ class Rollout:
         text: str,
         prompt: str = "",
         metadata: Mapping[str, Any] | None = None,
-        end: End = "eos",
+        end: End | str = End.EOS,
         tokens: NDArray[np.int64] | list[int] | None = None,
     ) -> Rollout:
         """Make a rollout from text, to try a reward out or to test it.
@@ -72,7 +89,7 @@ class Rollout:
             text: What the agent wrote.
             prompt: What it was given.
             metadata: What the task knows.
-            end: Why the rollout is over.
+            end: Why the rollout is over: an `End` or its string.
             tokens: Token ids of `text`; None stands for one token per character.
 
         Example:
@@ -80,8 +97,6 @@ class Rollout:
             >>> rollout.text, rollout.num_actions, rollout.terminated
             ('42', 2, True)
         """
-        if end not in get_args(End):
-            raise ValueError(f"Rollout.of: end is {end!r}; expected one of {', '.join(get_args(End))}.")
         ids = [ord(char) for char in text] if tokens is None else tokens
         return cls(
             prompt_tokens=np.array([ord(char) for char in prompt], dtype=np.int64),
@@ -113,7 +128,7 @@ class Rollout:
 
     @property
     def terminated(self) -> bool:
-        """Whether the rollout came to its own end ("eos", "stop", "task") rather than being cut off."""
+        """Whether the text is finished (its end is EOS, STOP or TASK) rather than cut off or still running."""
         return self.end in _TERMINATED
 
     def _decoded(self, ids: NDArray[np.int64]) -> str:
@@ -125,50 +140,22 @@ class Rollout:
         return self._decode(ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A tokenizer may be large or refuse to be pickled, so the text travels and `decode` stays;
-        # metadata becomes a dict because a read-only mapping proxy cannot be pickled.
+        # `decode` is left out, since a tokenizer may be large or impossible to pickle; the texts are pickled instead.
+        # Metadata becomes a dict because a read-only mapping proxy cannot be pickled.
         texts = (self._prompt, self._text) if self._decode is None else (self.prompt, self.text)
         state = (self.prompt_tokens, self.tokens, dict(self.metadata), self.end, self.is_action, None)
         return Rollout, (*state, *texts)
 
     def __repr__(self) -> str:
         text = "" if self._text is None else f"{excerpt(self._text)}, "
-        return f"Rollout({text}{len(self.tokens)} tokens, end={self.end!r})"
+        return f"Rollout({text}{len(self.tokens)} tokens, end={self.end.value!r})"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Score:
-    """What a rollout is worth: `value` at its end, and optionally some more at every token.
-
-    Args:
-        value: Paid at the end of the rollout.
-        parts: Each component's value by name, for logging; it does not change what is paid.
-        per_token: Float `[rollout.num_actions]`: paid at each token the agent chose, in addition to
-            `value`.
-
-    Example:
-        >>> Score(1.0, per_token=np.array([-0.25, -0.25])).total
-        0.5
-    """
-
-    value: float
-    parts: dict[str, float] = field(default_factory=dict)
-    per_token: NDArray[np.float64] | None = None
-
-    @property
-    def total(self) -> float:
-        """All that is paid: `value` plus the sum of `per_token`."""
-        return self.value if self.per_token is None else self.value + float(self.per_token.sum())
-
-    def __eq__(self, other: object) -> bool:
-        # A dataclass would compare the arrays with ==, whose result has no truth value.
-        if not isinstance(other, Score):
-            return NotImplemented
-        if self.per_token is None or other.per_token is None:
-            same_tokens = self.per_token is other.per_token
-        else:
-            same_tokens = np.array_equal(self.per_token, other.per_token)
-        return self.value == other.value and self.parts == other.parts and same_tokens
+def _as_end(end: str) -> End:
+    try:
+        return End(end)
+    except ValueError:
+        raise ValueError(f"a rollout's end is {end!r}; expected one of {', '.join(End)}.") from None
 
 
 def shown(rollout: Rollout, which: Literal["prompt", "text"] = "text", limit: int = 200) -> str:

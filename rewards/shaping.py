@@ -1,6 +1,7 @@
-"""Penalties to add to a reward: each is itself a reward which is at most zero.
+"""Penalties to add to a reward: each is itself a reward, of at most zero.
 
-ExactMatch() + LengthPenalty(free=256) + MissingEosPenalty(penalty=0.5)
+>>> from rewards import ExactMatch
+>>> total = ExactMatch() + LengthPenalty(free=256) + MissingEosPenalty(penalty=0.5)
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from rewards.base import Reward
+from rewards.named import register_reward
 from rewards.rollout import Rollout
 
 
+@register_reward("length_penalty")
 @dataclass(eq=False)
 class LengthPenalty(Reward):
     """A cost for every token the agent chose beyond a free allowance, down to a floor.
@@ -48,12 +51,13 @@ class LengthPenalty(Reward):
         return max(self.floor, -self.cost * beyond) if beyond else 0.0
 
 
+@register_reward("missing_eos_penalty")
 @dataclass(eq=False)
 class MissingEosPenalty(Reward):
     """A penalty for a rollout that was cut off: out of budget or context before it came to its end.
 
     Args:
-        penalty: How much is taken off.
+        penalty: How much is subtracted.
 
     Example:
         >>> penalty = MissingEosPenalty(penalty=0.5)
@@ -71,19 +75,20 @@ class MissingEosPenalty(Reward):
         return 0.0 if rollout.terminated else -self.penalty
 
 
+@register_reward("repetition_penalty")
 @dataclass(eq=False)
 class RepetitionPenalty(Reward):
     """A penalty for repeating oneself: the share of n-grams that occurred before, times `penalty`.
 
-    Counted are the n-grams of `rollout.tokens` whose last token the agent chose; one that repeats what the
-    environment wrote is a repetition too. Without any n-gram the penalty is zero.
+    The n-grams of `rollout.tokens` are counted whose last token the agent chose; to repeat what the environment
+    wrote is a repetition too. A text without any n-gram is not penalized.
 
     Args:
         ngram: How many tokens make an n-gram.
-        penalty: How much is taken off if every n-gram is a repetition.
+        penalty: How much is subtracted if every n-gram is a repetition.
 
     Example:
-        >>> penalty = RepetitionPenalty(ngram=2)  # of ab, ba, ab, bc one in four occurred before
+        >>> penalty = RepetitionPenalty(ngram=2)  # ab, ba, ab, bc: one in four occurred before
         >>> penalty([Rollout.of("ababc")])[0].value
         -0.25
     """
@@ -104,8 +109,8 @@ class RepetitionPenalty(Reward):
         # A set of tuples is several times faster here than np.unique over rows.
         seen: set[tuple[int, ...]] = set()
         counted = repeated = 0
-        for ngram, agents in zip(ngrams, chosen, strict=False):
-            if agents:
+        for ngram, is_action in zip(ngrams, chosen, strict=False):
+            if is_action:
                 counted += 1
                 repeated += ngram in seen
             seen.add(ngram)
@@ -115,5 +120,5 @@ class RepetitionPenalty(Reward):
 def _check_size(owner: str, option: str, value: float) -> None:
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(
-            f"{owner}: {option} is {value}; expected a finite number >= 0, since it is taken off the reward."
+            f"{owner}: {option} is {value}; expected a finite number >= 0; it is subtracted from the reward."
         )

@@ -1,11 +1,11 @@
 """The worker process of `rewards.isolated`: scores one rollout after another with one reward.
 
-It is run by its path and not with `python -m`, so that it can start before it knows where anything is
-installed: the first message brings the parent's `sys.path`. Setting PYTHONPATH instead would be inherited
-by whatever program a reward runs. So no import but the standard library's before that.
+It is run by its path and not with `python -m`, since it does not know yet where packages are installed: the first
+message brings the parent's `sys.path`. Until then it can import the standard library only. (Setting PYTHONPATH would
+be simpler, but every program that a reward runs would inherit it.)
 
-Messages are pickles behind their length, over a socket of their own; standard output stays free for what
-a reward prints.
+A message is its length in eight bytes and then a pickle. Messages go over a socket, not over standard output, so that
+a reward may print.
 
     parent -> worker    (sys.path, the parent's process id, the pickled reward)
     worker -> parent    ("ready",) or ("failed", summary, traceback)
@@ -32,7 +32,7 @@ def send(connection: socket.socket, message: bytes, deadline: float | None = Non
 
 
 def receive(connection: socket.socket, deadline: float | None = None) -> bytes:
-    """Receive one message; past the deadline raise a TimeoutError, after the other side's end an EOFError."""
+    """Receive one message; past the deadline raise a TimeoutError, and an EOFError if the other side has closed."""
     size = int.from_bytes(_receive_exactly(connection, 8, deadline), "big")
     return bytes(_receive_exactly(connection, size, deadline))
 
@@ -69,11 +69,11 @@ def _end_with(parent: int) -> None:
 
 
 def main(connection: socket.socket) -> None:
-    """Load the reward, then answer each rollout with its score until the parent hangs up."""
+    """Load the reward, then answer each rollout with its score until the parent closes the connection."""
     sys.path[:], parent, payload = pickle.loads(receive(connection))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        from rewards.base import RewardError
+        from rewards.score import RewardError
 
         reward = pickle.loads(payload)
     except Exception as error:

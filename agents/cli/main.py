@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import sys
@@ -10,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from agents.config.files import ConfigError
+from rewards.registry import did_you_mean
 
 USAGE = """\
 usage: llm-env COMMAND [OPTIONS]
@@ -54,9 +54,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise ConfigError(f"unknown command {name!r}; {hint}")
+        hint = did_you_mean(name, COMMANDS, count=1, cutoff=0.6) or f"there are {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {name!r}; {hint.strip()}")
     COMMANDS[name](rest)
     return 0
 
@@ -93,9 +92,10 @@ def _presets(arguments: list[str]) -> None:
 
 def _tasks(arguments: list[str]) -> None:
     _expect_nothing("tasks", arguments)
-    from llm_env.tasks.registry import _TASKS  # no public function gives the class of a name
+    from llm_env.tasks import task_class, task_names
 
-    for name, task in sorted(_TASKS.items()):
+    for name in task_names():
+        task = task_class(name)
         own = [p for p in inspect.signature(task).parameters.values() if p.kind is not p.VAR_KEYWORD]
         print(f"  {name:<14} {(inspect.getdoc(task) or '').partition(chr(10))[0]}")
         print(f"  {'':<14}   arguments: {', '.join(p.name for p in own)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from agents.config import Scalar, TrainConfig
 from agents.config.checks import flag
 from agents.config.files import ConfigError, check_config, differences, load_config
 from agents.config.presets import PRESETS
+from rewards.registry import did_you_mean
 
 # What a resumed run may be told anew. Everything else decides what it learns.
 FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at")
@@ -42,8 +42,7 @@ def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Op
     """What a command line asks for, checked. A run that is resumed keeps its own configuration."""
     preset, file = _value_of(arguments, "--preset"), _value_of(arguments, "--config")
     if preset is not None and preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(preset, PRESETS, count=1, cutoff=0.3)
         raise ConfigError(f"unknown preset {preset!r}; {hint}There are:\n{list_of_presets()}")
 
     def parse(base: TrainConfig) -> Options:

@@ -7,7 +7,6 @@ a field added to them can be set from a file at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import types
@@ -19,6 +18,7 @@ import yaml
 
 from agents.config import TrainConfig
 from agents.config.checks import flatten, problems
+from rewards.registry import did_you_mean
 
 
 class ConfigError(ValueError):
@@ -100,9 +100,8 @@ def read_value(kind: Any, value: Any, name: str, base: Any = None) -> Any:
         return float(value)
     elif type(value) is kind or (kind is type(None) and value is None):
         return value
-    near = difflib.get_close_matches(str(value), map(str, members), n=1) if origin is Literal else []
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"{name} is {value!r}, expected {describe(kind)}{hint}")
+    hint = did_you_mean(str(value), map(str, members), count=1, cutoff=0.6) if origin is Literal else ""
+    raise ConfigError(f"{name} is {value!r}, expected {describe(kind)}; {hint}".rstrip("; "))
 
 
 def describe(kind: Any) -> str:
@@ -140,9 +139,9 @@ def _read_dataclass(kind: Any, values: Any, name: str, base: Any) -> Any:
 def _unknown(name: str, known: list[str]) -> str:
     everywhere = [path for path, _ in flatten(TrainConfig())]
     last = name.rpartition(".")[2]
-    near = [path for path in everywhere if path.rpartition(".")[2] == last]  # right, but in another part
-    near += [path for path in difflib.get_close_matches(name, [*known, *everywhere], n=3) if path not in near]
-    return f"unknown field {name}; " + (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
+    elsewhere = [path for path in everywhere if path.rpartition(".")[2] == last]  # right, but in another part
+    hint = did_you_mean(name, elsewhere, cutoff=0.0) or did_you_mean(name, [*known, *everywhere], cutoff=0.6)
+    return f"unknown field {name}; " + (hint.strip() or f"known: {', '.join(known)}")
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -10,6 +9,7 @@ from typing import Any, TypedDict, cast
 from llm_env.mdp.observer import Observe
 from llm_env.models import load_vocabulary
 from llm_env.tokens.vocabulary import Vocabulary
+from rewards.registry import did_you_mean
 
 
 class MDPOptions(TypedDict, total=False):
@@ -73,8 +73,7 @@ def refuse_unknown(unknown: Iterable[str]) -> None:
         if name == "max_episode_steps":
             raise TypeError("the length of an episode is part of the task: use max_new_tokens, not max_episode_steps")
         known = [*DEFAULTS, "autoreset_mode", "render_mode", "copy", "num_envs"]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        hint = did_you_mean(name, known, cutoff=0.5)
         # Python's own words: libraries that try an argument on every environment look for them.
         message = f"got an unexpected keyword argument {name!r}; {hint}Arguments of the task itself go into task_kwargs"
         raise TypeError(message)

@@ -5,7 +5,7 @@ from llm_env.tasks.characters import Addition, Copy, Reverse
 from llm_env.tasks.countdown import Countdown
 from llm_env.tasks.dataset import Dataset
 from llm_env.tasks.reasoning_gym import ReasoningGym
-from llm_env.tasks.registry import make_task, register_task, task_names
+from llm_env.tasks.registry import make_task, register_task, task_class, task_names
 from llm_env.tasks.sentiment import Sentiment
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "Task",
     "make_task",
     "register_task",
+    "task_class",
     "task_names",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from llm_env.tasks.answers import tagged_answer
@@ -10,6 +9,7 @@ from llm_env.tasks.base import Splits, Task
 from llm_env.tasks.registry import register_task
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout
+from rewards.registry import did_you_mean
 
 
 @register_task
@@ -40,8 +40,8 @@ class ReasoningGym(Task):
         except ImportError as error:
             raise ImportError("the task ReasoningGym needs reasoning-gym: pip install 'llm-env[tasks]'") from error
         if dataset not in DATASETS:
-            near = difflib.get_close_matches(dataset, DATASETS, n=5, cutoff=0.4)
-            raise ValueError(f"reasoning-gym has no data set {dataset!r}; near it: {near or sorted(DATASETS)}")
+            hint = did_you_mean(dataset, DATASETS, count=5) or f"expected one of {', '.join(sorted(DATASETS))}"
+            raise ValueError(f"reasoning-gym has no data set {dataset!r}; {hint.strip()}")
         self.dataset = dataset
         self._data = create_dataset(dataset, size=self.num_train + self.num_test, seed=self.seed, **(config or {}))
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import gymnasium
 
 from llm_env.tasks.base import Task
+from rewards.registry import Registry
 
 TaskType = TypeVar("TaskType", bound=type[Task])
 
-_TASKS: dict[str, type[Task]] = {}
+_TASKS: Registry[type[Task]] = Registry("task")
 
 
 def register_task(task: TaskType) -> TaskType:
@@ -34,13 +34,7 @@ def register_task(task: TaskType) -> TaskType:
     """
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise TypeError(f"register_task takes a subclass of Task, got {task!r}")
-    known = _TASKS.get(task.name)
-    if known is not None and (known.__module__, known.__qualname__) != (task.__module__, task.__qualname__):
-        raise ValueError(
-            f"a task named {task.name!r} is already registered ({known.__module__}.{known.__qualname__}): "
-            f"give yours another name (a class attribute `name`)"
-        )
-    _TASKS[task.name] = task
+    _TASKS.add(task.name, task)
     env_id = f"llm_env/{task.name}-v0"
     gymnasium.registry.pop(env_id, None)  # registering again, as a notebook does, is not worth Gymnasium's warning
     gymnasium.register(
@@ -54,7 +48,17 @@ def register_task(task: TaskType) -> TaskType:
 
 def task_names() -> list[str]:
     """The names of all registered tasks."""
-    return sorted(_TASKS)
+    return _TASKS.names()
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of the task registered under a name.
+
+    Examples:
+        >>> task_class("Reverse").__name__
+        'Reverse'
+    """
+    return _TASKS[name]
 
 
 def make_task(task: str | Task | type[Task], task_kwargs: Mapping[str, Any] | None = None) -> Task:
@@ -65,18 +69,14 @@ def make_task(task: str | Task | type[Task], task_kwargs: Mapping[str, Any] | No
         4
         >>> make_task("Revers")
         Traceback (most recent call last):
-        ValueError: unknown task 'Revers'; did you mean 'Reverse'? Known: Addition, ...
+        rewards.registry.UnknownNameError: unknown task 'Revers'; did you mean 'Reverse'? Known: Addition, ...
     """
     if isinstance(task, Task):
         if task_kwargs:
             raise ValueError(f"task_kwargs go with a task's name; {task.name} is made already, got {dict(task_kwargs)}")
         return task
     if isinstance(task, str):
-        if task not in _TASKS:
-            near = difflib.get_close_matches(task, _TASKS, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-            raise ValueError(f"unknown task {task!r}; {hint}Known: {', '.join(task_names())}")
-        task = _TASKS[task]
+        task = task_class(task)
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise TypeError(f"a task is a registered name ({', '.join(task_names())}), a Task, or a subclass; got {task!r}")
     try:

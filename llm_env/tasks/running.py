@@ -12,7 +12,7 @@ import numpy.typing as npt
 from llm_env.tasks.base import Task
 from llm_env.tokens.episode import UNSCORED, Episode
 from llm_env.tokens.prompts import Prompt, TokenizedPrompts
-from llm_env.tokens.state import END_LABELS, RUNNING, SavedRows, TokenState
+from llm_env.tokens.state import END_OF_CODE, RUNNING, SavedRows, TokenState
 from llm_env.tokens.stopping import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import RewardError, Rollout
@@ -155,7 +155,7 @@ class RunningEpisodes:
             prompt_tokens=state.tokens[row, :start].copy(),
             tokens=state.tokens[row, start:stop].copy(),
             metadata=self._prompts[row].metadata,
-            end=END_LABELS[state.end[row]],
+            end=END_OF_CODE[state.end[row]],
             is_action=state.is_action[row, start:stop].copy() if state.reply is not None else None,
             decode=self.vocabulary.decode,
         )

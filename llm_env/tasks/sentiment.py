@@ -10,7 +10,7 @@ import numpy as np
 from llm_env.tasks.base import Splits, Task
 from llm_env.tasks.registry import register_task
 from llm_env.tokens.prompts import Prompt
-from rewards import Sentiment as SentimentReward
+from rewards import VaderSentiment
 
 _SUBJECTS = (
     "movie", "film", "documentary", "comedy", "thriller", "series", "play", "novel", "album", "game",
@@ -49,7 +49,7 @@ class Sentiment(Task):
 
     def __init__(self, *, num_train: int = 200, num_test: int = 40, seed: int = 0) -> None:
         super().__init__(num_train=num_train, num_test=num_test, seed=seed)
-        self.reward = SentimentReward()
+        self.reward = VaderSentiment()
 
     def splits(self) -> Splits:
         """Every opening about every subject, shuffled; the held-out ones come first."""

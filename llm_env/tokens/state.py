@@ -6,46 +6,28 @@ does to an episode. If you find a rule about ending, budgets or injected tokens 
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-import rewards
 from llm_env.tokens.checks import as_indices, as_token_ids
 from llm_env.tokens.stopping import IntArray, StopMatcher
+from rewards import End
 
 BoolArray = npt.NDArray[np.bool_]
 Over = Callable[["TokenState"], BoolArray]
 Reply = Callable[["TokenState", int], Sequence[int] | None]
 
 
-class End(enum.IntEnum):
-    """Why an episode ended."""
+# Why a row's episode has ended, as codes in an int8 array. They are plain numbers because a step compares a dozen of
+# them: the members of an enum cost a third of a microsecond each to look up, and more to compare with arrays.
+IDLE = -1  # no episode was ever begun in this row
+RUNNING, EOS, STOP, TASK, BUDGET, CONTEXT = range(6)
 
-    IDLE = -1  # no episode was ever begun in this row
-    RUNNING = 0
-    EOS = 1  # the agent wrote an end-of-sequence token
-    STOP = 2  # the agent completed a stop sequence
-    TASK = 3  # the task said so
-    BUDGET = 4  # the agent has made as many choices as it may
-    CONTEXT = 5  # there is no room for another token
-
-    @property
-    def label(self) -> rewards.End:
-        """The lower-case name used in infos and rollouts."""
-        return END_LABELS[self]
-
-
-# By the value of an `End`; that of IDLE is -1, which is the last.
-END_LABELS = tuple(cast(rewards.End, End(value).name.lower()) for value in (*range(len(End) - 1), -1))
-
-# An enum's members cost a third of a microsecond each to look up, and more to compare with arrays; a step has a dozen.
-RUNNING = int(End.RUNNING)
-_STOP, _TASK, _BUDGET, _CONTEXT = map(int, (End.STOP, End.TASK, End.BUDGET, End.CONTEXT))
+# The `End` of each code. That of IDLE, -1, is the last: a row in which nothing was begun has not ended either.
+END_OF_CODE = (End.RUNNING, End.EOS, End.STOP, End.TASK, End.BUDGET, End.CONTEXT, End.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +80,7 @@ class TokenState:
         length: `[num_rows]` how many tokens each row holds.
         prompt_length: `[num_rows]` how many of them were the prompt.
         num_actions: `[num_rows]` how many the agent chose.
-        end: `[num_rows]` int8, an `End`.
+        end: `[num_rows]` int8, a code of this module; `END_OF_CODE` has its `End`.
 
     Examples:
         >>> state = TokenState(2, context=6, vocab_size=10, eos_tokens=[9], budget=3)
@@ -106,7 +88,7 @@ class TokenState:
         >>> state.step([9, 4])
         >>> state.tokens.tolist()
         [[1, 2, 9, 0, 0, 0], [3, 4, 0, 0, 0, 0]]
-        >>> [End(e).label for e in state.end]
+        >>> [END_OF_CODE[code].value for code in state.end]
         ['eos', 'running']
     """
 
@@ -143,7 +125,7 @@ class TokenState:
         self._default_budget = context if budget is None else budget
         self.all_rows: IntArray = np.arange(num_rows)
         self._end_of_token = np.zeros(vocab_size, dtype=np.int8)
-        self._end_of_token[list(eos_tokens)] = End.EOS
+        self._end_of_token[list(eos_tokens)] = EOS
 
         self.tokens: IntArray = np.full((num_rows, context), pad_token, dtype=np.int64)
         self.is_action: BoolArray = np.zeros((num_rows, context), dtype=np.bool_)
@@ -151,7 +133,7 @@ class TokenState:
         self.prompt_length: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.num_actions: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.budget: IntArray = np.full(num_rows, self._default_budget, dtype=np.int64)
-        self.end: npt.NDArray[np.int8] = np.full(num_rows, End.IDLE, dtype=np.int8)
+        self.end: npt.NDArray[np.int8] = np.full(num_rows, IDLE, dtype=np.int8)
         self._stop_state = np.zeros((num_rows, len(self.stop)), dtype=np.int16)
 
     @property
@@ -162,12 +144,12 @@ class TokenState:
     @property
     def terminated(self) -> BoolArray:
         """`[num_rows]` rows whose text is finished."""
-        return self.end > RUNNING if self.cut_is_final else (self.end > RUNNING) & (self.end <= _TASK)
+        return self.end > RUNNING if self.cut_is_final else (self.end > RUNNING) & (self.end <= TASK)
 
     @property
     def truncated(self) -> BoolArray:
         """`[num_rows]` rows that were cut off: their last state still has a value."""
-        return np.zeros_like(self.end, dtype=np.bool_) if self.cut_is_final else self.end >= _BUDGET
+        return np.zeros_like(self.end, dtype=np.bool_) if self.cut_is_final else self.end >= BUDGET
 
     def reset(
         self,
@@ -220,15 +202,15 @@ class TokenState:
         for index, matcher in enumerate(self.stop):
             state = matcher.next_state[self._stop_state[rows, index], actions]
             self._stop_state[rows, index] = state
-            end[(state == matcher.found) & (end == RUNNING)] = _STOP
+            end[(state == matcher.found) & (end == RUNNING)] = STOP
         self.end[rows] = end
         if self.reply is not None:
             for row in rows[end != RUNNING].tolist():
                 self._inject(row, self.reply(self, row))
         if self.over is not None:
-            self._end_running(rows, self._asked_over()[rows], _TASK)
-        self._end_running(rows, self.num_actions[rows] >= self.budget[rows], _BUDGET)
-        self._end_running(rows, self.length[rows] >= self.context, _CONTEXT)
+            self._end_running(rows, self._asked_over()[rows], TASK)
+        self._end_running(rows, self.num_actions[rows] >= self.budget[rows], BUDGET)
+        self._end_running(rows, self.length[rows] >= self.context, CONTEXT)
 
     def save(self, rows: Sequence[int] | IntArray) -> SavedRows:
         """Copy some rows out; `restore` puts them back, into the same rows or others."""
@@ -283,10 +265,10 @@ class TokenState:
         tokens = as_token_ids(reply, self.vocab_size, "a task's reply")
         start, stop = int(self.length[row]), int(self.length[row]) + len(tokens)
         if self.num_actions[row] >= self.budget[row]:
-            self.end[row] = _BUDGET
+            self.end[row] = BUDGET
             return
         if stop >= self.context:
-            self.end[row] = _CONTEXT
+            self.end[row] = CONTEXT
             return
         self.tokens[row, start:stop] = tokens
         self.length[row] = stop
@@ -324,8 +306,8 @@ class TokenState:
         ended = self.end[rows]
         if ended.any():
             row = int(rows[ended != RUNNING][0])
-            end = End(self.end[row])
-            why = "has not begun" if end is End.IDLE else f"has ended ({end.label})"
+            code = self.end[row]
+            why = "has not begun" if code == IDLE else f"has ended ({END_OF_CODE[code]})"
             raise ValueError(
                 f"row {row} was given action {array[rows == row][0]}, but its episode {why}: reset it first"
             )

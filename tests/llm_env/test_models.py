@@ -88,9 +88,9 @@ def test_a_build_that_fails_leaves_nothing_behind(cache, monkeypatch):
 
 @pytest.mark.parametrize("function", [load_tokenizer, load_model, model_folder])
 def test_unknown_names(function, tmp_path):
-    with pytest.raises(ValueError, match=r"'smollm'. Did you mean 'smollm2-135m'\? Known names are smollm2-135m, tiny"):
+    with pytest.raises(ValueError, match=r"'smollm'; did you mean 'smollm2-135m'\? Known names are smollm2-135m, tiny"):
         function("smollm")
-    with pytest.raises(ValueError, match=r"unknown model '/no/such/folder'\. Known names are"):
+    with pytest.raises(ValueError, match=r"unknown model '/no/such/folder'; Known names are"):
         function("/no/such/folder")
     with pytest.raises(ValueError, match=r"unknown model '\./org/name'"):
         function("./org/name")

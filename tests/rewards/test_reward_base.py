@@ -1,6 +1,7 @@
 """Rollout, Score, the Reward interface and the checks every score passes."""
 
 import functools
+import json
 import logging
 import math
 import pickle
@@ -12,7 +13,18 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from rewards import ExactMatch, Product, Reward, RewardError, Rollout, Score, WeightedSum, as_reward, reward
+from rewards import (
+    End,
+    ExactMatch,
+    Product,
+    Reward,
+    RewardError,
+    Rollout,
+    Score,
+    WeightedSum,
+    as_reward,
+    reward,
+)
 
 
 def ids(*tokens):
@@ -61,8 +73,23 @@ class TestRollout:
         rollout = Rollout.of("ab", prompt="c")
         assert (rollout.tokens.tolist(), rollout.prompt_tokens.tolist()) == ([97, 98], [99])
         assert Rollout.of("ab", tokens=[7]).tokens.tolist() == [7]
-        with pytest.raises(ValueError, match="'EOS'; expected one of eos, stop, task, budget, context"):
+        with pytest.raises(ValueError, match="'EOS'; expected one of running, eos, stop, task, budget, context"):
             Rollout.of("x", end="EOS")
+
+    def test_the_end_is_an_end_and_equals_its_string(self):
+        given = [Rollout.of("x", end="budget"), Rollout.of("x", end=End.BUDGET), Rollout(ids(), ids(1), end="budget")]
+        for rollout in [*given, pickle.loads(pickle.dumps(given[0]))]:
+            assert rollout.end is End.BUDGET
+            assert rollout.end == "budget"
+            assert rollout.end in {"budget", "context"}
+        assert json.dumps({"end": given[0].end}) == '{"end": "budget"}'
+        assert repr(given[0]) == "Rollout('x', 1 tokens, end='budget')"
+        with pytest.raises(ValueError, match="a rollout's end is 'done'; expected one of running"):
+            Rollout(ids(), ids(1), end="done")
+
+    def test_ends(self):
+        assert [str(end) for end in End] == ["running", "eos", "stop", "task", "budget", "context"]
+        assert not Rollout.of("x", end=End.RUNNING).terminated
 
 
 class TestScore:

@@ -213,7 +213,7 @@ class TestWithTimeout:
         assert [failure.error for failure in guard.failures] == [
             "the worker process ended while scoring (exit code 3)",
             "the worker process ended while scoring (killed by SIGSEGV)",
-            "the worker process ended while scoring (killed by SIGKILL, perhaps for want of memory)",
+            "the worker process ended while scoring (killed by SIGKILL, perhaps because memory ran out)",
         ]
 
     def test_printing_and_reading_do_no_harm(self, guarded, capfd):

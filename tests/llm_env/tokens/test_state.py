@@ -7,14 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_env.tokens.state import End, TokenState
+import llm_env
+from llm_env.tokens.state import BUDGET, CONTEXT, END_OF_CODE, EOS, IDLE, RUNNING, STOP, TASK, TokenState
 from llm_env.tokens.stopping import match_strings, match_tokens
+from rewards import End
 
 LETTERS = [b"", b"a", b"b", b"ab", b"ba", b"c"]  # token 0 is the end of sequence, and the padding too
 
 
 def labels(state: TokenState) -> list[str]:
-    return [End(end).label for end in state.end]
+    return [END_OF_CODE[code] for code in state.end]
+
+
+def test_every_code_has_its_end() -> None:
+    assert [END_OF_CODE[code] for code in (RUNNING, EOS, STOP, TASK, BUDGET, CONTEXT)] == list(End)
+    assert END_OF_CODE[IDLE] is End.RUNNING
+    assert llm_env.End is End
 
 
 def test_steps_of_three_rows_spelled_out() -> None:
@@ -198,7 +206,7 @@ def test_random_use_equals_lists(data: st.DataObject, context: int, budget: int,
                 rows[row]["end"] = reason(rows[row])
         for index, row in enumerate(rows):
             if row is None:
-                assert state.end[index] == End.IDLE
+                assert state.end[index] == IDLE
                 continue
             tokens = row["prompt"] + row["chosen"]
             assert state.tokens[index].tolist() == tokens + [0] * (context - len(tokens))
@@ -206,4 +214,4 @@ def test_random_use_equals_lists(data: st.DataObject, context: int, budget: int,
             assert state.prompt_length[index] == len(row["prompt"])
             assert state.num_actions[index] == len(row["chosen"])
             assert np.flatnonzero(state.is_action[index]).tolist() == list(range(len(row["prompt"]), len(tokens)))
-            assert End(state.end[index]).label == row["end"]
+            assert END_OF_CODE[state.end[index]] == row["end"]

@@ -1,0 +1,127 @@
+"""Tables of names: whatever can be chosen by a name (a task, a reward, an algorithm) is kept in a `Registry`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+__all__ = ["Registry", "UnknownNameError", "did_you_mean"]
+
+T = TypeVar("T")
+
+
+class UnknownNameError(ValueError):
+    """A name was asked for that nobody registered.
+
+    Args:
+        kind: What was asked for, in words: "task", "algorithm".
+        name: The name.
+        known: The names there are.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        super().__init__(f"unknown {kind} {name!r}; {did_you_mean(name, names)}Known: {', '.join(names) or 'none yet'}")
+        self._arguments = (kind, name, names)
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        # An error pickles what it gave to its base class, which here is the message and not the three arguments.
+        return type(self), self._arguments
+
+
+class Registry(Generic[T]):
+    """A table from names to things of one kind, which users may add to.
+
+    Args:
+        kind: What it holds, in words and in the singular, for messages: "task", "algorithm".
+
+    Examples:
+        >>> shapes = Registry("shape")
+        >>> @shapes.register("circle")
+        ... def circle(radius): return 3.14 * radius**2
+        >>> shapes.names(), "circle" in shapes, shapes["circle"](1)
+        (['circle'], True, 3.14)
+        >>> shapes["circel"]
+        Traceback (most recent call last):
+        rewards.registry.UnknownNameError: unknown shape 'circel'; did you mean 'circle'? Known: circle
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._things: dict[str, T] = {}
+
+    def add(self, name: str, thing: T) -> T:
+        """Keep a thing under a name, and give it back.
+
+        A notebook runs the cell that defines a class again and again, so a class or function from the same
+        module and of the same qualified name replaces the earlier one.
+
+        Raises:
+            ValueError: If another thing has that name already.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{self.kind}: the name is {name!r}; expected a text that is not empty.")
+        known = self._things.get(name)
+        if known is not None and known is not thing and _origin(known) != _origin(thing):
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise ValueError(
+                f"{article} {self.kind} named {name!r} is already registered ({'.'.join(_origin(known))}): "
+                f"give yours another name"
+            )
+        self._things[name] = thing
+        return thing
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorate a class or function to keep it under `name`."""
+        return lambda thing: self.add(name, thing)
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._things)
+
+    def __getitem__(self, name: str) -> T:
+        """The thing of that name; an `UnknownNameError`, which is a ValueError, if there is none."""
+        if name not in self._things:
+            raise UnknownNameError(self.kind, name, self)
+        return self._things[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._things
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    def __repr__(self) -> str:
+        return f"<Registry of the kind {self.kind!r}: {', '.join(self.names()) or 'empty'}>"
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.4) -> str:
+    """The known names most like a mistyped one, as a question to put into a message.
+
+    Args:
+        name: What was given.
+        known: What there is.
+        count: How many names to show at most.
+        cutoff: How alike they must be, from 0 (anything) to 1 (the same); see `difflib.get_close_matches`.
+
+    Returns:
+        A question with a space behind it, or an empty text if nothing is near.
+
+    Examples:
+        >>> did_you_mean("lenght", ["length", "cost"])
+        "did you mean 'length'? "
+        >>> did_you_mean("colour", ["length", "cost"], cutoff=0.6)
+        ''
+    """
+    near = difflib.get_close_matches(str(name), dict.fromkeys(known), n=count, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+
+
+def _origin(thing: object) -> tuple[str, str]:
+    """Where a thing was defined: its module and its name there. An instance is known by its identity alone."""
+    name = getattr(thing, "__qualname__", None)
+    return (thing.__module__, name) if isinstance(name, str) else (type(thing).__qualname__, f"object {id(thing)}")
