@@ -241,7 +241,7 @@ BUILT_IN = (
     ),
     Metric(
         name="text/truncated",
-        label="share cut off",
+        label="share truncated",
         meaning="Share of the texts that were cut off at the longest length allowed.",
         column="texts",
         short="truncated",
@@ -282,7 +282,7 @@ BUILT_IN = (
     Metric(
         name="rollout/refilled",
         label="refilled",
-        meaning="How many more texts were written in place of groups that were filtered out.",
+        meaning="How many texts of the batch a filter had left out, learned from all the same for want of others.",
     ),
     Metric(
         name="guard/skipped",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -72,3 +72,16 @@ def metric(name: str) -> Metric:
         if name.startswith(prefix) and len(name) > len(prefix):
             return replace(family, name=name, label=name.removeprefix(prefix))
     return Metric(name=name, label=name, meaning="Not described: see register_metric.")
+
+
+def described(names: Iterable[str]) -> list[Metric]:
+    """The entries of these metrics in the order of the table; those that it does not have come last.
+
+    Examples:
+        >>> [entry.label for entry in described(["my/own", "policy/entropy", "reward/mean"])]
+        ['reward', 'entropy', 'my/own']
+    """
+    names = list(names)
+    wanted = set(names)
+    known = [entry for name, entry in list(_METRICS.items()) if name in wanted]
+    return known + [metric(name) for name in names if name not in _METRICS]

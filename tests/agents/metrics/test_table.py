@@ -33,10 +33,8 @@ def test_unknown_names_are_averaged_and_called_what_they_are() -> None:
     assert (unknown.label, unknown.reduce, unknown.column, unknown.panel) == ("my/max_depth", "mean", None, None)
 
 
-def test_ones_own_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    from agents.metrics import table
-
-    monkeypatch.setattr(table, "_METRICS", dict(table._METRICS))
+@pytest.mark.usefixtures("own_metrics")
+def test_ones_own_metric() -> None:
     mine = Metric(name="my/depth", label="depth", meaning="Deepest bracket.", reduce="max")
     register_metric(mine)
     assert metric("my/depth").reduce == "max"
@@ -46,7 +44,7 @@ def test_ones_own_metric(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_our_own_cannot_be_replaced() -> None:
-    with pytest.raises(ValueError, match="llm-env itself measures 'policy/entropy' .*such as 'my/entropy'"):
+    with pytest.raises(ValueError, match=r"llm-env itself measures 'policy/entropy' .*such as 'my/entropy'"):
         register_metric(Metric(name="policy/entropy", label="entropy", meaning="Something else."))
     register_metric(METRICS["policy/entropy"])
 
