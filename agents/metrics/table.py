@@ -14,9 +14,8 @@ FAMILIES: Mapping[str, Metric] = MappingProxyType(
         "reward/": Metric(
             name="reward/PART",
             label="PART",
-            meaning="Mean of one part of the task's score, by the part's own name.",
+            meaning="Mean of one part of the reward, by the part's own name.",
             column="score",
-            needs="a score that tells its parts",
         ),
         "time/": Metric(
             name="time/PHASE",
