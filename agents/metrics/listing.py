@@ -18,7 +18,7 @@ def list_of_metrics() -> str:
         ["  ratio/max                   Largest ratio of a token's new to its old probability."]
     """
     groups: dict[str, list[Metric]] = {}
-    for entry in [*METRICS.values(), *FAMILIES.values()]:
+    for entry in [*METRICS.values(), *FAMILIES]:
         groups.setdefault(entry.group, []).append(entry)
     return "\n\n".join("\n".join([group, *map(_line, members)]) for group, members in groups.items())
 

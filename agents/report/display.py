@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.metrics import metric
-from agents.report.numbers import number_columns, phases, plain_numbers
-from agents.report.writing import literal, literal_lines, sample_line, short
+from agents.report.readout import number_columns, phases, plain_numbers
+from agents.report.text import literal, literal_lines, sample_line, short
 
 Number = float | str | None
 

@@ -179,7 +179,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["metrics"]) == 0
     text = capsys.readouterr().out
     named = re.findall(r"^  (\S+) +\S", text, flags=re.MULTILINE)
-    assert [name for name in named if name not in METRICS] == ["reward/PART", "time/PHASE"]
+    assert [name for name in named if name not in METRICS] == ["reward/PART", "policy/TERM_loss", "time/PHASE"]
     assert sorted(name for name in named if name in METRICS) == sorted(METRICS)
     said = " ".join(text.split())
     assert all(entry.meaning in said and (entry.needs or "") in said for entry in METRICS.values())

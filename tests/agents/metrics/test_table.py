@@ -26,6 +26,10 @@ def test_names_that_a_task_makes_up() -> None:
     )
     assert metric("time/searching").column == "phases"
     assert metric("reward/").column is None
+    assert metric("policy/x_loss").label == "x loss"
+    assert metric("policy/entropy_loss").label == "entropy loss"
+    assert metric("policy/_loss").label == "policy/_loss"
+    assert metric("policy/TERM").label == "policy/TERM"
 
 
 def test_unknown_names_are_averaged_and_called_what_they_are() -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.metrics import METRICS, Metric, described
-from agents.report.writing import literal, short
+from agents.report.text import literal, short
 
 HEADLINE = "reward/mean"
 """The metric whose history is drawn beneath it."""
