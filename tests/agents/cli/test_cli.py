@@ -17,6 +17,7 @@ from agents.config import TrainConfig
 from agents.config.checks import flag, flatten
 from agents.config.files import save_config
 from agents.config.presets import PRESETS
+from agents.metrics import METRICS
 from agents.report.warnings import TrainingDiverged
 
 
@@ -175,6 +176,13 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"Reverse +Write the word backwards\.\n +arguments: length, alphabet", text)
+    assert main(["metrics"]) == 0
+    text = capsys.readouterr().out
+    named = re.findall(r"^  (\S+) +\S", text, flags=re.MULTILINE)
+    assert [name for name in named if name not in METRICS] == ["reward/PART", "policy/TERM_loss", "time/PHASE"]
+    assert sorted(name for name in named if name in METRICS) == sorted(METRICS)
+    said = " ".join(text.split())
+    assert all(entry.meaning in said and (entry.needs or "") in said for entry in METRICS.values())
     assert main(["--help"]) == 0
     assert "llm-env train --preset" in capsys.readouterr().out
     assert main([]) == 2
@@ -184,7 +192,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "message"),
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
-        ("xyz", "unknown command 'xyz'; there are train, sft, presets, tasks"),
+        ("xyz", "unknown command 'xyz'; there are train, sft, presets, tasks, metrics"),
         ("presets all", "llm-env presets takes no arguments, got all"),
         ("train --preset reverse", "unknown preset 'reverse'; did you mean 'reverse-tiny'?"),
         ("train --config none.yaml", "there is no configuration file none.yaml"),
