@@ -74,7 +74,7 @@ class EpisodeStatistics(TokenWrapper):
         >>> env = EpisodeStatistics(gymnasium.make("llm_env/Copy-v0", max_new_tokens=1))
         >>> observation, info = env.reset(seed=0)
         >>> observation, *_, info = env.step(int(env.unwrapped.mdp.vocabulary.encode("x")[0]))
-        >>> info["rollout"]["text"], info["rollout"]["end"], info["rollout"]["l"]
+        >>> info["rollout"]["text"], str(info["rollout"]["end"]), info["rollout"]["l"]
         ('x', 'budget', 1)
     """
 

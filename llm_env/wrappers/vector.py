@@ -38,7 +38,7 @@ class EpisodeStatistics(TokenVectorWrapper):
         >>> envs = EpisodeStatistics(gymnasium.make_vec("llm_env/Copy-v0", num_envs=2, max_new_tokens=1))
         >>> observation, info = envs.reset(seed=0)
         >>> *_, info = envs.step(envs.unwrapped.mdp.vocabulary.encode("xy"))
-        >>> [(episode["text"], episode["end"], episode["l"]) for episode in info["rollout"]]
+        >>> [(episode["text"], str(episode["end"]), episode["l"]) for episode in info["rollout"]]
         [('x', 'budget', 1), ('y', 'budget', 1)]
     """
 
