@@ -84,8 +84,7 @@ def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options
         args=arguments,
         default=Options(base),
         prog=program,
-        description=f"{what} The defaults shown are those of --preset and --config, if given.\n"
-        f"The presets:\n{list_of_presets()}",
+        description=f"{what} Defaults shown are those of --preset and --config. Presets:\n{list_of_presets()}",
         registry=_registry(),
     )
 

@@ -23,7 +23,7 @@ from agents.config.ranges import (
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What is done to the task's rewards before they are learned from, in the order given here, the penalty first."""
+    """What is done to rewards before they are learned from: first the penalty, then whiten, scale and clip."""
 
     whiten: bool = False
     """Subtract the mean of a batch's rewards and divide by their standard deviation."""
