@@ -71,11 +71,11 @@ class LossConfig:
     terms: dict[str, Finite] = field(default_factory=dict)
     """More terms of the loss, which --module registers, each a name and a weight, such as: my_term 0.1."""
     clip_low: UpToOne = 0.2
-    """How much rarer an update may make a token (PPO's clipping): with 0.2, nothing pushes its probability below 0.8
-    times what it was."""
+    """How much rarer an update may make a token (PPO's clipping): with 0.2, the loss does not push its probability
+    below 0.8 times what it was."""
     clip_high: Positive = 0.28
-    """How much likelier an update may make a token (PPO's clipping): with 0.28, nothing pushes its probability above
-    1.28 times what it was. A little more than --loss.clip-low keeps texts varied."""
+    """How much likelier an update may make a token (PPO's clipping): with 0.28, the loss does not push its
+    probability above 1.28 times what it was. A little more than --loss.clip-low keeps texts varied."""
     dual_clip: AboveOne | None = None
     """Bound the loss of a token with a negative advantage at this times that advantage, so that no single token can
     upset the policy; 3 is usual, none sets no bound."""
@@ -114,13 +114,12 @@ class KLConfig:
     """Adapt the weight of the KL penalty so that the KL of a whole text stays near this, such as 6; none keeps the
     weight as it is."""
     horizon: Count = 10_000
-    """How slowly --kl.target adapts the weight of the KL penalty: in the course of so many texts it changes by about a
-    fifth."""
+    """How slowly --kl.target adapts the weight of the KL penalty: in so many texts it changes by a fifth at most."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How one of the two is trained: AdamW, its learning rate, and how often it goes over a batch."""
+    """How the policy or the critic is trained: AdamW, its learning rate, and how often it goes over a batch."""
 
     learning_rate: NotNegative = 1e-4
     """The highest learning rate, which is how far a step moves the weights. 1e-6 to 1e-5 is usual for large models, and
