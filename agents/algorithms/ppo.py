@@ -89,7 +89,7 @@ class PPO:
             "value_clip": config.value_clip if self.has_critic else None,
             "kl_estimator": self.config.kl.estimator,
         }
-        if config.penalty:
+        if config.kind == "penalty":
             return TokenKLPenaltyLoss(self.network, target=config.penalty_target, **options)
         return TokenPPOLoss(self.network, **options)
 

@@ -112,8 +112,8 @@ def seed_everything(seed: int) -> None:
 
 def make_task_of(config: TrainConfig) -> Task:
     """The task, from its name and arguments."""
-    if config.task.module is not None:
-        importlib.import_module(config.task.module)
+    if config.module is not None:
+        importlib.import_module(config.module)
     return make_task(config.task.name, config.task.args)
 
 

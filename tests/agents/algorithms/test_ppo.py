@@ -159,7 +159,7 @@ def test_one_seed_one_run(config: Config) -> None:
     "changes",
     [
         {},
-        {"kl__beta": 0.1, "kl__target": 1.0, "kl__horizon": 50, "loss__penalty": True},
+        {"kl__beta": 0.1, "kl__target": 1.0, "kl__horizon": 50, "loss__kind": "penalty"},
         {"model__critic": "separate", "critic_warmup": 1, "actor__warmup": 5, "actor__decay": "linear"},
         {"model__lora__rank": 2, "kl__beta": 0.1, "model__refresh_reference": 2},
         {"model__refresh_reference": 1, "kl__beta": 0.1, "rollout__drop_truncated": True},

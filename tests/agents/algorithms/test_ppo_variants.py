@@ -125,7 +125,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "autocast": {"model__autocast": True, "model__reference_dtype": "bfloat16", "kl__beta": 0.01},
     "bfloat16": {"model__dtype": "bfloat16"},
     "gradient checkpointing": {"model__gradient_checkpointing": True},
-    "penalty": {"loss__penalty": True},
+    "penalty": {"loss__kind": "penalty"},
     "dual clip": {"loss__dual_clip": 3.0},
     "no value clip": {"loss__value_clip": None},
     "no value loss": {"loss__value": 0.0},
@@ -161,7 +161,7 @@ def test_variants_learn(config: Config, changes: dict[str, object]) -> None:
 
 
 def test_the_penalty_adapts_its_weight(config: Config) -> None:
-    made = config(loss__penalty=True, loss__penalty_target=10.0)
+    made = config(loss__kind="penalty", loss__penalty_target=10.0)
     with running(made) as run:
         run.algorithm.step()
         assert run.algorithm.loss.beta == 0.5

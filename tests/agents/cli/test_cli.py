@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 from agents.cli import main
-from agents.config import TrainConfig
+from agents.config import KLConfig, LossConfig, RolloutConfig, TrainConfig
 from agents.config.checks import flag, flatten
+from agents.config.explain import help_texts
 from agents.config.files import save_config
 from agents.config.presets import PRESETS
 from agents.metrics import METRICS
@@ -75,8 +77,9 @@ def test_every_kind_of_flag(trained: Trained) -> None:
     line = (
         "--algo grpo --rollout.completions-per-prompt 4 --task.args length 5 alphabet no dense true x 1e-3"
         " --log.no-display --log.tensorboard --loss.value-clip none --loss.importance-cap None --rollout.slots 8"
-        " --model.reference-dtype bfloat16 --rollout.engine-dtype none --task.module none --actor.betas 0.8 0.9"
-        " --model.reference none --out runs/x --actor.learning-rate 1e-4"
+        " --model.reference-dtype bfloat16 --rollout.engine-dtype none --module none --actor.betas 0.8 0.9"
+        " --model.reference none --out runs/x --actor.learning-rate 1e-4 --loss.terms extra 1 other 1e-2"
+        " --task.reward Match --task.reward-args none --algo-args strength 0.5 --evaluation.stop-at 1"
     )
     assert main(["train", *line.split()]) == 0
     assert trained.last == TrainConfig().replace(
@@ -92,8 +95,14 @@ def test_every_kind_of_flag(trained: Trained) -> None:
         actor__betas=(0.8, 0.9),
         model__reference="none",
         out=Path("runs/x"),
+        loss__terms={"extra": 1.0, "other": 0.01},
+        task__reward="Match",
+        algo_args={"strength": 0.5},
+        evaluation__stop_at=1.0,
     )
     assert type(trained.last.task.args["length"]) is int
+    assert type(trained.last.loss.terms["extra"]) is float
+    assert type(trained.last.rollout.slots) is int
 
 
 def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,17 +160,35 @@ def test_help_lists_every_flag_with_its_help(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     text = help_of(capsys, "train")
-    lines = [line.strip(" │") for line in text.splitlines()]
+    shown = text.splitlines()
+    lines = [line.strip(" │") for line in shown]
     own = ["--preset", "--config", "--resume", "--traceback"]
     for name in [*own, *(flag(name) for name, _ in flatten(TrainConfig()))]:
-        places = [place for place, line in enumerate(lines) if re.match(rf"{re.escape(name)}(,| |$)", line)]
+        places = [place for place, line in enumerate(shown) if re.match(rf"\W {re.escape(name)}(,| |$)", line)]
         assert len(places) == 1, f"{name} is listed {len(places)} times"
         following = lines[places[0] + 1]
         assert following, name
         assert not following.startswith(("(default", "-")), f"{name} has no help text"
     assert all(name in text for name in PRESETS)
-    assert "settings" not in text
+    assert "--settings" not in text
+    assert "settings options" not in text
     assert not [line for line in lines if len(line) > 100]
+
+
+def test_help_texts_are_not_broken_where_their_docstrings_are(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = [line.strip(" │") if re.match(r"\W {7}\S", line) else "" for line in help_of(capsys, "train").splitlines()]
+    widest = max(map(len, lines))
+    assert widest > 80
+    for line, following in itertools.pairwise(lines):
+        if line and following:
+            assert len(f"{line} {following.split()[0]}") > widest, f"the line could be longer: {line}"
+    whole = " ".join(lines)
+    for part in (KLConfig, LossConfig, RolloutConfig):
+        for name, text in help_texts(part).items():
+            assert text in whole, name
 
 
 def test_help_shows_the_defaults_of_the_preset(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +226,10 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --rollout.batch-size 0", "--rollout.batch-size is 0"),
         ("train --actor.lerning-rate 1", "--actor.learning-rate"),
         ("train --actor.learning-rate fast", "could not convert string to float: 'fast'"),
-        ("train --rollout.mode foo", "Expected one of"),
+        ("train --kl.where foo", "Expected one of"),
+        ("train --rollout.slots 0", "--rollout.slots is 0, expected at least 1"),
+        ("train --rollout.slots many", "invalid literal for int() with base 10: 'many'"),
+        ("train --loss.terms extra much", "extra is 'much', expected a number"),
         ("train --model.reference-dtype half", "Expected one of"),
         ("train --task.args length", "expected names and values by turns"),
         ("train --preset", "--preset"),
