@@ -23,7 +23,7 @@ from agents.run.evaluate import Evaluation
 from agents.run.parts import Run, build
 from agents.run.sft import SFT
 from agents.state.checkpoint import Checkpoint, latest_checkpoint, rng_state, save_checkpoint, set_rng_state
-from agents.state.files import replace_folder
+from llm_env.files import replace_folder
 
 SAMPLES = 3
 
