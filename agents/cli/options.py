@@ -18,7 +18,7 @@ from agents.config.files import ConfigError, check_config, differences, load_con
 from agents.config.presets import PRESETS
 
 # What a resumed run may be told anew. Everything else decides what it learns.
-FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at")
+FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "sft.checkpoint_every", "guard.", "evaluation.stop_at")
 # By these a folder is known to hold a run.
 RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")
 
@@ -33,7 +33,8 @@ class Options:
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yaml")] = None
     """Then take what this YAML file says; it may name a few fields only. Flags win over both."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the run in --out. Only these may change: iterations, log, checkpoint, guard, evaluation.stop-at."""
+    """Go on with the run in --out. Only these may change: iterations, log, checkpoint, sft.checkpoint-every, guard,
+    evaluation.stop-at."""
     traceback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show where in the program an error came from."""
 

@@ -63,6 +63,7 @@ NOT_NEGATIVE = [
     "sft.learning_rate",
     "sft.warmup",
     "sft.weight_decay",
+    "sft.checkpoint_every",
 ]
 FROM_ZERO_TO_ONE = ["advantage.gamma", "advantage.actor_lambda", "advantage.critic_lambda"]
 BELOW_ONE = ["model.lora.dropout"]

@@ -272,6 +272,9 @@ class SFTConfig:
     """AdamW's."""
     answer: str = "answer"
     """Which entry of a prompt's metadata is the completion."""
+    checkpoint_every: int = 50
+    """Optimizer steps between checkpoints, from which a warm start goes on after a stop; 0 writes one at Ctrl-C only.
+    """
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
-"""From a configuration to the parts of a run."""
+"""From a configuration to the parts of a run.
+
+`build_parts` makes what every kind of training needs: the task, the network, an engine, and who judges the policy.
+`build` puts an algorithm on top; the warm start does without one.
+"""
 
 from __future__ import annotations
 
 import importlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,35 +35,55 @@ from llm_env.tasks import Task, make_task
 ALGORITHMS: dict[str, type[PPO]] = {"ppo": PPO, "reinforce": Reinforce, "a2c": A2C, "grpo": GRPO}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """The parts of a run, put together.
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What every kind of training needs: a policy, the task that it learns, and who judges it.
 
     Attributes:
-        algorithm: learns.
-        evaluator: judges it on held-out prompts; None if the task has none.
-        engine: writes the texts.
+        source: the name or the folder of the model that it began with.
+        mdp: the task and its training prompts.
+        network: learns.
         tokenizer: of the model.
+        engine: writes the texts.
+        evaluator: judges the policy on held-out prompts; None if the task has none.
         shares_weights: the engine computes with the very weights that learn.
     """
 
-    algorithm: PPO
-    evaluator: Evaluator | None
-    engine: Engine
+    source: str
+    mdp: TokenMDP
+    network: Network
     tokenizer: Any
+    engine: Engine
+    evaluator: Evaluator | None
     shares_weights: bool
 
     def update_engine(self) -> None:
         """Let the engine compute with the policy's present weights."""
         if not self.shares_weights:
-            self.engine.load_weights(self.algorithm.network.engine_weights(), version=self.engine.version + 1)
+            self.engine.load_weights(self.network.engine_weights(), version=self.engine.version + 1)
+
+    def close(self) -> None:
+        """Free the engine, and the processes that rewards run in."""
+        self.mdp.close()
+        if self.evaluator is not None:
+            self.evaluator.rollouts.mdp.close()
+        self.engine.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Run(Parts):
+    """The parts of a run, and the algorithm on top of them.
+
+    Attributes:
+        algorithm: collects texts and learns from them.
+    """
+
+    algorithm: PPO
 
     def close(self) -> None:
         """Free the engine, and the processes that rewards run in."""
         self.algorithm.collector.rollouts.mdp.close()
-        if self.evaluator is not None:
-            self.evaluator.rollouts.mdp.close()
-        self.engine.close()
+        super().close()
 
 
 def build(config: TrainConfig, model: str | Path | None = None) -> Run:
@@ -69,49 +93,71 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
         config: what it is.
         model: begin with this model (a name or folder) instead of `config.model.name`.
     """
+    parts = build_parts(config, model)
+    trusted = parts.shares_weights and not config.model.autocast
+    algorithm = ALGORITHMS[config.algo](config, parts.network, make_collector(config, parts), trusted=trusted)
+    return Run(**{field.name: getattr(parts, field.name) for field in fields(parts)}, algorithm=algorithm)
+
+
+def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
+    """All of a run but its algorithm, with the global random generators seeded.
+
+    Args:
+        config: of the run.
+        model: begin with this model (a name or folder) instead of `config.model.name`.
+    """
     seed_everything(config.seed)
     source = str(model or config.model.name)
     # The task comes before the models: what is wrong with it should be said before anything heavy is done.
     task, rollout = make_task_of(config), config.rollout
     mdp = TokenMDP(task, **mdp_options(config, model=source))
-    step_by_step = rollout.mode == "step" or (rollout.mode == "auto" and needs_steps(mdp))
     judged = has_held_out(task, config.evaluation.split)
 
     network = Network(load(config, source), config.model, rollout.temperature).eval()
     tokenizer = load_tokenizer(source)
     slots = rollout.slots or rollout.batch_size
-    shares = rollout.engine == "transformers" and rollout.engine_dtype is None
     # Stepping, each environment keeps its slots for as long as it lives.
-    engine = make_engine_of(
-        config, network, tokenizer, source, context=mdp.context, slots=slots * (1 + judged if step_by_step else 1)
-    )
+    slots *= 1 + judged if writes_by_steps(config, mdp) else 1
+    engine = make_engine_of(config, network, tokenizer, source, context=mdp.context, slots=slots)
+    evaluator = None
+    if judged:
+        rollouts = make_rollouts(config, mdp, engine, source, config.evaluation.split)
+        evaluator = Evaluator(rollouts, config.evaluation.prompts, rollout.temperature, config.seed)
+    shares = rollout.engine == "transformers" and rollout.engine_dtype is None
+    parts = Parts(source, mdp, network, tokenizer, engine, evaluator, shares)
+    # An engine that has made its own model need not have made the same: random weights have a seed.
+    parts.update_engine()
+    return parts
 
-    def rollouts(split: str) -> Rollouts:
-        if step_by_step:
-            env = TorchRLTokenEnv(task, slots, **mdp_options(config, split, engine=engine, observe="logits"))
-            return StepRollouts(env, EnginePolicy(env))
-        own = mdp if split == "train" else TokenMDP(task, **mdp_options(config, split, model=source))
-        return EngineRollouts(own, engine)
 
+def make_rollouts(config: TrainConfig, mdp: TokenMDP, engine: Engine, source: str, split: str) -> Rollouts:
+    """What writes texts after the prompts of a split; `mdp` is that of the training prompts."""
+    if writes_by_steps(config, mdp):
+        slots = config.rollout.slots or config.rollout.batch_size
+        env = TorchRLTokenEnv(mdp.task, slots, **mdp_options(config, split, engine=engine, observe="logits"))
+        return StepRollouts(env, EnginePolicy(env))
+    own = mdp if split == "train" else TokenMDP(mdp.task, **mdp_options(config, split, model=source))
+    return EngineRollouts(own, engine)
+
+
+def writes_by_steps(config: TrainConfig, mdp: TokenMDP) -> bool:
+    """Whether the environment takes every step of a text, instead of an engine that writes all of it."""
+    mode = config.rollout.mode
+    return mode == "step" or (mode == "auto" and needs_steps(mdp))
+
+
+def make_collector(config: TrainConfig, parts: Parts) -> Collector:
+    """What collects batches of texts after the training prompts."""
+    rollout = config.rollout
     filters: list[Filter] = [not_cut] * rollout.drop_truncated + [not_uniform] * rollout.drop_uniform_groups
-    collector = Collector(
-        rollouts("train"),
+    return Collector(
+        make_rollouts(config, parts.mdp, parts.engine, parts.source, "train"),
         rollout.batch_size,
         temperature=rollout.temperature,
         seed=config.seed,
         over_sample=rollout.over_sample,
         filters=filters,
     )
-    trusted = shares and not config.model.autocast
-    algorithm = ALGORITHMS[config.algo](config, network, collector, trusted=trusted)
-    evaluator = None
-    if judged:
-        evaluator = Evaluator(
-            rollouts(config.evaluation.split), config.evaluation.prompts, rollout.temperature, config.seed
-        )
-    run = Run(algorithm, evaluator, engine, tokenizer, shares)
-    run.update_engine()  # an engine that has made its own model need not have made the same: random weights have a seed
-    return run
 
 
 def seed_everything(seed: int) -> None:

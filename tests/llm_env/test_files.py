@@ -29,6 +29,10 @@ def read(folder: Path) -> str:
     return texts.pop()
 
 
+def fail(_: object) -> None:
+    raise ZeroDivisionError
+
+
 def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "made" / "on the way" / "notes.txt"
     for text in ("first", "second"):
@@ -49,17 +53,15 @@ def test_a_folder_is_made_and_replaced(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(ZeroDivisionError), replace_file(tmp_path / "file") as new:
-        new.write_text("half")
-        raise ZeroDivisionError
+        fail(new.write_text("half"))
     with pytest.raises(FileNotFoundError), replace_file(tmp_path / "file"):
         pass  # nothing was written
     with replace_folder(tmp_path / "folder") as new:
         fill(new, "old")
     with pytest.raises(ZeroDivisionError), replace_folder(tmp_path / "folder") as new:
-        fill(new, "half")
-        raise ZeroDivisionError
+        fail((new / "half").write_text("half"))
     with pytest.raises(ZeroDivisionError), create_folder(tmp_path / "other") as new:
-        raise ZeroDivisionError
+        fail((new / "half").write_text("half"))
     assert names(tmp_path) == ["file", "folder"]
     assert ((tmp_path / "file").read_text(), read(tmp_path / "folder")) == ("old", "old")
 
