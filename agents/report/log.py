@@ -202,7 +202,8 @@ class _WandB:
             ) from error
         kept = out / WANDB_ID
         if resume_from is None or not kept.exists():
-            kept.write_text(uuid.uuid4().hex, encoding="utf-8")
+            with replace_file(kept) as new:
+                new.write_text(uuid.uuid4().hex, encoding="utf-8")
         self._run = self._wandb.init(
             project=project,
             name=run_name,
