@@ -1,7 +1,8 @@
 """PPO and its relatives for language models, on the token environment, from TorchRL's parts.
 
-`agents.train(config)` does a whole run; `agents.build(config)` gives its parts, for a loop of your own. The names below
-are imported when first asked for, so that reading a configuration does not import torch.
+`agents.train(config)` does a whole run, `agents.fine_tune(config)` its supervised warm start alone, and
+`agents.build(config)` gives its parts, for a loop of your own. The names below are imported when first asked for, so
+that reading a configuration does not import torch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from agents.config.presets import PRESETS
     from agents.networks.network import Network
     from agents.rollouts.collector import Collector
+    from agents.run.loop import Result
     from agents.run.parts import Run, build
-    from agents.run.training import Result, train
+    from agents.run.training import fine_tune, train
 
 _HOME = {
     "A2C": "algorithms.a2c",
@@ -29,10 +31,11 @@ _HOME = {
     "PPO": "algorithms.ppo",
     "PRESETS": "config.presets",
     "Reinforce": "algorithms.reinforce",
-    "Result": "run.training",
+    "Result": "run.loop",
     "Run": "run.parts",
     "TrainConfig": "config",
     "build": "run.parts",
+    "fine_tune": "run.training",
     "train": "run.training",
 }
 
@@ -48,6 +51,7 @@ __all__ = [
     "Run",
     "TrainConfig",
     "build",
+    "fine_tune",
     "train",
 ]
 

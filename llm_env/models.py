@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from llm_env.files import create_folder
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards.registry import did_you_mean
 
@@ -145,23 +143,16 @@ def _source(name: str) -> Path | str:
 
 
 def _cached(folder_name: str, build: Callable[[Path], None]) -> Path:
-    """The folder of that name in the cache, built aside and then renamed: nobody ever sees half a model."""
+    """The folder of that name in the cache, built if it is not there: nobody ever sees half a model."""
     cache = Path(os.environ.get("LLM_ENV_CACHE") or "~/.cache/llm_env").expanduser()
     folder = cache / folder_name
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder_name}-", dir=cache))
     try:
-        build(aside)
-        aside.chmod(0o755)
-        # Fails if another process was faster, whose folder is as good.
-        with contextlib.suppress(OSError):
-            aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    if not folder.is_dir():
-        raise OSError(f"could not create {folder}: set LLM_ENV_CACHE to a folder that can be written to")
+        with create_folder(folder) as new:
+            build(new)
+    except PermissionError as error:
+        raise PermissionError(f"could not create {folder}: set LLM_ENV_CACHE to a folder you may write to") from error
     return folder
 
 

@@ -73,14 +73,12 @@ def _train(arguments: list[str]) -> None:
 def _sft(arguments: list[str]) -> None:
     from agents.cli.options import read_options
 
-    if "--resume" in arguments:
-        raise ConfigError("--resume is for `llm-env train`; a warm start is short, and begins anew: leave it out")
     options = read_options(arguments, "llm-env sft")
     if not options.settings.sft.steps:
         raise ConfigError("--sft.steps is 0, expected how many optimizer steps to take: use, for example, 500")
-    from agents.run.training import run_sft
+    from agents.run.training import fine_tune
 
-    run_sft(options.settings)
+    fine_tune(options.settings, resume=options.resume)
 
 
 def _presets(arguments: list[str]) -> None:

@@ -7,7 +7,6 @@ a field added to them can be set from a file at once.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import types
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import yaml
 
 from agents.config import TrainConfig
 from agents.config.checks import flatten, problems
+from llm_env.files import replace_file
 from rewards.registry import did_you_mean
 
 
@@ -29,12 +29,8 @@ def save_config(config: TrainConfig, path: Path) -> None:
     """Write all fields as YAML, whole or not at all."""
     # No allow_unicode: with it PyYAML writes some line breaks as they are, and reads them as spaces.
     text = yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False)
-    aside = path.with_name(f".{path.name}.saving")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with replace_file(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:

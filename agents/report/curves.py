@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from agents.metrics import METRICS, Metric
+from llm_env.files import replace_file
 
 INK, FAINT, GRID = "#2b2f36", "#6b7280", "#e5e7eb"
 COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed")
@@ -88,10 +89,8 @@ def plot_curves(metrics: Sequence[dict[str, float]], path: Path, title: str) -> 
         _draw(panel, metrics, figure.add_subplot(rows, columns, number))
     if not panels:
         figure.text(0.5, 0.5, "no metrics yet", ha="center", color=FAINT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    figure.savefig(aside, format="png")
-    aside.replace(path)
+    with replace_file(path) as new:
+        figure.savefig(new, format="png")
 
 
 def _panels() -> list[_Panel]:

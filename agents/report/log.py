@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from agents.config import LogConfig
+from llm_env.files import replace_file
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -123,12 +123,8 @@ def _begin(path: Path, resume_from: int | None) -> None:
             path.replace(path.with_name(path.name + ".old"))
         return
     kept = b"".join(line + b"\n" for line, row in _rows(path) if row["iteration"] <= resume_from)
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with replace_file(path) as new:
+        new.write_bytes(kept)
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -206,7 +202,8 @@ class _WandB:
             ) from error
         kept = out / WANDB_ID
         if resume_from is None or not kept.exists():
-            kept.write_text(uuid.uuid4().hex, encoding="utf-8")
+            with replace_file(kept) as new:
+                new.write_text(uuid.uuid4().hex, encoding="utf-8")
         self._run = self._wandb.init(
             project=project,
             name=run_name,

@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from agents.config import GuardConfig
+from llm_env.files import replace_file
 
 KEPT = 10
 """How many offending batches are kept."""
@@ -132,9 +133,8 @@ class StepGuard:
         reason["not_finite"] = {
             name: count for name, tensor in tensors.items() if (count := int((~tensor.isfinite()).sum()))
         }
-        aside = path.with_suffix(".tmp")
-        save_file(tensors, aside)
-        aside.replace(path)
+        with replace_file(path) as new:
+            save_file(tensors, new)
         path.with_suffix(".json").write_text(json.dumps(reason, indent=2) + "\n", encoding="utf-8")
         order = sorted(self.folder.glob("iteration-*.safetensors"), key=_order)
         for old in order[:-KEPT]:

@@ -1,10 +1,14 @@
-"""From a configuration to the parts of a run."""
+"""From a configuration to the parts of a run.
+
+`build_parts` makes what every kind of training needs: the task, the network, an engine, and who judges the policy.
+`build` puts an algorithm on top; the warm start does without one.
+"""
 
 from __future__ import annotations
 
 import importlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,39 +30,55 @@ from llm_env.mdp.core import TokenMDP
 from llm_env.mdp.options import MDPOptions
 from llm_env.models import load_model, load_tokenizer
 from llm_env.tasks import Task, make_task
+from rewards import make_reward
 
 ALGORITHMS: dict[str, type[PPO]] = {"ppo": PPO, "reinforce": Reinforce, "a2c": A2C, "grpo": GRPO}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """The parts of a run, put together.
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What every kind of training needs: a policy, the task that it learns, and who judges it.
 
     Attributes:
-        algorithm: learns.
-        evaluator: judges it on held-out prompts; None if the task has none.
-        engine: writes the texts.
+        source: the name or the folder of the model that it began with.
+        mdp: the task and its training prompts.
+        network: learns.
         tokenizer: of the model.
+        engine: writes the texts.
+        evaluator: judges the policy on held-out prompts; None if the task has none.
         shares_weights: the engine computes with the very weights that learn.
     """
 
-    algorithm: PPO
-    evaluator: Evaluator | None
-    engine: Engine
+    source: str
+    mdp: TokenMDP
+    network: Network
     tokenizer: Any
+    engine: Engine
+    evaluator: Evaluator | None
     shares_weights: bool
 
     def update_engine(self) -> None:
         """Let the engine compute with the policy's present weights."""
         if not self.shares_weights:
-            self.engine.load_weights(self.algorithm.network.engine_weights(), version=self.engine.version + 1)
+            self.engine.load_weights(self.network.engine_weights(), version=self.engine.version + 1)
 
     def close(self) -> None:
         """Free the engine, and the processes that rewards run in."""
-        self.algorithm.collector.writer.mdp.close()
+        self.mdp.close()
         if self.evaluator is not None:
             self.evaluator.writer.mdp.close()
         self.engine.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Run(Parts):
+    """The parts of a run, and the algorithm on top of them.
+
+    Attributes:
+        algorithm: collects texts and learns from them.
+    """
+
+    algorithm: PPO
 
 
 def build(config: TrainConfig, model: str | Path | None = None) -> Run:
@@ -66,6 +86,19 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
 
     Args:
         config: what it is.
+        model: begin with this model (a name or folder) instead of `config.model.name`.
+    """
+    parts = build_parts(config, model)
+    trusted = parts.shares_weights and not config.model.autocast
+    algorithm = ALGORITHMS[config.algo](config, parts.network, make_collector(config, parts), trusted=trusted)
+    return Run(**{field.name: getattr(parts, field.name) for field in fields(parts)}, algorithm=algorithm)
+
+
+def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
+    """All of a run but its algorithm, with the global random generators seeded.
+
+    Args:
+        config: of the run.
         model: begin with this model (a name or folder) instead of `config.model.name`.
     """
     seed_everything(config.seed)
@@ -78,29 +111,32 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     network = Network(load(config, source), config.model, rollout.temperature).eval()
     tokenizer = load_tokenizer(source)
     slots = rollout.slots or rollout.batch_size
-    shares = rollout.engine == "transformers" and rollout.engine_dtype is None
     engine = make_engine_of(config, network, tokenizer, source, context=mdp.context, slots=slots)
-
-    filters: list[Filter] = [not_cut] * rollout.drop_truncated + [not_uniform] * rollout.drop_uniform_groups
-    collector = Collector(
-        EngineWriter(mdp, engine),
-        rollout.batch_size,
-        temperature=rollout.temperature,
-        seed=config.seed,
-        over_sample=rollout.over_sample,
-        filters=filters,
-    )
-    trusted = shares and not config.model.autocast
-    algorithm = ALGORITHMS[config.algo](config, network, collector, trusted=trusted)
     evaluator = None
     if judged:
         held_out = TokenMDP(task, **mdp_options(config, config.evaluation.split, model=source))
         evaluator = Evaluator(
             EngineWriter(held_out, engine), config.evaluation.prompts, rollout.temperature, config.seed
         )
-    run = Run(algorithm, evaluator, engine, tokenizer, shares)
-    run.update_engine()  # an engine that has made its own model need not have made the same: random weights have a seed
-    return run
+    shares = rollout.engine == "transformers" and rollout.engine_dtype is None
+    parts = Parts(source, mdp, network, tokenizer, engine, evaluator, shares)
+    # An engine that has made its own model need not have made the same: random weights have a seed.
+    parts.update_engine()
+    return parts
+
+
+def make_collector(config: TrainConfig, parts: Parts) -> Collector:
+    """What collects batches of texts after the training prompts."""
+    rollout = config.rollout
+    filters: list[Filter] = [not_cut] * rollout.drop_truncated + [not_uniform] * rollout.drop_uniform_groups
+    return Collector(
+        EngineWriter(parts.mdp, parts.engine),
+        rollout.batch_size,
+        temperature=rollout.temperature,
+        seed=config.seed,
+        over_sample=rollout.over_sample,
+        filters=filters,
+    )
 
 
 def seed_everything(seed: int) -> None:
@@ -111,10 +147,13 @@ def seed_everything(seed: int) -> None:
 
 
 def make_task_of(config: TrainConfig) -> Task:
-    """The task, from its name and arguments."""
+    """The task, from its name and arguments, with the reward that is named in place of its own."""
     if config.module is not None:
         importlib.import_module(config.module)
-    return make_task(config.task.name, config.task.args)
+    task = make_task(config.task.name, config.task.args)
+    if config.task.reward is not None:
+        task.reward = make_reward(config.task.reward, config.task.reward_args)
+    return task
 
 
 def mdp_options(config: TrainConfig, split: str = "train", **more: Any) -> MDPOptions:

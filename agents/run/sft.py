@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from agents.algorithms.optimizer import Optimizer
 from agents.config import SFTConfig
@@ -45,18 +46,27 @@ class SFT:
             weight_decay=config.weight_decay,
         )
 
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps were taken."""
+        return self.optimizer.steps
+
     def run(self, report: Callable[[int, float], None] = lambda step, loss: None) -> float:
-        """All steps; `report` is told the number and the loss of each. Returns the last loss (nats per token)."""
+        """All steps that are left; `report` is told the number and the loss of each, in nats per token.
+
+        Returns:
+            The last loss; NaN if no step was left.
+        """
         loss = float("nan")
         self.network.train()
-        for step in range(self.config.steps):
+        while self.steps < self.config.steps:
             loss = self.step()
             if not np.isfinite(loss):
                 raise ValueError(
-                    f"the loss of SFT step {step + 1} is {loss}: try a lower --sft.learning-rate "
+                    f"the loss of SFT step {self.steps} is {loss}: try a lower --sft.learning-rate "
                     f"(now {self.config.learning_rate:g})"
                 )
-            report(step + 1, loss)
+            report(self.steps, loss)
         self.network.eval()
         return loss
 
@@ -72,6 +82,18 @@ class SFT:
         self.optimizer.clip()
         self.optimizer.step()
         return float(loss.detach())
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything that decides how it goes on, but the global random generators: tensors by file, and JSON."""
+        tensors, optimizer = self.optimizer.state()
+        state = {"optimizer": optimizer, "sampler": self.sampler.state_dict()}
+        return {"weights": self.network.weights(), "optimizer": tensors}, state
+
+    def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Go on where another was."""
+        self.network.load_weights(tensors["weights"])
+        self.optimizer.load_state(tensors["optimizer"], state["optimizer"])
+        self.sampler.load_state_dict(state["sampler"])
 
     def _episode(self, index: int) -> Episode:
         tokens = self.answers[index]

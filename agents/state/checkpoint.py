@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -33,6 +32,7 @@ from agents.state.saved import (
     rng_state,
     set_rng_state,
 )
+from llm_env.files import sync
 
 __all__ = [
     "Checkpoint",
@@ -98,7 +98,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             # Python cannot swap two folders in one call: the old one stays readable until the new one is in place.
             final.rename(folder / f"{_REPLACED}{final.name}")
         aside.rename(final)
-        _sync(folder)
+        sync(folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -148,7 +148,7 @@ def _write(aside: Path, checkpoint: Checkpoint, state: str) -> None:
         save_file(stored, aside / f"{name}.safetensors")
     files = {}
     for path in sorted(aside.iterdir()):
-        _sync(path)
+        sync(path)
         files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     manifest = {
         "format": FORMAT,
@@ -160,8 +160,8 @@ def _write(aside: Path, checkpoint: Checkpoint, state: str) -> None:
     }
     manifest["sha256"] = _digest(manifest)
     (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _sync(aside / _MANIFEST)
-    _sync(aside)
+    sync(aside / _MANIFEST)
+    sync(aside)
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -253,16 +253,6 @@ def _delete(path: Path) -> None:
     aside = path.with_name(f"{_DELETED}{path.name}-{uuid.uuid4().hex[:8]}")
     path.rename(aside)
     shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":
-        return  # other systems do not open folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -39,7 +39,7 @@ from agents.config import TrainConfig
 from agents.config.presets import PRESETS
 from agents.report.display import Display
 from agents.run.parts import build
-from agents.run.training import warm_start
+from agents.run.warm_start import warm_start
 
 LENGTH = 6
 BLUE, ORANGE, INK, GRID = "#2563eb", "#d97706", "#2b2f36", "#e5e7eb"

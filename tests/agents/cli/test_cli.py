@@ -47,15 +47,17 @@ class Trained:
         config.out.mkdir(parents=True, exist_ok=True)
         save_config(config, config.out / "config.yaml")
 
-    def run_sft(self, config: TrainConfig) -> None:
-        self.calls.append(("sft", config, False))
+    def fine_tune(self, config: TrainConfig, resume: bool) -> None:
+        self.calls.append(("sft", config, resume))
+        config.out.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.out / "config.yaml")
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trained:
     stub = Trained()
     module = types.ModuleType("agents.run.training")
-    module.train, module.run_sft = stub.train, stub.run_sft  # type: ignore[attr-defined]
+    module.train, module.fine_tune = stub.train, stub.fine_tune  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "agents.run.training", module)
     monkeypatch.chdir(tmp_path)
     return stub
@@ -144,8 +146,15 @@ def test_sft(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     assert trained.calls == [("sft", TrainConfig().replace(sft__steps=5, out=Path("a")), False)]
     assert main(["sft"]) == 2
     assert "--sft.steps is 0" in capsys.readouterr().err
-    assert main(["sft", "--sft.steps", "5", "--resume"]) == 2
-    assert "--resume is for" in capsys.readouterr().err
+    assert main(["sft", "--sft.steps", "5", "--out", "a"]) == 2
+    assert "go on with it (--resume)" in capsys.readouterr().err
+    assert main(["sft", "--out", "a", "--resume", "--sft.checkpoint-every", "7"]) == 0
+    resumed = TrainConfig().replace(sft__steps=5, sft__checkpoint_every=7, out=Path("a"))
+    assert trained.calls[1:] == [("sft", resumed, True)]
+    assert main(["sft", "--out", "a", "--resume", "--sft.steps", "6"]) == 2
+    assert "--sft.steps is 6, was 5" in capsys.readouterr().err
+    assert main(["sft", "--out", "b", "--resume", "--sft.steps", "6"]) == 2
+    assert "there is no run to resume in b" in capsys.readouterr().err
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

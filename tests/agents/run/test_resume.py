@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from safetensors.torch import load_file
 
 from agents.config import TrainConfig
 from agents.config.files import save_config
-from tests.agents.killed import wait
+from agents.run.warm_start import SFT_CHECKPOINTS
+from tests.agents.killed import newest_step, wait
 from tests.agents.runs import save_small_model, small_config
 
 Attempt = Callable[..., tuple[int, float]]
@@ -37,6 +39,7 @@ def config_in(out: Path, folder: Path, **changes: object) -> TrainConfig:
         "iterations": 12,
         "sft__steps": 60,
         "sft__learning_rate": 1e-2,
+        "sft__checkpoint_every": 7,
         "kl__beta": 0.05,
         "kl__target": 0.5,
         "kl__horizon": 200,
@@ -75,22 +78,20 @@ def attempt() -> Iterator[Attempt]:
         server.stdin.close()
 
 
-def in_a_new_interpreter(
-    arguments: list[str], file: str | None = None, lines: int = 0, delay: float = 0.0
-) -> tuple[int, float]:
+def in_a_new_interpreter(arguments: list[str], **when: Any) -> tuple[int, float]:
     """The same as a user would: imports and all."""
     start = time.monotonic()
     process = os.spawnve(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "agents.cli", *arguments], ENVIRONMENT)
-    return wait(process, file, lines, delay), time.monotonic() - start
+    return wait(process, **when), time.monotonic() - start
 
 
-def arguments(config: TrainConfig) -> list[str]:
+def arguments(config: TrainConfig, command: str = "train") -> list[str]:
     """Of the command that begins this run, or goes on with it."""
     if (config.out / "config.yaml").exists():
-        return ["train", "--resume", "--out", str(config.out)]
+        return [command, "--resume", "--out", str(config.out)]
     path = config.out.with_suffix(".yaml")
     save_config(config, path)
-    return ["train", "--config", str(path), "--out", str(config.out)]
+    return [command, "--config", str(path), "--out", str(config.out)]
 
 
 def kill_again_and_again(attempt: Attempt, config: TrainConfig, moments: list[float], seconds: float) -> None:
@@ -131,12 +132,59 @@ def assert_same_run(one: Path, other: Path) -> None:
     files = sorted(path.name for path in (one / "checkpoints" / checkpoints[0][-1]).glob("*.safetensors"))
     assert files == [f"{name}.safetensors" for name in ("actor_optimizer", "critic_optimizer", "rng", "weights")]
     for place in [*places, *(f"checkpoints/{checkpoints[0][-1]}/{file}" for file in files)]:
-        ours, theirs = load_file(one / place), load_file(other / place)
-        assert ours.keys() == theirs.keys()
-        for name, tensor in ours.items():
-            assert torch.equal(tensor, theirs[name]), f"{place}: {name}"
-    left = [path.name for path in other.rglob("*") if path.name.startswith(".")]
+        assert_same_tensors(one / place, other / place)
+    assert_nothing_left(other)
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    """Bit for bit."""
+    ours, theirs = load_file(one), load_file(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), f"{other}: {name}"
+
+
+def assert_nothing_left(out: Path) -> None:
+    """Neither a half-written file nor a checkpoint that nobody needs any more."""
+    left = [path.name for path in out.rglob("*") if path.name.startswith(".") or path.name == SFT_CHECKPOINTS]
     assert not left
+
+
+def kill_in_the_warm_start(
+    attempt: Attempt, config: TrainConfig, moments: list[tuple[int, float]], command: str = "train"
+) -> list[int]:
+    """Kills a process of a run at each of these moments; each must go on from the newest checkpoint there was.
+
+    Args:
+        attempt: starts and kills.
+        config: of the run; its display is on.
+        moments: so many steps after the newest checkpoint there was (at least: after the next checkpoint that is as
+            late), and then so many seconds.
+        command: train or sft.
+
+    Returns:
+        The step that each process went on from, -1 if there was no checkpoint.
+    """
+    folder, said = config.out / SFT_CHECKPOINTS, config.out.with_suffix(".txt")
+    begun = []
+    for steps, delay in moments:
+        before = newest_step(folder)  # hidden folders, half written, are not counted
+        target = max(0, before + steps)
+        status, _ = attempt(
+            arguments(config, command), checkpoints=str(folder), step=target, delay=delay, output=str(said)
+        )
+        assert status == -9
+        assert folder.exists(), "the kill came too late: the warm start was over"
+        assert_goes_on_from(said, before)
+        assert newest_step(folder) >= target, "a checkpoint that was there has vanished"
+        begun.append(before)
+    return begun
+
+
+def assert_goes_on_from(said: Path, step: int) -> None:
+    """What a process has printed: it took up the supervised steps after this one; -1 is for a new beginning."""
+    found = re.findall(r"going on from supervised step (\d+)", said.read_text())
+    assert found == ([] if step < 0 else [str(step)])
 
 
 def test_killed_and_resumed(attempt: Attempt, folder: Path, tmp_path: Path) -> None:
@@ -162,6 +210,59 @@ def test_the_comparison_can_fail(attempt: Attempt, folder: Path, tmp_path: Path)
     assert len(rows_of(other.out)) == len(rows_of(one.out))
     with pytest.raises(AssertionError):
         assert_same_run(one.out, other.out)
+
+
+def test_killed_in_the_warm_start(attempt: Attempt, folder: Path, tmp_path: Path) -> None:
+    """Several times at random moments: no process begins its steps again, and all ends as if nothing had been.
+
+    With dropout in the adapters, the steps depend on the global random numbers, too.
+    """
+    changes = {"sft__steps": 160, "sft__checkpoint_every": 4, "log__display": True, "model__lora__rank": 4}
+    whole, killed = (
+        config_in(tmp_path / name, folder, iterations=2, model__lora__dropout=0.2, **changes)
+        for name in ("whole", "killed")
+    )
+    said = killed.out.with_suffix(".txt")
+    assert attempt(arguments(whole))[0] == 0
+    chance = random.Random(2)
+    moments = [(chance.randint(1, 12), chance.uniform(0, 0.03)) for _ in range(5)]
+    begun = kill_in_the_warm_start(attempt, killed, moments)
+    assert begun == sorted(set(begun)), "each process went on from a later step than the one before it"
+    last = newest_step(killed.out / SFT_CHECKPOINTS)
+    assert attempt(arguments(killed), output=str(said))[0] == 0
+    assert last >= 16
+    assert_goes_on_from(said, last)
+    assert_same_run(whole.out, killed.out)
+
+
+def test_a_long_warm_start_makes_progress_however_often_it_is_killed(
+    attempt: Attempt, folder: Path, tmp_path: Path
+) -> None:
+    """Each process lives for one checkpoint, and the last of five is far from the end."""
+    config = config_in(
+        tmp_path / "run", folder, sft__steps=100_000, sft__checkpoint_every=3, log__display=True, iterations=1
+    )
+    begun = kill_in_the_warm_start(attempt, config, [(1, 0.0)] * 5)
+    assert begun == sorted(set(begun))
+    assert begun[-1] >= 9
+    assert not (config.out / "metrics.jsonl").exists()
+
+
+def test_the_command_sft_goes_on_too(attempt: Attempt, folder: Path, tmp_path: Path) -> None:
+    whole, killed = (
+        config_in(tmp_path / name, folder, sft__steps=40, sft__checkpoint_every=5, log__display=True)
+        for name in ("whole", "killed")
+    )
+    said = killed.out.with_suffix(".txt")
+    assert attempt(arguments(whole, "sft"))[0] == 0
+    kill_in_the_warm_start(attempt, killed, [(1, 0.0), (4, 0.01), (6, 0.02)], "sft")
+    assert attempt(arguments(killed, "sft"))[0] == 0
+    assert_same_tensors(*(config.out / "model" / "model.safetensors" for config in (whole, killed)))
+    assert_nothing_left(killed.out)
+    made = (killed.out / "model" / "model.safetensors").stat().st_mtime_ns
+    assert attempt(arguments(killed, "sft"), output=str(said))[0] == 0
+    assert "is finished already" in said.read_text()
+    assert (killed.out / "model" / "model.safetensors").stat().st_mtime_ns == made
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agents.config import TrainConfig
 from agents.config.files import ConfigError, load_config, save_config
 from agents.report.log import read_metrics
-from agents.run.training import Result, _Training, run_sft, train
+from agents.run.loop import Result, Training
+from agents.run.training import fine_tune, train
 from llm_env.models import load_model
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
@@ -201,7 +202,7 @@ def test_the_warm_start_has_helped(config: Config) -> None:
 
 def test_the_warm_start_alone(config: Config) -> None:
     made = config(sft__steps=150)
-    model = run_sft(made)
+    model = fine_tune(made)
     assert model == made.out / "model"
     assert sorted(path.name for path in made.out.iterdir()) == ["config.yaml", "model"]
     with running(made.replace(model__name=str(model))) as run:
@@ -244,7 +245,7 @@ def test_a_run_goes_on(
     made = config(task__name=task, task__args=args, sft__steps=steps, checkpoint__every=checkpoint)
     whole = made.replace(out=tmp_path / "whole")
     train(whole)
-    honest = _Training._iterate
+    honest = Training.iterate
 
     def breaks(self: Any) -> Any:
         if self.algorithm.iteration == 3:
@@ -252,10 +253,10 @@ def test_a_run_goes_on(
             raise RuntimeError("the power is gone")
         return honest(self)
 
-    monkeypatch.setattr(_Training, "_iterate", breaks)
+    monkeypatch.setattr(Training, "iterate", breaks)
     with pytest.raises(RuntimeError, match="power"):
         train(made)
-    monkeypatch.setattr(_Training, "_iterate", honest)
+    monkeypatch.setattr(Training, "iterate", honest)
     train(made, resume=True)
     if task == "Copy":
         assert_same_run(whole.out, made.out)

@@ -1,0 +1,138 @@
+"""The warm start of a run: supervised fine-tuning that is judged, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.config import TrainConfig
+from agents.report.display import Display
+from agents.run.interruption import Interruption
+from agents.run.parts import Parts, build_parts
+from agents.run.sft import SFT
+from agents.run.summary import rough_time, samples_of
+from agents.state.checkpoint import Checkpoint, latest_checkpoint, rng_state, save_checkpoint, set_rng_state
+from llm_env.files import replace_folder
+
+SFT_CHECKPOINTS = "sft-checkpoints"
+"""The folder beside the model that is being made."""
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a warm start has led to.
+
+    Attributes:
+        before: metrics of the evaluation before it (empty if the task has no held-out prompts).
+        after: of the one after it.
+        samples: texts that the model then wrote.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    samples: list[dict[str, Any]]
+
+
+def warm_start(
+    config: TrainConfig,
+    folder: Path,
+    display: Display,
+    resume: bool = False,
+    asked: Interruption | None = None,
+) -> WarmStart:
+    """Fine-tune the model on the task's own answers, and write it to a folder.
+
+    Its checkpoints lie beside that folder until it is there.
+
+    Args:
+        config: of the run.
+        folder: of the model that comes out of it.
+        display: is told how it goes.
+        resume: go on from the last checkpoint, if there is one. The numbers are those of a run that was never stopped.
+        asked: looked at after each step; if it says stop, a checkpoint is written and `KeyboardInterrupt` raised.
+    """
+    display.phase("supervised warm start")
+    # No critic and no reference: nothing that only reinforcement learning needs.
+    plain = config.replace(
+        model__critic="shared", model__reference="none", rollout__engine="transformers", rollout__engine_dtype=None
+    )
+    parts = build_parts(plain)
+    try:
+        progress = _Progress(config, parts, display, folder.with_name(SFT_CHECKPOINTS))
+        progress.begin(resume)
+        progress.go(asked or Interruption())
+        parts.update_engine()
+        after = parts.evaluator.evaluate() if parts.evaluator else None
+        with replace_folder(folder) as new:
+            parts.network.export(new, parts.tokenizer)
+    finally:
+        parts.close()
+    forget_checkpoints(folder)
+    return WarmStart(progress.before, after.metrics if after else {}, samples_of(after.episodes) if after else [])
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of the warm start that has made this folder; if it was killed then, they are left."""
+    shutil.rmtree(folder.with_name(SFT_CHECKPOINTS), ignore_errors=True)
+
+
+class _Progress:
+    """The supervised steps, their checkpoints, and what is said of them."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, display: Display, checkpoints: Path) -> None:
+        self.config = config
+        self.parts = parts
+        self.display = display
+        self.checkpoints = checkpoints
+        self.sft = SFT(config.sft, parts.network, parts.mdp, config.seed)
+        self.before: dict[str, float] = {}
+
+    def begin(self, resume: bool) -> None:
+        """Go on from a checkpoint, or judge the model as it is before the first step."""
+        if resume and self._resume():
+            return
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if self.parts.evaluator is not None:
+            self.before = self.parts.evaluator.evaluate().metrics
+        if self.config.sft.checkpoint_every:
+            self._save()  # the evaluation may have taken longer than many steps
+
+    def go(self, asked: Interruption) -> None:
+        """All steps that are left."""
+        total, every = self.config.sft.steps, self.config.sft.checkpoint_every
+        first, start = self.sft.steps, time.perf_counter()
+
+        def report(step: int, loss: float) -> None:
+            self.display.phase(f"supervised warm start, step {step} of {total}")
+            if step % max(1, total // 8) == 0 or step == total:
+                seconds = (time.perf_counter() - start) / (step - first) * (total - step)
+                left = f"   about {rough_time(seconds)} left" if step < total else ""
+                self.display.message(f"supervised step {step:5d} of {total}   loss {loss:.4f} nats per token{left}")
+            if asked.stop or (every and step % every == 0):
+                self._save()
+            if asked.stop:
+                self.display.message(f"stopped by Ctrl-C after supervised step {step} (go on with --resume)")
+                raise KeyboardInterrupt
+
+        self.sft.run(report)
+
+    def _save(self) -> None:
+        tensors, state = self.sft.state()
+        tensors["rng"] = rng_state()
+        state["before"] = self.before
+        save_checkpoint(self.checkpoints, Checkpoint(self.sft.steps, tensors, state), self.config.checkpoint.keep)
+
+    def _resume(self) -> bool:
+        checkpoint, refused = latest_checkpoint(self.checkpoints)
+        for reason in refused:
+            self.display.warn(reason)
+        if checkpoint is None:
+            return False
+        self.sft.load_state(checkpoint.tensors, checkpoint.state)
+        set_rng_state(checkpoint.tensors["rng"])
+        self.before = checkpoint.state["before"]
+        self.display.message(f"going on from supervised step {checkpoint.step}")
+        return True
