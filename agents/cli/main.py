@@ -100,7 +100,7 @@ def _tasks(arguments: list[str]) -> None:
         print(f"  {name:<14} {(inspect.getdoc(task) or '').partition(chr(10))[0]}")
         print(f"  {'':<14}   arguments: {', '.join(p.name for p in own)}")
     print("\nUse one: llm-env train --task.name Reverse --task.args length 6")
-    print("One of your own: --task.module my_module, which registers it")
+    print("One of your own: --module my_module, which registers it")
 
 
 def _expect_nothing(command: str, arguments: list[str]) -> None:

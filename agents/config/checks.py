@@ -139,13 +139,6 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
             f"--model.reference-dtype is {c.model.reference_dtype}, but with LoRA the reference is the model itself, "
             f"without its adapters: leave it out, or use --model.lora.rank 0"
         )
-    if c.algo == "grpo" and group < 2:
-        yield (
-            f"--rollout.completions-per-prompt is {group}, but --algo grpo compares the texts of one prompt: "
-            f"use at least 2; 8 is usual"
-        )
-    if c.algo == "grpo" and c.critic_warmup:
-        yield f"--critic-warmup is {c.critic_warmup}, but --algo grpo has no critic: leave it out"
     if group >= 1 and size % group:
         yield (
             f"--rollout.batch-size is {size}, expected a multiple of --rollout.completions-per-prompt, {group}: "
@@ -162,13 +155,6 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
                 f"--{name}.minibatches is {optimizer.minibatches}, more than there are texts in a batch "
                 f"(--rollout.batch-size {size}): use fewer"
             )
-    if c.loss.penalty and c.loss.dual_clip is not None:
-        yield f"--loss.dual-clip is {c.loss.dual_clip}, but --loss.penalty replaces clipping: use one of the two"
-    if c.advantage.length_adaptive is not None and c.advantage.kind != "gae":
-        yield (
-            f"--advantage.length-adaptive is {c.advantage.length_adaptive}, but only --advantage.kind gae has a "
-            f"lambda, not {c.advantage.kind}: leave it out"
-        )
     if 0 < c.iterations <= c.critic_warmup:
         yield (
             f"--critic-warmup is {c.critic_warmup} of --iterations {c.iterations}: the policy would never learn. "

@@ -18,8 +18,6 @@ class TaskConfig:
     """A registered task."""
     args: dict[str, Scalar] = field(default_factory=dict)
     """Its arguments, such as: length 6."""
-    module: str | None = None
-    """A Python module to import first, which registers tasks of your own."""
     max_new_tokens: int | None = None
     """How many tokens the agent may choose; by default what the task says."""
     context: int | None = None
@@ -116,8 +114,9 @@ class RewardConfig:
 class AdvantageConfig:
     """How rewards become advantages."""
 
-    kind: Literal["gae", "monte_carlo", "sequence"] = "gae"
-    """Per token with a critic; the discounted return minus the value; or A = r - V(prompt) for all tokens of a text."""
+    kind: str = "gae"
+    """A registered estimator: gae, per token with a critic; monte_carlo, the discounted return minus the value;
+    sequence, A = r - V(prompt) for all tokens of a text; ..."""
     gamma: float = 1.0
     """The discount per token."""
     actor_lambda: float = 1.0
@@ -138,16 +137,18 @@ class AdvantageConfig:
 class LossConfig:
     """The objective."""
 
+    kind: str = "clip"
+    """A registered policy loss: clip, PPO's; penalty, an adaptive KL to the old policy in place of clipping; ..."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Registered terms to add to it, each with its weight, such as: my_term 0.1."""
     clip_low: float = 0.2
     """The probability ratio is clipped at 1 - this."""
     clip_high: float = 0.28
     """The probability ratio is clipped at 1 + this."""
     dual_clip: float | None = None
     """For negative advantages, bound the loss at this times their size; 3 is usual."""
-    penalty: bool = False
-    """PPO-Penalty: an adaptive KL to the old policy in place of clipping."""
     penalty_target: float = 0.01
-    """The KL that PPO-Penalty aims for."""
+    """The KL that the loss "penalty" aims for."""
     entropy: float = 0.0
     """The weight of the entropy bonus."""
     value: float = 0.5
@@ -278,8 +279,12 @@ class SFTConfig:
 class TrainConfig:
     """A run: everything that decides what it does."""
 
-    algo: Literal["ppo", "reinforce", "a2c", "grpo"] = "ppo"
-    """The algorithm; environment, collector, network and metrics are the same for all."""
+    algo: str = "ppo"
+    """A registered algorithm: ppo, a2c, reinforce, grpo, rloo, ...; all else is the same for all of them."""
+    algo_args: dict[str, Scalar] = field(default_factory=dict)
+    """Arguments of an algorithm of your own, such as: strength 2."""
+    module: str | None = None
+    """A Python module to import first, which may register tasks, rewards, algorithms, losses, ... of your own."""
     seed: int = 0
     """Of everything random. Two runs with one seed agree."""
     iterations: int = 100
