@@ -1,0 +1,7 @@
+"""What is measured: one table of metrics, and their averages."""
+
+from agents.metrics.average import Average
+from agents.metrics.entry import Metric
+from agents.metrics.table import METRICS, metric, register_metric
+
+__all__ = ["METRICS", "Average", "Metric", "metric", "register_metric"]
