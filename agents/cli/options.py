@@ -46,26 +46,43 @@ def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Op
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"unknown preset {preset!r}; {hint}There are:\n{list_of_presets()}")
 
-    def parse(base: TrainConfig) -> Options:
-        return _parse(arguments, load_config(Path(file), base) if file else base, program)
+    def with_file(base: TrainConfig) -> TrainConfig:
+        return load_config(Path(file), base) if file else base
 
-    options = parse(PRESETS[preset].config if preset else TrainConfig())
+    base = with_file(PRESETS[preset].config if preset else TrainConfig())
+    options = _parse(arguments, base, program)
     out = options.settings.out
     if options.resume:
         saved = _config_of_run(out)
-        options = parse(saved)  # of the preset only the folder's name was needed
+        options = _parse(arguments, with_file(saved), program)  # of the preset only the folder's name was needed
         _refuse_changes(saved, options.settings)
         # The folder may have been moved since.
         options = replace(options, settings=options.settings.replace(out=out))
     else:
         _refuse_a_second_run(out)
+        if options.settings.algo != base.algo:
+            options = _parse(arguments, _for_another_algorithm(base, options.settings), program)
     check_config(options.settings)
+    from agents.algorithms.registry import check_algorithm  # imports torch: --help and slips in flags do without
+
+    check_algorithm(options.settings)
     return options
 
 
 def list_of_presets() -> str:
     """The presets, a line each."""
     return "\n".join(f"  {name:<18} {preset.description}" for name, preset in PRESETS.items())
+
+
+def _for_another_algorithm(base: TrainConfig, wanted: TrainConfig) -> TrainConfig:
+    """The preset or file without what another algorithm, chosen by a flag, does not read: those are as by default.
+
+    Flags are put on top of it once more, so that one without effect is still refused.
+    """
+    from agents.algorithms.registry import unread_settings
+
+    defaults = unread_settings(wanted)
+    return base.replace(algo_args={}, **{name.replace(".", "__"): value for name, value in defaults.items()})
 
 
 def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options:
@@ -146,10 +163,15 @@ def _registry() -> ConstructorRegistry:
     def mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Scalar]] | None:
         if get_origin(info.type) is not dict:
             return None
+        numbers = get_args(info.type)[1] is float
+
+        def read(strings: list[str]) -> dict[str, Scalar]:
+            return {name: float(value) if numbers else value for name, value in _read_pairs(strings).items()}
+
         return PrimitiveConstructorSpec(
             nargs="*",
-            metavar="[NAME VALUE ...]",
-            instance_from_str=_read_pairs,
+            metavar="[NAME NUMBER ...]" if numbers else "[NAME VALUE ...]",
+            instance_from_str=read,
             is_instance=lambda value: isinstance(value, dict),
             str_from_instance=lambda value: [str(part) for pair in value.items() for part in pair] or ["none"],
         )

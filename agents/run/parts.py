@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from agents.algorithms.a2c import A2C
-from agents.algorithms.grpo import GRPO
-from agents.algorithms.ppo import PPO
-from agents.algorithms.reinforce import Reinforce
+from agents.algorithms.base import Algorithm
+from agents.algorithms.registry import algorithm_class, check_algorithm
 from agents.config import ModelConfig, TrainConfig
+from agents.config.modules import import_module_of
 from agents.networks.network import Network
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform
 from agents.rollouts.writers import EnginePolicy, EngineRollouts, Rollouts, StepRollouts, needs_steps
@@ -27,8 +25,6 @@ from llm_env.mdp.core import TokenMDP
 from llm_env.mdp.options import MDPOptions
 from llm_env.models import load_model, load_tokenizer
 from llm_env.tasks import Task, make_task
-
-ALGORITHMS: dict[str, type[PPO]] = {"ppo": PPO, "reinforce": Reinforce, "a2c": A2C, "grpo": GRPO}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +39,7 @@ class Run:
         shares_weights: the engine computes with the very weights that learn.
     """
 
-    algorithm: PPO
+    algorithm: Algorithm
     evaluator: Evaluator | None
     engine: Engine
     tokenizer: Any
@@ -69,6 +65,7 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
         config: what it is.
         model: begin with this model (a name or folder) instead of `config.model.name`.
     """
+    check_algorithm(config)
     seed_everything(config.seed)
     source = str(model or config.model.name)
     # The task comes before the models: what is wrong with it should be said before anything heavy is done.
@@ -103,7 +100,7 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
         filters=filters,
     )
     trusted = shares and not config.model.autocast
-    algorithm = ALGORITHMS[config.algo](config, network, collector, trusted=trusted)
+    algorithm = algorithm_class(config.algo)(config, network, collector, trusted=trusted, **config.algo_args)
     evaluator = None
     if judged:
         evaluator = Evaluator(
@@ -123,8 +120,7 @@ def seed_everything(seed: int) -> None:
 
 def make_task_of(config: TrainConfig) -> Task:
     """The task, from its name and arguments."""
-    if config.task.module is not None:
-        importlib.import_module(config.task.module)
+    import_module_of(config)
     return make_task(config.task.name, config.task.args)
 
 
