@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -82,6 +83,9 @@ def check_algorithm(config: TrainConfig) -> None:
     complain(list(_unknown_names(config)))  # without these there is nothing to ask
     algorithm = algorithm_class(config.algo)
     found = [*algorithm.problems(config), *_wrong_arguments(config), *_no_targets(config)]
+    for name, weight in config.loss.terms.items():
+        if not math.isfinite(weight):
+            found.append(f"--loss.terms gives {name!r} the weight {weight}, expected a finite number")
     values = dict(flatten(config))
     complain(found + [_refusal(name, values[name], config) for name in unread_settings(config)])
 
@@ -142,7 +146,8 @@ def _wrong_arguments(config: TrainConfig) -> Iterator[str]:
 def _no_targets(config: TrainConfig) -> Iterator[str]:
     """A critic and advantages that do not go together."""
     algorithm, kind = algorithm_class(config.algo), _advantage(config)
-    if kind is None or advantage_estimator(kind).critic == algorithm.has_critic:
+    overridden = algorithm.advantages is not Algorithm.advantages  # which may add what is missing
+    if kind is None or overridden or advantage_estimator(kind).critic == algorithm.has_critic:
         return
     usable = [name for name in advantage_names() if advantage_estimator(name).critic == algorithm.has_critic]
     why = "has a critic, and these give it nothing to learn" if algorithm.has_critic else "has no critic to ask"
@@ -152,13 +157,15 @@ def _no_targets(config: TrainConfig) -> Iterator[str]:
 def _loss(config: TrainConfig) -> str | None:
     """The name of the loss in use; None if the algorithm makes one by itself."""
     algorithm = algorithm_class(config.algo)
-    return (algorithm.loss_kind or config.loss.kind) if algorithm.make_loss is Algorithm.make_loss else None
+    by_itself = algorithm.make_loss is not Algorithm.make_loss
+    return algorithm.loss_kind or (None if by_itself else config.loss.kind)
 
 
 def _advantage(config: TrainConfig) -> str | None:
     """The name of the estimator in use; None if the algorithm estimates by itself."""
     algorithm = algorithm_class(config.algo)
-    return (algorithm.advantage_kind or config.advantage.kind) if algorithm.advantages is Algorithm.advantages else None
+    by_itself = algorithm.advantages is not Algorithm.advantages
+    return algorithm.advantage_kind or (None if by_itself else config.advantage.kind)
 
 
 def _reads(config: TrainConfig, name: str) -> bool:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from agents.algorithms.steps import TrainingDiverged
 from agents.cli import main
 from agents.config import TrainConfig
 from agents.config.checks import flag, flatten
 from agents.config.files import save_config
 from agents.config.presets import PRESETS
-from agents.report.warnings import TrainingDiverged
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -73,8 +73,8 @@ def test_later_ones_win(trained: Trained, tmp_path: Path) -> None:
 def test_every_kind_of_flag(trained: Trained) -> None:
     line = (
         "--algo grpo --rollout.completions-per-prompt 4 --task.args length 5 alphabet no dense true x 1e-3"
-        " --log.no-display --log.tensorboard --loss.value-clip none --loss.importance-cap None --rollout.slots 8"
-        " --model.reference-dtype bfloat16 --rollout.engine-dtype none --task.module none --actor.betas 0.8 0.9"
+        " --log.no-display --log.tensorboard --loss.dual-clip none --loss.importance-cap None --rollout.slots 8"
+        " --model.reference-dtype bfloat16 --rollout.engine-dtype none --module none --actor.betas 0.8 0.9"
         " --model.reference none --out runs/x --actor.learning-rate 1e-4"
     )
     assert main(["train", *line.split()]) == 0
@@ -84,7 +84,6 @@ def test_every_kind_of_flag(trained: Trained) -> None:
         task__args={"length": 5, "alphabet": "no", "dense": True, "x": 0.001},
         log__display=False,
         log__tensorboard=True,
-        loss__value_clip=None,
         loss__importance_cap=None,
         rollout__slots=8,
         model__reference_dtype="bfloat16",

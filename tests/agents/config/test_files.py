@@ -78,7 +78,7 @@ def test_a_file_may_name_some_fields(tmp_path: Path) -> None:
         ("iterations: many", "iterations is 'many', expected a whole number"),
         ("iterations: 1.5", "iterations is 1.5, expected a whole number"),
         ("iterations: true", "iterations is True, expected a whole number"),
-        ("algo: pppo", "algo is 'pppo', expected one of ppo, reinforce, a2c, grpo; did you mean ppo?"),
+        ("model: {critic: share}", "model.critic is 'share', expected one of shared, separate; did you mean shared?"),
         ("loss: {value_clip: some}", "loss.value_clip is 'some', expected a number or none"),
         ("log: {display: 1}", "log.display is 1, expected true or false"),
         ("out: 3", "out is 3, expected a path"),
@@ -88,7 +88,7 @@ def test_a_file_may_name_some_fields(tmp_path: Path) -> None:
         ("task: Reverse", "task is 'Reverse', expected a mapping of fields"),
         ("model: {lora: {rang: 8}}", "unknown field model.lora.rang; did you mean model.lora.rank"),
         ("learning_rate: 1e-4", "unknown field learning_rate; did you mean sft.learning_rate or actor.learning_rate"),
-        ("zzz: 1", "unknown field zzz; known: algo, seed"),
+        ("zzz: 1", "unknown field zzz; known: algo, algo_args"),
         ("- a", "the file is ['a'], expected a mapping"),
         ("a: [", "cannot be read as YAML"),
     ],
@@ -127,17 +127,12 @@ GRPO = {"algo": "grpo", "rollout__completions_per_prompt": 8}
         ({"kl__target": 1.0}, "--kl.target is 1.0, but an adapted --kl.beta"),
         ({"kl__estimator": "k3"}, "--kl.estimator is k3, but a penalty in the reward is always k1"),
         ({"model__lora__rank": 8, "model__reference_dtype": "bfloat16"}, "but with LoRA the reference is the model"),
-        ({"algo": "grpo"}, "--rollout.completions-per-prompt is 1, but --algo grpo compares"),
-        ({**GRPO, "critic_warmup": 1}, "--critic-warmup is 1, but --algo grpo has no critic"),
         ({"rollout__completions_per_prompt": 5}, "--rollout.batch-size is 256, expected a multiple"),
         ({"rollout__drop_uniform_groups": True}, "--rollout.drop-uniform-groups needs groups"),
         ({"rollout__batch_size": 3}, "--critic.minibatches is 4, more than there are texts in a batch"),
-        ({"loss__penalty": True, "loss__dual_clip": 3.0}, "--loss.dual-clip is 3.0, but --loss.penalty replaces"),
-        ({"advantage__kind": "sequence", "advantage__length_adaptive": 0.1}, "only --advantage.kind gae has a lambda"),
         ({"critic_warmup": 100}, "--critic-warmup is 100 of --iterations 100: the policy would never learn"),
         ({"device": "gpu"}, "--device is gpu, expected cpu, cuda"),
         ({"device": "cuda:99"}, "--device is cuda:99, but torch finds"),
-        ({"algo": "pppo"}, "algo is 'pppo', expected one of ppo"),
         ({"seed": 1.5}, "seed is 1.5, expected a whole number"),
     ],
 )
@@ -177,5 +172,9 @@ def test_every_number_has_a_range() -> None:
                 hints[prefix + name] = hint
 
     collect(TrainConfig)
-    numbers = {name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)} and "betas" not in name}
+    numbers = {
+        name
+        for name, hint in hints.items()
+        if {int, float} & {hint, *get_args(hint)} and get_origin(hint) not in (dict, tuple)
+    }
     assert known == numbers

@@ -277,7 +277,7 @@ def test_a_goal_that_is_reached_ends_the_run(config: Config) -> None:
 
 def test_a_reward_that_is_no_number_from_the_first_batch_on(config: Config) -> None:
     """It is counted, and there is no sample to show; the run ends with advice."""
-    from agents.report.warnings import TrainingDiverged
+    from agents.algorithms.steps import TrainingDiverged
 
     made = config(task__name="Failing", task__args={}, sft__steps=0, iterations=4, log__samples_every=1)
     with pytest.raises(TrainingDiverged, match="finite number for any text"):
