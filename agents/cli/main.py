@@ -1,4 +1,4 @@
-"""The command `llm-env`: train, sft, presets, tasks."""
+"""The command `llm-env`: train, sft, presets, tasks, metrics."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ Reinforcement learning on language models.
   sft        only the supervised warm start of a run
   presets    list the named configurations to begin with
   tasks      list the tasks
+  metrics    list the numbers that a run logs, and what they mean
 
 To begin:                       llm-env train --preset reverse-tiny
 All that a run can be told:     llm-env train --help
@@ -103,6 +104,14 @@ def _tasks(arguments: list[str]) -> None:
     print("One of your own: --module my_module, which registers it")
 
 
+def _metrics(arguments: list[str]) -> None:
+    _expect_nothing("metrics", arguments)
+    from agents.metrics.listing import list_of_metrics
+
+    print(list_of_metrics())
+    print("\nCapital letters stand for a name that a task or your own code makes up.")
+
+
 def _expect_nothing(command: str, arguments: list[str]) -> None:
     arguments = [argument for argument in arguments if argument != "--traceback"]
     if {"-h", "--help"} & set(arguments):
@@ -116,6 +125,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sft": _sft,
     "presets": _presets,
     "tasks": _tasks,
+    "metrics": _metrics,
 }
 
 

@@ -2,6 +2,6 @@
 
 from agents.metrics.average import Average
 from agents.metrics.entry import Metric
-from agents.metrics.table import METRICS, metric, register_metric
+from agents.metrics.table import METRICS, described, metric, register_metric
 
-__all__ = ["METRICS", "Average", "Metric", "metric", "register_metric"]
+__all__ = ["METRICS", "Average", "Metric", "described", "metric", "register_metric"]

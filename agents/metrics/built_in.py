@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from agents.metrics.entry import Metric
 
-CRITIC, REFERENCE = "a critic", "a reference that is compared with: kl.beta or kl.target"
+CRITIC, REFERENCE = "a critic", "a reference to compare with (kl.beta or kl.target)"
 HELD_OUT = "a task with held-out prompts"
-TRAINER = "log-probs of the trainer's own: an engine with weights of its own"
+ENGINE = "an engine with weights or a precision of its own"
 
 BUILT_IN = (
     Metric(name="iteration", label="iteration", meaning="How many iterations are done."),
@@ -70,6 +70,13 @@ BUILT_IN = (
         quiet=True,
     ),
     Metric(
+        name="reward/reward_failed",
+        label="share failed",
+        meaning="Share of this iteration's texts whose reward function failed, and got its fallback.",
+        column="score",
+        quiet=True,
+    ),
+    Metric(
         name="return/mean",
         label="shaped reward",
         meaning="Mean sum of a text's shaped rewards: after scaling, penalties and the KL term, as it is learned from.",
@@ -107,7 +114,7 @@ BUILT_IN = (
         name="kl/mismatch",
         label="engine mismatch",
         meaning="Mean absolute difference of the engine's and the trainer's log-probs of the same tokens, in nats.",
-        needs=TRAINER,
+        needs=f"{ENGINE}, or a single optimizer step for each batch",
     ),
     # The update of the policy.
     Metric(
@@ -140,13 +147,13 @@ BUILT_IN = (
         name="policy/entropy_loss",
         label="entropy loss",
         meaning="Minus the mean entropy times loss.entropy, as it is minimised.",
-        needs="an entropy bonus: loss.entropy",
+        needs="an entropy bonus (loss.entropy)",
     ),
     Metric(
         name="policy/kl_loss",
         label="KL loss",
         meaning="The KL to the reference times its weight, as it is minimised.",
-        needs="a KL term in the loss: kl.where",
+        needs="a KL term in the loss (kl.where)",
     ),
     Metric(
         name="policy/epochs",
@@ -184,7 +191,7 @@ BUILT_IN = (
         name="ratio/is_weight",
         label="importance weight",
         meaning="Mean weight that corrects for the engine's other probabilities; near 1 if it agrees with the trainer.",
-        needs=f"loss.importance-cap, and {TRAINER}",
+        needs=f"loss.importance-cap and {ENGINE}",
     ),
     # The critic.
     Metric(
@@ -241,7 +248,7 @@ BUILT_IN = (
     ),
     Metric(
         name="text/truncated",
-        label="share cut off",
+        label="share truncated",
         meaning="Share of the texts that were cut off at the longest length allowed.",
         column="texts",
         short="truncated",
@@ -282,7 +289,7 @@ BUILT_IN = (
     Metric(
         name="rollout/refilled",
         label="refilled",
-        meaning="How many more texts were written in place of groups that were filtered out.",
+        meaning="How many texts of the batch a filter had left out, learned from all the same for want of others.",
     ),
     Metric(
         name="guard/skipped",

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
 from agents.metrics.built_in import BUILT_IN
 from agents.metrics.entry import Metric
 
-FAMILIES: Mapping[str, Metric] = MappingProxyType(
-    {
-        "reward/": Metric(
-            name="reward/PART",
-            label="PART",
-            meaning="Mean of one part of the task's score, by the part's own name.",
-            column="score",
-            needs="a score that tells its parts",
-        ),
-        "time/": Metric(
-            name="time/PHASE",
-            label="PHASE",
-            meaning="Seconds of one phase of an iteration.",
-            column="phases",
-            needs="a phase of your own",
-        ),
-    }
+FAMILIES = (
+    Metric(
+        name="reward/PART",
+        label="PART",
+        meaning="Mean of one part of the reward, by the part's own name.",
+        column="score",
+    ),
+    Metric(
+        name="policy/TERM_loss",
+        label="TERM loss",
+        meaning="A loss term of your own times its weight, as it is minimised.",
+        needs="a registered term (loss.terms)",
+    ),
+    Metric(
+        name="time/PHASE",
+        label="PHASE",
+        meaning="Seconds of one phase of an iteration.",
+        column="phases",
+        needs="a phase of your own",
+    ),
 )
-"""Metrics whose names are made up elsewhere, by a task for example: what a name begins with, and what it then is."""
+"""Metrics whose names are made up elsewhere, by a task for example: the word in capitals stands for any other."""
 
 _METRICS = {entry.name: entry for entry in BUILT_IN}
 _MEASURED_HERE = frozenset(_METRICS)
@@ -65,10 +69,27 @@ def metric(name: str) -> Metric:
     Examples:
         >>> metric("ratio/max").reduce, metric("reward/spelling").label, metric("my/own").label
         ('max', 'spelling', 'my/own')
+        >>> metric("policy/surprise_loss").label
+        'surprise loss'
     """
     if name in _METRICS:
         return _METRICS[name]
-    for prefix, family in FAMILIES.items():
-        if name.startswith(prefix) and len(name) > len(prefix):
-            return replace(family, name=name, label=name.removeprefix(prefix))
+    for family in FAMILIES:
+        before, word, after = re.split("([A-Z]+)", family.name)
+        found = re.fullmatch(f"{before}(.+){after}", name, flags=re.DOTALL)
+        if found:
+            return replace(family, name=name, label=family.label.replace(word, found[1]))
     return Metric(name=name, label=name, meaning="Not described: see register_metric.")
+
+
+def described(names: Iterable[str]) -> list[Metric]:
+    """The entries of these metrics in the order of the table; those that it does not have come last.
+
+    Examples:
+        >>> [entry.label for entry in described(["my/own", "policy/entropy", "reward/mean"])]
+        ['reward', 'entropy', 'my/own']
+    """
+    names = list(names)
+    wanted = set(names)
+    known = [entry for name, entry in list(_METRICS.items()) if name in wanted]
+    return known + [metric(name) for name in names if name not in _METRICS]

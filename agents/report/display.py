@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -18,63 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from agents.metrics import metric
+from agents.report.readout import number_columns, phases, plain_numbers
+from agents.report.text import literal, literal_lines, sample_line, short
+
 Number = float | str | None
-
-GROUPS: dict[str, dict[str, str]] = {
-    "score": {
-        "reward/mean": "reward",
-        "reward/std": "deviation",
-        "eval/sampled": "held out, sampled",
-        "eval/greedy": "held out, greedy",
-        "reward/failures": "failures",
-    },
-    "policy": {
-        "kl/reference": "KL to reference",
-        "kl/old": "KL to old",
-        "policy/clip_fraction": "clip fraction",
-        "policy/entropy": "entropy",
-        "policy/gradient_norm": "gradient norm",
-    },
-    "critic": {
-        "value/loss": "value loss",
-        "value/explained_variance": "explained variance",
-        "value/gradient_norm": "gradient norm",
-    },
-    "texts": {
-        "text/length": "length",
-        "text/truncated": "truncated",
-        "text/distinct_2": "distinct pairs",
-        "speed/rollout_tokens_per_s": "written tokens/s",
-        "speed/update_tokens_per_s": "learned tokens/s",
-        "guard/skipped": "steps skipped",
-    },
-}
-"""What is watched, by its name in the metrics. Those that are missing are left out."""
-
-QUIET_ZEROS = frozenset({"reward/failures", "guard/skipped"})
-"""Shown only if something has happened."""
-
-SHORT = {
-    "reward/mean": "reward",
-    "eval/sampled": "held-out sampled",
-    "eval/greedy": "held-out greedy",
-    "kl/reference": "kl",
-    "policy/clip_fraction": "clipped",
-    "policy/entropy": "entropy",
-    "value/explained_variance": "explained",
-    "text/length": "length",
-    "text/truncated": "truncated",
-    "speed/rollout_tokens_per_s": "written/s",
-    "speed/update_tokens_per_s": "learned/s",
-    "time/total": "seconds",
-}
-"""What a plain line says."""
 
 PLAIN_LINES = 50
 """About how many plain lines a run prints."""
-BARS = "▁▂▃▄▅▆▇█"
-LONGEST = 400
-"""Characters of a sample that are shown."""
 
 
 class Display:
@@ -148,8 +97,8 @@ class Display:
         known = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         for name, value in known.items():
             self._history.setdefault(name, deque(maxlen=30)).append(value)
-        # An evaluation is shown until there is a newer one; all else is of this iteration.
-        self._latest = {name: value for name, value in self._latest.items() if name.startswith("eval/")} | known
+        # What is measured now and then is shown until it is measured again; all else is of this iteration.
+        self._latest = {name: value for name, value in self._latest.items() if metric(name).occasional} | known
         self._sample = samples[0] if samples else self._sample
         self._progress.update(self._task, completed=self._done)
         if self.enabled and self._live is None:
@@ -207,11 +156,9 @@ class Display:
 
     def _print_plain(self, known: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
         every = math.ceil(self.total / PLAIN_LINES)
-        evaluated = any(name.startswith("eval/") for name in known)
-        if self._done % every == 0 or self._done in (1, self.total) or evaluated or samples:
-            shown = {label: known[name] for name, label in SHORT.items() if name in known} or _others(known)
-            numbers = "  ".join(f"{label} {_short(value)}" for label, value in shown.items())
-            self._print(Text(self._literal(f"{self._done}/{self.total}  {numbers}")))
+        occasional = any(metric(name).occasional for name in known)
+        if self._done % every == 0 or self._done in (1, self.total) or occasional or samples:
+            self._print(Text(self._literal(f"{self._done}/{self.total}  {plain_numbers(known)}")))
         for sample in samples[:2]:
             self._print(self._sample_line(sample))
 
@@ -220,96 +167,22 @@ class Display:
         # This runs in the display's own thread: each look takes the numbers once.
         latest, sample = self._latest, self._sample
         if latest:
-            parts += [Text(), self._numbers(latest)]
-        phases = [
-            f"{name.removeprefix('time/')} {_short(value)} s" for name, value in latest.items() if _is_phase(name)
-        ]
-        if phases:
-            parts += [Text(), Text(" · ".join(phases), style="dim")]
+            parts += [Text(), number_columns(latest, self._history, self.console.encoding)]
+        if line := phases(latest):
+            parts += [Text(), Text(self._literal(line), style="dim")]
         if sample is not None:
             parts += [Text(), self._sample_line(sample)]
         return Panel(Group(*parts), title=Text(self._literal(self.title)), border_style="blue", padding=(0, 1))
 
-    def _numbers(self, latest: Mapping[str, float]) -> Columns:
-        groups = {title: dict(labels) for title, labels in GROUPS.items()}
-        watched = {name for labels in groups.values() for name in labels}
-        # The parts that a reward is made of are the task's own.
-        groups["score"] |= {
-            name: name.removeprefix("reward/") for name in latest if name.startswith("reward/") and name not in watched
-        }
-        if not any(name in latest for labels in groups.values() for name in labels):
-            groups = {"numbers": {name: name for name in _others(latest)}}
-        tables = []
-        for title, labels in groups.items():
-            table = Table.grid(padding=(0, 1))
-            table.add_row(Text(title, style="bold blue"))
-            for name, label in labels.items():
-                value = latest.get(name)
-                if value is None or (not value and name in QUIET_ZEROS):
-                    continue
-                history = self._history[name]
-                table.add_row(Text(self._literal(label), style="dim"), Text(_short(value)), _arrow(list(history)))
-                if name == "reward/mean" and len(history) > 1:
-                    table.add_row(Text("", style="dim"), Text(_sparkline(list(history)), style="green"))
-            if table.row_count > 1:
-                tables.append(table)
-        return Columns(tables, padding=(0, 4))
-
-    def _sample_line(self, sample: Mapping[str, Any]) -> Text:
-        score = sample.get("score")
-        prompt, text = self._literal(str(sample.get("prompt", ""))), self._literal(str(sample.get("text", "")))
-        # Of a long prompt the end matters most, of a long text its beginning.
-        prompt = prompt if len(prompt) <= LONGEST else "..." + prompt[-LONGEST:]
-        text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
-        return Text.assemble(
-            ("  sample" if score is None else f"  sample (score {_short(float(score))})", "cyan"),
-            ": ",
-            (prompt, "dim"),
-            (" | ", "cyan"),
-            text,
-        )
-
     def _value(self, value: Number, style: str = "") -> Text:
-        shown = "" if value is None else self._literal(value) if isinstance(value, str) else _short(value)
+        shown = "" if value is None else self._literal(value) if isinstance(value, str) else short(value)
         return Text(shown, style=style)
 
+    def _sample_line(self, sample: Mapping[str, Any]) -> Text:
+        return sample_line(sample, self.console.encoding)
+
     def _lines(self, text: str) -> str:
-        return "\n".join(map(self._literal, text.split("\n")))
+        return literal_lines(text, self.console.encoding)
 
     def _literal(self, text: str) -> str:
-        """One line in which every character can be seen: what would move the cursor is written as its escape."""
-        shown = "".join(
-            char if char.isprintable() or unicodedata.category(char) == "Zs" else char.encode("unicode_escape").decode()
-            for char in text
-        )
-        return shown.encode(self.console.encoding, "backslashreplace").decode(self.console.encoding)
-
-
-def _is_phase(name: str) -> bool:
-    return name.startswith("time/") and name != "time/total"
-
-
-def _others(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name not in ("iteration", "time") and not _is_phase(name)}
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _arrow(history: Sequence[float]) -> Text:
-    """Where the newest value lies beside the few before it, by the measure of how much it moves anyway."""
-    if len(history) < 3:
-        return Text(" ")  # a column without width would take it from its neighbours
-    before = history[-6:-1]
-    change, spread = history[-1] - sum(before) / len(before), max(history) - min(history)
-    if abs(change) <= 0.1 * spread:
-        return Text("→", style="dim")
-    return Text("↗" if change > 0 else "↘")
-
-
-def _sparkline(history: Sequence[float]) -> str:
-    newest = history[-16:]
-    low, high = min(newest), max(newest)
-    steps = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((value - low) * steps)] for value in newest)
+        return literal(text, self.console.encoding)

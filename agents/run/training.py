@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from agents.config import KLConfig, TrainConfig
+from agents.config import AdvantageConfig, KLConfig, LossConfig, TrainConfig
 from agents.config.files import check_config, save_config
 from agents.report.curves import plot_curves
 from agents.report.display import Display
@@ -243,6 +243,9 @@ def warm_start(
     # The same model and task, with nothing that only reinforcement learning needs.
     plain = config.replace(
         algo="ppo",
+        algo_args={},
+        advantage=AdvantageConfig(),
+        loss=LossConfig(),
         kl=KLConfig(),
         model__critic="shared",
         model__reference="none",

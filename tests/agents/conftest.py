@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from agents.config import TrainConfig
+from agents.metrics import table
 from tests.agents.runs import Config, save_small_model, small_config
 
 
@@ -36,3 +37,12 @@ def config(random_model: Path, tmp_path: Path) -> Config:
         return small_config(tmp_path / "run", random_model, **own | changes)
 
     return make
+
+
+@pytest.fixture
+def own_metrics() -> Iterator[None]:
+    """Metrics that a test registers are forgotten when it ends."""
+    before = dict(table._METRICS)
+    yield
+    table._METRICS.clear()
+    table._METRICS.update(before)

@@ -18,6 +18,7 @@ from agents.config import TrainConfig
 from agents.config.checks import flag, flatten
 from agents.config.files import save_config
 from agents.config.presets import PRESETS
+from agents.metrics import METRICS
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -92,6 +93,40 @@ def test_every_kind_of_flag(trained: Trained) -> None:
         out=Path("runs/x"),
     )
     assert type(trained.last.task.args["length"]) is int
+
+
+def test_another_algorithm_than_the_presets(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the preset or a file sets for its own algorithm, and another does not read, is left as by default."""
+    preset = PRESETS["reverse-tiny"].config
+    line = [
+        "train",
+        "--preset",
+        "reverse-tiny",
+        "--algo",
+        "grpo",
+        "--rollout.completions-per-prompt",
+        "8",
+        "--out",
+        "a",
+    ]
+    assert main(line) == 0
+    expected = preset.replace(algo="grpo", rollout__completions_per_prompt=8, out=Path("a"), advantage__baseline=True)
+    assert not preset.advantage.baseline
+    assert trained.last == expected
+    assert main([*line[:-1], "b", "--advantage.no-baseline"]) == 2
+    assert "--advantage.baseline is False, but --algo grpo does not read it: leave it out" in capsys.readouterr().err
+
+    path = write(tmp_path, "loss: {kind: penalty, penalty_target: 0.1}\ncritic_warmup: 2\ncritic: {epochs: 9}")
+    assert main(["train", "--config", str(path), "--algo", "a2c", "--out", "c"]) == 0
+    assert trained.last == TrainConfig().replace(algo="a2c", out=Path("c"), critic_warmup=2, critic__epochs=9)
+    assert main(["train", "--config", str(path), "--algo", "a2c", "--out", "d", "--loss.penalty-target", "0.1"]) == 2
+    assert "--loss.penalty-target is 0.1, but --algo a2c does not read it" in capsys.readouterr().err
+    # In the file's own algorithm's name, nothing is passed over.
+    path = write(tmp_path, "algo: a2c\nloss: {dual_clip: 3}")
+    assert main(["train", "--config", str(path), "--algo", "a2c", "--out", "e"]) == 2
+    assert "--loss.dual-clip is 3.0, but --algo a2c does not read it" in capsys.readouterr().err
 
 
 def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +209,13 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"Reverse +Write the word backwards\.\n +arguments: length, alphabet", text)
+    assert main(["metrics"]) == 0
+    text = capsys.readouterr().out
+    named = re.findall(r"^  (\S+) +\S", text, flags=re.MULTILINE)
+    assert [name for name in named if name not in METRICS] == ["reward/PART", "policy/TERM_loss", "time/PHASE"]
+    assert sorted(name for name in named if name in METRICS) == sorted(METRICS)
+    said = " ".join(text.split())
+    assert all(entry.meaning in said and (entry.needs or "") in said for entry in METRICS.values())
     assert main(["--help"]) == 0
     assert "llm-env train --preset" in capsys.readouterr().out
     assert main([]) == 2
@@ -183,7 +225,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "message"),
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
-        ("xyz", "unknown command 'xyz'; there are train, sft, presets, tasks"),
+        ("xyz", "unknown command 'xyz'; there are train, sft, presets, tasks, metrics"),
         ("presets all", "llm-env presets takes no arguments, got all"),
         ("train --preset reverse", "unknown preset 'reverse'; did you mean reverse-tiny?"),
         ("train --config none.yaml", "there is no configuration file none.yaml"),
@@ -194,6 +236,10 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --model.reference-dtype half", "Expected one of"),
         ("train --task.args length", "expected names and values by turns"),
         ("train --preset", "--preset"),
+        ("train --algo pqo", "--algo: unknown algorithm 'pqo'; did you mean 'ppo'"),
+        ("train --loss.terms mine", "expected names and values by turns"),
+        ("train --loss.terms mine much", "could not convert string to float: 'much'"),
+        ("train --algo-args strength 1", "--algo-args has 'strength', but --algo ppo has no argument of that name"),
     ],
 )
 def test_mistakes_on_the_command_line(

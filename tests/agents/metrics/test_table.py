@@ -26,6 +26,10 @@ def test_names_that_a_task_makes_up() -> None:
     )
     assert metric("time/searching").column == "phases"
     assert metric("reward/").column is None
+    assert metric("policy/x_loss").label == "x loss"
+    assert metric("policy/entropy_loss").label == "entropy loss"
+    assert metric("policy/_loss").label == "policy/_loss"
+    assert metric("policy/TERM").label == "policy/TERM"
 
 
 def test_unknown_names_are_averaged_and_called_what_they_are() -> None:
@@ -33,10 +37,8 @@ def test_unknown_names_are_averaged_and_called_what_they_are() -> None:
     assert (unknown.label, unknown.reduce, unknown.column, unknown.panel) == ("my/max_depth", "mean", None, None)
 
 
-def test_ones_own_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    from agents.metrics import table
-
-    monkeypatch.setattr(table, "_METRICS", dict(table._METRICS))
+@pytest.mark.usefixtures("own_metrics")
+def test_ones_own_metric() -> None:
     mine = Metric(name="my/depth", label="depth", meaning="Deepest bracket.", reduce="max")
     register_metric(mine)
     assert metric("my/depth").reduce == "max"
@@ -46,7 +48,7 @@ def test_ones_own_metric(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_our_own_cannot_be_replaced() -> None:
-    with pytest.raises(ValueError, match="llm-env itself measures 'policy/entropy' .*such as 'my/entropy'"):
+    with pytest.raises(ValueError, match=r"llm-env itself measures 'policy/entropy' .*such as 'my/entropy'"):
         register_metric(Metric(name="policy/entropy", label="entropy", meaning="Something else."))
     register_metric(METRICS["policy/entropy"])
 

@@ -11,9 +11,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from agents.report.curves import PANELS, plot_curves
+from agents.metrics import Metric, register_metric
+from agents.metrics.built_in import BUILT_IN
+from agents.report.curves import FRAMES, plot_curves
 
-EVERYTHING = {line.metric: 0.5 for panel in PANELS for line in panel.lines}
+EVERYTHING = {entry.name: 0.5 for entry in BUILT_IN if entry.panel is not None}
 
 
 @pytest.fixture
@@ -49,12 +51,40 @@ def test_all_is_drawn_against_tokens(tmp_path: Path, figures: list[Figure], leng
     assert imread(path).shape[1] > imread(path).shape[0] > 300
     assert [p.name for p in path.parent.iterdir()] == ["curves.png"]
     drawn = panels(figures[0])
-    assert list(drawn) == [panel.title for panel in PANELS]
-    for panel in PANELS:
-        assert sorted(drawn[panel.title]) == sorted(line.label for line in panel.lines)
-        for points in drawn[panel.title].values():
+    assert drawn.keys() == {frame.title for frame in FRAMES.values()}
+    assert {title: list(lines) for title, lines in drawn.items()} == {
+        "Reward and held-out score": ["reward", "held out, sampled", "held out, greedy"],
+        "KL (nats per token)": ["KL to reference", "KL to old"],
+        "Entropy (nats per token)": ["entropy"],
+        "Critic": ["value loss", "explained variance"],
+        "Length (tokens)": ["length", "share truncated"],
+        "Policy update": ["gradient norm", "clip fraction"],
+    }
+    for lines in drawn.values():
+        for points in lines.values():
             assert points[-1] == [70 * length, pytest.approx(0.5)]
             assert len(points) == length
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_ones_own_metrics_are_drawn_where_they_say(tmp_path: Path, figures: list[Figure]) -> None:
+    register_metric(Metric(name="my/depth", label="depth", meaning="Deepest bracket.", panel="length"))
+    register_metric(Metric(name="my/rhymes", label="rhymes", meaning="Share of lines that rhyme.", panel="Poetry"))
+    register_metric(Metric(name="my/verses", label="verses", meaning="Verses a text.", panel="Poetry", right=True))
+    register_metric(Metric(name="my/secret", label="secret", meaning="Drawn nowhere."))
+    row = {"iteration": 1, "text/length": 8.0, "my/depth": 2.0, "my/rhymes": 0.5, "my/verses": 3.0, "my/secret": 1.0}
+    plot_curves([row], tmp_path / "curves.png", "title")
+    assert panels(figures[0]) == {
+        "Length (tokens)": {"length": [[1, 8.0]], "depth": [[1, 2.0]]},
+        "Poetry": {"rhymes": [[1, 0.5]], "verses": [[1, 3.0]]},
+    }
+
+
+def test_a_curve_keeps_its_colour_whatever_else_was_measured(tmp_path: Path, figures: list[Figure]) -> None:
+    plot_curves([{"iteration": 1, "kl/old": 0.5}], tmp_path / "curves.png", "title")
+    plot_curves([{"iteration": 1, "kl/old": 0.5, "kl/reference": 0.5}], tmp_path / "curves.png", "title")
+    alone, beside = figures[0].axes[0].lines[0], figures[1].axes[0].lines[1]
+    assert (alone.get_label(), alone.get_color()) == (beside.get_label(), beside.get_color())
 
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path, figures: list[Figure]) -> None:

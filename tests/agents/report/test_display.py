@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from agents.metrics import Metric, register_metric
 from agents.report.display import Display, Number
 
 METRICS = {
@@ -160,7 +161,7 @@ def test_a_terminal_shows_the_numbers_one_watches(terminal: Terminal) -> None:
         r"value loss +0.31",
         r"explained variance +-0.5",
         r"length +6.5",
-        r"truncated +0.02",
+        r"share truncated +0.02",
         r"written tokens/s +5,321",
         r"rollout 0.35 s",
         r"sample \(score 0.5\): go> \| " + re.escape(SHOWN[:20]),
@@ -172,6 +173,28 @@ def test_a_terminal_shows_the_numbers_one_watches(terminal: Terminal) -> None:
     assert re.search(r"failures +2", terminal.panel)
     assert re.search(r"steps skipped +3", terminal.panel)
     assert "\x1b[2J" not in terminal.file.getvalue()
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_ones_own_metrics_are_shown_where_they_say(terminal: Terminal) -> None:
+    register_metric(
+        Metric(name="my/depth", label="depth [b]", meaning="Deepest bracket.", column="texts", short="deep", quiet=True)
+    )
+    register_metric(
+        Metric(name="my/rhymes", label="rhymes", meaning="Rhyming lines.", column="poetry", occasional=True)
+    )
+    plain = Plain(1000)
+    for display in (terminal.display, plain.display):
+        display.update(at(20, my__depth=2.0))
+        display.update(at(21, my__depth=0.0, my__rhymes=0.5))  # measured now and then: it gets a line
+        display.update(at(22, my__depth=0.0))
+    assert [line.split("/")[0] for line in plain.lines] == ["20", "21"]
+    assert plain.lines[0].endswith("seconds 1  deep 2")
+    assert "depth" not in terminal.panel  # it is quiet at 0
+    assert "poetry" in terminal.panel
+    assert re.search(r"rhymes +0.5", terminal.panel)
+    terminal.display.update(at(23, my__depth=3.0))
+    assert re.search(r"depth \[b\] +3", terminal.panel)
 
 
 def test_messages_stay_above_the_panel_and_the_panel_ends(terminal: Terminal) -> None:

@@ -28,7 +28,7 @@ from llm_env.models import load_model
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
-from tests.agents.runs import running, save_small_model, small_config
+from tests.agents.runs import WITHOUT_CRITIC, running, save_small_model, small_config
 
 Config = Callable[..., TrainConfig]
 
@@ -209,9 +209,9 @@ def test_the_warm_start_alone(config: Config) -> None:
         assert run.evaluator.evaluate().metrics["eval/greedy"] > 0.3
 
 
-@pytest.mark.parametrize("algo", ["grpo", "a2c", "reinforce"])
+@pytest.mark.parametrize("algo", ["grpo", "a2c", "reinforce", "rloo"])
 def test_other_algorithms_and_lora_are_runs_too(config: Config, algo: str) -> None:
-    group = {"rollout__completions_per_prompt": 4} if algo == "grpo" else {}
+    group = {"rollout__completions_per_prompt": 4} if algo in WITHOUT_CRITIC else {}
     made = config(algo=algo, iterations=2, model__lora__rank=2, **group)
     assert train(made).finished
     loaded: Any = AutoModelForCausalLM.from_pretrained(made.out / "model")
