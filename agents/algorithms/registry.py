@@ -82,7 +82,7 @@ def check_algorithm(config: TrainConfig) -> None:
     import_module_of(config)
     complain(list(_unknown_names(config)))  # without these there is nothing to ask
     algorithm = algorithm_class(config.algo)
-    found = [*algorithm.problems(config), *_wrong_arguments(config), *_no_targets(config)]
+    found = [*algorithm.problems(config), *_wrong_arguments(config), *_critic_mismatch(config)]
     for name, weight in config.loss.terms.items():
         if not math.isfinite(weight):
             found.append(f"--loss.terms gives {name!r} the weight {weight}, expected a finite number")
@@ -143,7 +143,7 @@ def _wrong_arguments(config: TrainConfig) -> Iterator[str]:
             yield f"--algo-args lacks {name!r}, which --algo {config.algo} needs: add {name} and its value"
 
 
-def _no_targets(config: TrainConfig) -> Iterator[str]:
+def _critic_mismatch(config: TrainConfig) -> Iterator[str]:
     """A critic and advantages that do not go together."""
     algorithm, kind = algorithm_class(config.algo), _advantage(config)
     overridden = algorithm.advantages is not Algorithm.advantages  # which may add what is missing

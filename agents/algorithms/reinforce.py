@@ -10,6 +10,10 @@ from agents.algorithms.registry import register_algorithm
 
 @register_algorithm("reinforce")
 class Reinforce(Algorithm):
-    """The plain policy gradient; `advantage.kind` "monte_carlo" and no `advantage.whiten` are the textbook's."""
+    """The plain policy gradient.
+
+    Here A2C is the same algorithm under the same settings; the two differ in those that they are usually given. The
+    textbook's REINFORCE is `advantage.kind` "monte_carlo" without `advantage.whiten`, one epoch and one mini-batch.
+    """
 
     loss_kind: ClassVar[str] = "policy_gradient"

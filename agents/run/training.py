@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from agents.algorithms.registry import check_algorithm
 from agents.config import AdvantageConfig, KLConfig, LossConfig, TrainConfig
 from agents.config.files import check_config, save_config
 from agents.report.curves import plot_curves
@@ -75,6 +76,7 @@ def run_sft(config: TrainConfig) -> Path:
 
 def _begin(config: TrainConfig) -> None:
     check_config(config)
+    check_algorithm(config)
     config.out.mkdir(parents=True, exist_ok=True)
     save_config(config, config.out / "config.yaml")
     disable_progress_bar()  # transformers would draw bars for loading and saving across our display
