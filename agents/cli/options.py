@@ -5,20 +5,28 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from agents.config import Scalar, TrainConfig
 from agents.config.checks import flag
-from agents.config.files import ConfigError, check_config, differences, load_config
+from agents.config.explain import help_texts
+from agents.config.files import ConfigError, check_config, differences, load_config, read_value
 from agents.config.presets import PRESETS
 
 # What a resumed run may be told anew. Everything else decides what it learns.
-FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at")
+FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at", "sft.checkpoint_every")
 # By these a folder is known to hold a run.
 RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")
 
@@ -29,11 +37,12 @@ class Options:
 
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")]  # no prefix: --seed, not --settings.seed
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Begin with one of the configurations above."""
+    """Begin with one of the presets above, in place of the usual defaults."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yaml")] = None
-    """Then take what this YAML file says; it may name a few fields only. Flags win over both."""
+    """Then take what this YAML file says; it may name a few settings only. Flags win over both."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the run in --out. Only these may change: iterations, log, checkpoint, guard, evaluation.stop-at."""
+    """Go on with the run in --out. Only these may change: iterations, log, checkpoint, sft.checkpoint-every, guard,
+    evaluation.stop-at."""
     traceback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show where in the program an error came from."""
 
@@ -92,7 +101,7 @@ def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options
         args=arguments,
         default=Options(base),
         prog=program,
-        description=f"{what} Defaults shown are those of --preset and --config, if given.\n\n{list_of_presets()}",
+        description=f"{what} Defaults shown are those of --preset and --config. Presets:\n{list_of_presets()}",
         registry=_registry(),
     )
 
@@ -134,8 +143,20 @@ def _refuse_a_second_run(out: Path) -> None:
 
 
 def _registry() -> ConstructorRegistry:
-    """How optional values and mappings are written as flags."""
+    """How parts of the configuration, optional values and mappings are written as flags."""
     registry = ConstructorRegistry()
+
+    @registry.struct_rule
+    def part(info: StructTypeInfo) -> StructConstructorSpec | None:
+        """Tyro's own breaks a help text where the docstring has its line ends."""
+        if not (is_dataclass(info.type) and isinstance(info.default, info.type)):
+            return None
+        texts = help_texts(info.type)
+        fields = [
+            StructFieldSpec(name, kind, getattr(info.default, name), texts.get(name))
+            for name, kind in get_type_hints(info.type, include_extras=True).items()
+        ]
+        return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
 
     @registry.primitive_rule
     def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -143,7 +164,7 @@ def _registry() -> ConstructorRegistry:
         members = [member for member in get_args(info.type) if member is not type(None)]
         if get_origin(info.type) not in (Union, types.UnionType) or info.type == Scalar or len(members) != 1:
             return None
-        kind = members[0]
+        kind = get_args(members[0])[0] if get_origin(members[0]) is Annotated else members[0]
         choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else None
         names = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 
@@ -160,18 +181,14 @@ def _registry() -> ConstructorRegistry:
         )
 
     @registry.primitive_rule
-    def mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Scalar]] | None:
+    def mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
         if get_origin(info.type) is not dict:
             return None
-        numbers = get_args(info.type)[1] is float
-
-        def read(strings: list[str]) -> dict[str, Scalar]:
-            return {name: float(value) if numbers else value for name, value in _read_pairs(strings).items()}
-
+        kind = get_args(info.type)[1]
         return PrimitiveConstructorSpec(
             nargs="*",
-            metavar="[NAME NUMBER ...]" if numbers else "[NAME VALUE ...]",
-            instance_from_str=read,
+            metavar="[NAME VALUE ...]",
+            instance_from_str=lambda strings: {n: read_value(kind, v, n) for n, v in _read_pairs(strings).items()},
             is_instance=lambda value: isinstance(value, dict),
             str_from_instance=lambda value: [str(part) for pair in value.items() for part in pair] or ["none"],
         )
@@ -180,6 +197,8 @@ def _registry() -> ConstructorRegistry:
 
 
 def _read_pairs(strings: list[str]) -> dict[str, Scalar]:
+    if strings == ["none"]:  # as --help shows it
+        return {}
     if len(strings) % 2:
         raise ValueError(f"expected names and values by turns, such as: length 6; got {' '.join(strings)}")
     return {name: _scalar(value) for name, value in zip(strings[::2], strings[1::2], strict=True)}

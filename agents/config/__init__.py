@@ -1,17 +1,13 @@
 """What a run can be told: the settings, their checks, files and presets."""
 
+from agents.config.learning import AdvantageConfig, KLConfig, LossConfig, OptimizerConfig, RewardConfig
 from agents.config.schema import (
-    AdvantageConfig,
     CheckpointConfig,
     EvaluationConfig,
     GuardConfig,
-    KLConfig,
     LogConfig,
     LoraConfig,
-    LossConfig,
     ModelConfig,
-    OptimizerConfig,
-    RewardConfig,
     RolloutConfig,
     Scalar,
     SFTConfig,

@@ -1,73 +1,13 @@
-"""What a configuration must be like: the range of every number, and the combinations that make no sense."""
+"""What is wrong with a configuration: numbers out of their ranges, and settings that contradict each other."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_type_hints
 
 from agents.config import TrainConfig
-
-# What each number may be. Fields of the optimizers go by "optimizer"; None is always allowed where the type allows it.
-AT_LEAST_ONE = [
-    "task.max_new_tokens",
-    "task.context",
-    "rollout.batch_size",
-    "rollout.completions_per_prompt",
-    "rollout.slots",
-    "rollout.over_sample",
-    "kl.horizon",
-    "optimizer.epochs",
-    "optimizer.minibatches",
-    "optimizer.micro_batch_size",
-    "evaluation.prompts",
-    "checkpoint.keep",
-    "guard.max_skipped",
-    "sft.batch_size",
-]
-ABOVE_ZERO = [
-    "task.reward_timeout",
-    "model.lora.alpha",
-    "rollout.temperature",
-    "reward.clip",
-    "advantage.length_adaptive",
-    "loss.clip_low",
-    "loss.clip_high",
-    "loss.penalty_target",
-    "loss.value_clip",
-    "loss.importance_cap",
-    "loss.target_kl",
-    "kl.target",
-    "optimizer.max_gradient_norm",
-    "guard.kl_warning",
-]
-NOT_NEGATIVE = [
-    "seed",
-    "iterations",
-    "critic_warmup",
-    "model.lora.rank",
-    "model.refresh_reference",
-    "reward.no_eos_penalty",
-    "loss.entropy",
-    "loss.value",
-    "kl.beta",
-    "optimizer.learning_rate",
-    "optimizer.warmup",
-    "optimizer.weight_decay",
-    "evaluation.every",
-    "log.samples_every",
-    "checkpoint.every",
-    "guard.entropy_warning",
-    "sft.steps",
-    "sft.learning_rate",
-    "sft.warmup",
-    "sft.weight_decay",
-]
-FROM_ZERO_TO_ONE = ["advantage.gamma", "advantage.actor_lambda", "advantage.critic_lambda"]
-BELOW_ONE = ["model.lora.dropout"]
-ABOVE_ONE = ["loss.dual_clip"]
-FINITE = ["reward.scale", "evaluation.stop_at"]
+from agents.config.ranges import expected
 
 
 def problems(config: TrainConfig) -> Iterator[str]:
@@ -77,27 +17,13 @@ def problems(config: TrainConfig) -> Iterator[str]:
     yield from _no_such_device(config.device)
 
 
-def _out_of_range(config: TrainConfig) -> Iterator[str]:
-    rules: dict[str, tuple[list[str], Callable[[float], bool]]] = {
-        "at least 1": (AT_LEAST_ONE, lambda x: x >= 1),
-        "a number above 0": (ABOVE_ZERO, lambda x: x > 0),
-        "0 or more": (NOT_NEGATIVE, lambda x: x >= 0),
-        "a number from 0 to 1": (FROM_ZERO_TO_ONE, lambda x: 0 <= x <= 1),
-        "a number from 0 to below 1": (BELOW_ONE, lambda x: 0 <= x < 1),
-        "a number above 1 (3 is usual)": (ABOVE_ONE, lambda x: x > 1),
-        "a finite number": (FINITE, lambda x: True),
-    }
-    values = dict(flatten(config))
-    for expected, (names, fits) in rules.items():
-        for name in names:
-            for part in ("actor", "critic") if name.startswith("optimizer.") else (None,):
-                field = name if part is None else name.replace("optimizer", part, 1)
-                value = values[field]
-                if value is not None and not (math.isfinite(value) and fits(value)):
-                    yield f"{flag(field)} is {value}, expected {expected}"
-    for name in ("actor.betas", "critic.betas"):
-        if not all(0 <= beta < 1 for beta in values[name]):
-            yield f"{flag(name)} is {values[name]}, expected two numbers from 0 to below 1, such as 0.9 0.95"
+def _out_of_range(part: object, prefix: str = "") -> Iterator[str]:
+    for name, kind in get_type_hints(type(part), include_extras=True).items():
+        value = getattr(part, name)
+        if dataclasses.is_dataclass(value):
+            yield from _out_of_range(value, f"{prefix}{name}.")
+        elif words := expected(kind, value):
+            yield f"{flag(prefix + name)} is {value}, expected {words}"
 
 
 def _no_such_device(name: str) -> Iterator[str]:
@@ -114,8 +40,6 @@ def _no_such_device(name: str) -> Iterator[str]:
 
 def _contradictions(c: TrainConfig) -> Iterator[str]:
     size, group = c.rollout.batch_size, c.rollout.completions_per_prompt
-    if c.loss.clip_low > 1:
-        yield f"--loss.clip-low is {c.loss.clip_low}, expected at most 1: a probability ratio is never below 0"
     if c.model.reference == "none":
         if c.kl.beta > 0:
             yield (

@@ -13,7 +13,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -82,6 +82,8 @@ def read_value(kind: Any, value: Any, name: str, base: Any = None) -> Any:
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, name, base)
     origin, members = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return read_value(members[0], value, name)
     if origin in (Union, types.UnionType):
         for member in members:
             try:
@@ -117,6 +119,8 @@ def describe(kind: Any) -> str:
         ('a number or none', 'one of a, b')
     """
     origin, members = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return describe(members[0])
     if origin in (Union, types.UnionType):
         return " or ".join(describe(member) for member in members)
     if origin is Literal:

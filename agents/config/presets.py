@@ -10,7 +10,7 @@ from agents.config import TrainConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A configuration and what it is for, in a line."""
+    """A configuration, and a sentence that says what it is for."""
 
     description: str
     config: TrainConfig
@@ -18,7 +18,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "reverse-tiny": Preset(
-        "Reverse six letters, tiny model: SFT warm start, then PPO. Minutes on two cores.",
+        "Teach a tiny model to reverse six letters, in minutes on two CPU cores.",
         TrainConfig().replace(
             out=Path("runs/reverse-tiny"),
             iterations=60,
@@ -36,7 +36,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "addition-tiny": Preset(
-        "Add two numbers, tiny model: SFT warm start, then PPO. Minutes on two cores.",
+        "Teach a tiny model to add two numbers, in minutes on two CPU cores.",
         TrainConfig().replace(
             out=Path("runs/addition-tiny"),
             iterations=150,
@@ -50,7 +50,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "sentiment-smollm2": Preset(
-        "Cheerful reviews from SmolLM2-135M: vLLM rollouts in bfloat16, KL penalty.",
+        "Teach SmolLM2-135M to write cheerful reviews; vLLM writes the texts.",
         TrainConfig().replace(
             out=Path("runs/sentiment-smollm2"),
             iterations=30,

@@ -1,298 +1,224 @@
-"""What a training run can be told. Every field is a flag of `llm-env train`; its docstring is the flag's help."""
+"""What a training run can be told. Every field is a flag of `llm-env train`; its docstring is the flag's help.
+
+A help text is read without those of the fields around it, so it says what the field is by itself, and names other
+fields by their flags. The range of a number stands in its type, see `agents.config.ranges`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from agents.config.learning import AdvantageConfig, KLConfig, LossConfig, OptimizerConfig, RewardConfig
+from agents.config.ranges import AtLeastOne, BelowOne, Count, CountOrZero, Finite, NotNegative, Positive
+
 Scalar = int | float | bool | str
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is to be learned."""
+    """What is learned: a task gives the prompts, and a reward for each text."""
 
     name: str = "Reverse"
-    """A registered task."""
+    """Which task to learn, such as Reverse or Addition; `llm-env tasks` lists them all."""
     args: dict[str, Scalar] = field(default_factory=dict)
-    """Its arguments, such as: length 6."""
-    max_new_tokens: int | None = None
-    """How many tokens the agent may choose; by default what the task says."""
-    context: int | None = None
-    """How many tokens prompt and text may have together; by default what the task expects."""
+    """Arguments of the task, each a name and a value, such as: length 6."""
+    reward: str | None = None
+    """Score the texts by this registered reward instead of the task's own."""
+    reward_args: dict[str, Scalar] = field(default_factory=dict)
+    """Arguments of the reward that --task.reward names, each a name and a value."""
+    max_new_tokens: Count | None = None
+    """The most tokens that the model may write after a prompt; none leaves it to the task."""
+    context: Count | None = None
+    """The most tokens that a prompt and the text after it may have together; none leaves it to the task."""
     drop_long_prompts: bool = False
-    """Leave out prompts that do not fit, instead of raising an error."""
-    reward_timeout: float | None = None
-    """Seconds that a reward may take for one text; it then runs in a process of its own."""
+    """Leave out prompts that do not fit into --task.context, instead of ending with an error."""
+    reward_timeout: Positive | None = None
+    """The most seconds that scoring one text may take; a text that takes longer gets a score of 0. Scores are then
+    computed in processes of their own, which can be stopped."""
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters in place of full fine-tuning."""
+    """Low-rank adapters (LoRA): instead of all weights, train small matrices added to them. It saves memory."""
 
-    rank: int = 0
-    """Of the adapters; 0 trains all weights."""
-    alpha: int = 32
-    """The adapters' scale is alpha / rank."""
-    dropout: float = 0.0
-    """Of the adapters' inputs."""
+    rank: CountOrZero = 0
+    """The size of the LoRA adapters; 8 to 64 is usual, and more can learn more. 0 trains all weights, without LoRA."""
+    alpha: Count = 32
+    """How strongly the LoRA adapters act: their output is multiplied by alpha / rank; once or twice the rank is
+    usual."""
+    dropout: BelowOne = 0.0
+    """The share of the LoRA adapters' inputs that is set to zero at random while training, such as 0.05."""
     targets: Literal["attention", "all"] = "all"
-    """Adapt the attention's linear layers only, or all linear layers but the output."""
+    """Which linear layers get LoRA adapters: those of the attention, or all but the output layer."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The language model, its critic and its reference."""
+    """The language model that is trained (the policy), its critic and its reference."""
 
     name: str = "tiny"
-    """A built-in name, a folder, or a hub id; see `llm_env.models`."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the trained weights."""
+    """The model to train: tiny or smollm2-135m (built in), a folder, or the id of a model on the Hugging Face hub."""
+    dtype: Precision = "float32"
+    """The number format of the trained weights. bfloat16 takes half the memory, but loses small updates to rounding."""
     autocast: bool = False
-    """Compute in bfloat16 while the weights stay as they are."""
+    """Compute in bfloat16, while the weights stay in their own format (--model.dtype); faster on most GPUs."""
     critic: Literal["shared", "separate"] = "shared"
-    """A value head on the policy's own hidden states, or a second model (with LoRA, a second adapter)."""
+    """What predicts rewards: a small head on the policy's own hidden states (shared), or a second model (separate; with
+    LoRA a second adapter), which takes more memory."""
     critic_gradient: bool = True
-    """Let the value loss of a shared critic train the backbone, too."""
+    """Let the loss of a shared critic train the whole model; without it, only the critic's head learns from it."""
     reference: Literal["initial", "none"] = "initial"
-    """The model that the KL penalty compares with: the one the run begins with, or none at all."""
-    reference_dtype: Literal["float32", "bfloat16"] | None = None
-    """Of a frozen copy; by default that of the model. With LoRA there is no copy: the adapters are switched off."""
-    refresh_reference: int = 0
-    """Replace the reference by the current policy every so many iterations; 0 never does."""
+    """What the KL penalty compares the policy with: the model that the run begins with (initial), or nothing, which
+    saves the memory of a copy where there is no KL penalty."""
+    reference_dtype: Precision | None = None
+    """The number format of the frozen reference model; none takes that of the trained one. With LoRA there is no such
+    model: the reference is the trained one with its adapters switched off."""
+    refresh_reference: CountOrZero = 0
+    """Replace the reference model by the current policy every so many iterations; 0 keeps the first one."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, a third more time."""
+    """Save memory by computing activations a second time in the backward pass; a step takes about a third longer."""
     compile: bool = False
-    """Run the backbone through torch.compile."""
+    """Compile the trained model with torch.compile: slow in the first iteration, faster after it."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """Low-rank adapters."""
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How texts are written."""
+    """How the model writes the texts that it learns from."""
 
-    batch_size: int = 256
-    """Episodes in an iteration."""
-    completions_per_prompt: int = 1
-    """Episodes that begin with the same prompt; GRPO compares these."""
-    temperature: float = 1.0
-    """Divides the logits; the log-probs that are trained on are those of the distribution sampled from."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What runs the model."""
-    engine_dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the engine's own copy of the weights; None lets the transformers engine use the trained weights themselves."""
-    mode: Literal["auto", "generate", "step"] = "auto"
-    """Let the engine write whole texts, or step the environment token by token; the batches are equal."""
-    slots: int | None = None
-    """How many texts the engine writes side by side; by default the whole batch."""
-    over_sample: float = 1.0
-    """Write this many times the batch; a filter, or chance, keeps one batch of them."""
+    batch_size: Count = 256
+    """How many texts are written and learned from in an iteration. More make the updates steadier, but slower."""
+    completions_per_prompt: Count = 1
+    """How many texts are written after each prompt. grpo compares them with one another; 8 is usual there."""
+    temperature: Positive = 1.0
+    """How random the texts are: the logits are divided by this before a token is drawn. 1 takes the model as it is,
+    less makes it more predictable."""
+    engine: str = "transformers"
+    """What writes the texts: transformers (anywhere), vllm (fast on GPUs), or an engine that --module registers."""
+    engine_dtype: Precision | None = None
+    """The number format of the engine's copy of the weights. With none, the transformers engine uses the trained
+    weights themselves, and another engine makes a copy in --model.dtype."""
+    slots: Count | None = None
+    """How many texts are written at the same time; none writes the whole batch at once. Fewer take less memory."""
+    over_sample: AtLeastOne = 1.0
+    """Write this many times the batch and learn from one batch of it, such as 1.5, so that
+    --rollout.drop-uniform-groups and --rollout.drop-truncated have some to choose from."""
     drop_uniform_groups: bool = False
-    """Leave out groups of completions whose rewards are all the same: they teach GRPO nothing."""
+    """Do not learn from prompts whose texts all got the same reward: there is nothing in them for grpo to compare."""
     drop_truncated: bool = False
-    """Leave out texts that were cut off by the budget or the context."""
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """What is done to rewards before they are learned from."""
-
-    whiten: bool = False
-    """Divide by the batch's standard deviation, after taking off its mean."""
-    scale: float = 1.0
-    """Multiply by this."""
-    clip: float | None = None
-    """Then clip to plus and minus this."""
-    no_eos_penalty: float = 0.0
-    """Take this off the reward of a text that was cut off."""
-
-
-@dataclass(frozen=True)
-class AdvantageConfig:
-    """How rewards become advantages."""
-
-    kind: str = "gae"
-    """A registered estimator: gae, per token with a critic; monte_carlo, the discounted return minus the value;
-    sequence, A = r - V(prompt) for all tokens of a text; ..."""
-    gamma: float = 1.0
-    """The discount per token."""
-    actor_lambda: float = 1.0
-    """GAE's lambda of the advantages."""
-    critic_lambda: float = 1.0
-    """GAE's lambda of the value targets."""
-    length_adaptive: float | None = None
-    """If set to alpha, the actor's lambda is 1 - 1 / (alpha * length) for each text."""
-    baseline: bool = True
-    """Compare with the value. Without it, an advantage is the return itself (with lambda below 1, the lambda-return):
-    where rewards are never negative, texts are only ever made likelier, which lets a policy that is right now and then
-    sharpen fast, at high learning rates; leave `whiten` off then."""
-    whiten: bool = True
-    """Normalise the advantages of a batch."""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The objective."""
-
-    kind: str = "clip"
-    """A registered policy loss: clip, PPO's; penalty, an adaptive KL to the old policy in place of clipping; ..."""
-    terms: dict[str, float] = field(default_factory=dict)
-    """Registered terms to add to it, each with its weight, such as: my_term 0.1."""
-    clip_low: float = 0.2
-    """The probability ratio is clipped at 1 - this."""
-    clip_high: float = 0.28
-    """The probability ratio is clipped at 1 + this."""
-    dual_clip: float | None = None
-    """For negative advantages, bound the loss at this times their size; 3 is usual."""
-    penalty_target: float = 0.01
-    """The KL that the loss "penalty" aims for."""
-    entropy: float = 0.0
-    """The weight of the entropy bonus."""
-    value: float = 0.5
-    """The weight of the value loss in the gradient of a shared backbone."""
-    value_clip: float | None = 0.2
-    """New values are clipped to this distance of the old ones; none: no clipping."""
-    aggregate: Literal["token", "sequence", "fixed"] = "token"
-    """The mean over all tokens; over texts of their own means (1/|o|); or the sum over a fixed length."""
-    importance_cap: float | None = 2.0
-    """Tokens are weighted by trainer's over engine's probability, at most this; none: no correction."""
-    target_kl: float | None = None
-    """End the epochs when the approximate KL to the old policy exceeds 1.5 times this."""
-
-
-@dataclass(frozen=True)
-class KLConfig:
-    """The penalty for moving away from the reference model."""
-
-    beta: float = 0.0
-    """Its weight (at first, if adaptive)."""
-    where: Literal["reward", "loss"] = "reward"
-    """Take it off every token's reward, or add it to the loss."""
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    """In the loss; the reward always uses k1, the log-ratio itself. k2's gradient is that of the true KL."""
-    target: float | None = None
-    """If set, beta is adapted so that the KL per text stays near this."""
-    horizon: int = 10_000
-    """Episodes over which the adaptation acts."""
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW and its schedule."""
-
-    learning_rate: float = 1e-4
-    """At its highest."""
-    warmup: int = 0
-    """Optimizer steps until it is reached."""
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    """What it does then, until the last iteration."""
-    weight_decay: float = 0.0
-    """AdamW's."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's."""
-    max_gradient_norm: float = 1.0
-    """Longer gradients are shortened to this."""
-    epochs: int = 4
-    """Passes over each batch."""
-    minibatches: int = 4
-    """Optimizer steps in a pass."""
-    micro_batch_size: int | None = None
-    """Texts in one forward pass; by default a whole mini-batch. It changes memory and time, not the gradient."""
+    """Do not learn from texts that were cut off because they reached --task.max-new-tokens or --task.context."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How the policy is judged on held-out prompts."""
+    """How the policy is judged, on prompts that it does not learn from."""
 
-    every: int = 10
-    """Iterations between evaluations; 0 evaluates at the beginning and the end only."""
-    prompts: int = 256
-    """How many held-out prompts, at most."""
+    every: CountOrZero = 10
+    """Judge the policy every so many iterations; 0 does so at the beginning and the end only."""
+    prompts: Count = 256
+    """The most prompts that the policy is judged on. More give a more exact score, and take longer."""
     split: str = "test"
-    """Which prompts of the task."""
+    """Which of the task's sets of prompts the policy is judged on, such as test."""
     best: Literal["sampled", "greedy"] = "sampled"
-    """Which mean score decides what the best model is."""
-    stop_at: float | None = None
-    """End the run when that score is reached."""
+    """Which mean score decides what the best model is: that of sampled texts, drawn at random as in training, or of
+    greedy ones, in which every token is the likeliest."""
+    stop_at: Finite | None = None
+    """End the run as soon as the mean score reaches this; none goes on to the last iteration."""
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is shown and written down."""
+    """What is shown in the terminal and written down."""
 
     display: bool = True
-    """A live display in the terminal; plain lines where it is none."""
-    samples_every: int = 10
-    """Iterations between sample texts."""
+    """Show how the run goes: a live panel in a terminal, plain lines elsewhere. Without it, only warnings are shown."""
+    samples_every: CountOrZero = 10
+    """Show and log some of the texts every so many iterations; 0 does so at evaluations only."""
     tensorboard: bool = False
-    """Write TensorBoard files, too."""
+    """Write TensorBoard files into the run's folder, too."""
     wandb: bool = False
-    """Log to Weights & Biases, too."""
+    """Log to Weights & Biases, too; needs its package, wandb."""
     wandb_project: str = "llm-env"
-    """Its project."""
+    """The project in Weights & Biases that --log.wandb logs to."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept on disk."""
+    """What is kept on disk for --resume to go on from."""
 
-    every: int = 20
-    """Iterations between checkpoints; 0 writes one at the end only."""
-    keep: int = 2
-    """How many checkpoints are kept."""
+    every: CountOrZero = 20
+    """Write a checkpoint every so many iterations; 0 writes one at the end only."""
+    keep: Count = 2
+    """How many of the latest checkpoints are kept; older ones are deleted."""
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """When to skip a step, and when to give up."""
+    """When an update is skipped, when there is a warning, and when the run gives up."""
 
-    max_skipped: int = 5
-    """The run stops after so many steps in a row with a loss, gradient or reward that is not finite."""
-    kl_warning: float = 1.0
-    """Warn when the KL to the reference exceeds this per token."""
-    entropy_warning: float = 0.01
-    """Warn when the entropy falls below this per token."""
+    max_skipped: Count = 5
+    """Give up when so many updates in a row had to be skipped because a loss, gradient or reward was not a finite
+    number."""
+    kl_warning: Positive = 1.0
+    """Warn when the policy has moved further than this KL per token (in nats) from the reference model, or in one
+    iteration."""
+    entropy_warning: NotNegative = 0.01
+    """Warn when the policy's entropy per token (in nats) falls below this: it then writes nearly the same text each
+    time."""
 
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """The supervised warm start on the task's own answers (loss on the completion only)."""
+    """The supervised warm start (SFT): before it learns from rewards, the model learns the task's own answers."""
 
-    steps: int = 0
-    """Optimizer steps; 0 leaves the warm start out."""
-    batch_size: int = 64
-    """Pairs in a step."""
-    learning_rate: float = 1e-3
-    """At its highest."""
-    warmup: int = 20
-    """Steps until it is reached; it then decays to zero as a cosine."""
-    weight_decay: float = 0.0
-    """AdamW's."""
+    steps: CountOrZero = 0
+    """How many optimizer steps the supervised warm start has; 0 leaves it out."""
+    batch_size: Count = 64
+    """How many prompts with their answers are learned from in a step of the warm start."""
+    learning_rate: NotNegative = 1e-3
+    """The highest learning rate of the warm start; 1e-3 is for tiny models, 1e-5 for large ones."""
+    warmup: CountOrZero = 20
+    """In how many steps of the warm start its learning rate rises to the highest; it then falls to 0 along a cosine."""
+    weight_decay: NotNegative = 0.0
+    """How strongly every step of the warm start shrinks the weights (AdamW's weight decay); 0 does not."""
     answer: str = "answer"
-    """Which entry of a prompt's metadata is the completion."""
+    """Under which name the task's prompts keep the answer that the warm start learns to write."""
+    checkpoint_every: CountOrZero = 50
+    """Write a checkpoint of the warm start every so many of its steps; 0 writes one at Ctrl-C only."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run: everything that decides what it does."""
+    """A run: everything that decides what it does.
+
+    Examples:
+        >>> TrainConfig(out="runs/mine").out.name  # a path or a string
+        'mine'
+        >>> TrainConfig(seed=3).replace(actor__learning_rate=3e-4).actor.learning_rate
+        0.0003
+    """
 
     algo: str = "ppo"
-    """A registered algorithm: ppo, a2c, reinforce, grpo, rloo, ...; all else is the same for all of them."""
+    """How to learn from rewards: a registered algorithm, such as ppo, grpo, a2c, reinforce, or one of your own
+    (--module)."""
     algo_args: dict[str, Scalar] = field(default_factory=dict)
-    """Arguments of an algorithm of your own, such as: strength 2."""
+    """Arguments of an algorithm of your own, each a name and a value, such as: strength 0.5."""
     module: str | None = None
-    """A Python module to import first, which may register tasks, rewards, algorithms, losses, ... of your own."""
-    seed: int = 0
-    """Of everything random. Two runs with one seed agree."""
-    iterations: int = 100
-    """Batches to collect and learn from."""
+    """A Python module to import first, such as my_package.my_task: it may register tasks, rewards, algorithms, losses,
+    loss terms, advantages and engines of your own."""
+    seed: CountOrZero = 0
+    """Decides everything random: two runs with the same seed and settings give the same numbers."""
+    iterations: CountOrZero = 100
+    """How many times the model writes a batch of texts and learns from it."""
     out: Path = Path("runs/llm-env")
-    """The run's folder."""
+    """The folder that everything is written to: models, checkpoints, the log and its pictures."""
     device: str = "cpu"
-    """Where the models live: cpu, cuda, cuda:0, ..."""
+    """What to compute on: cpu, cuda, or one GPU of several, such as cuda:1."""
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -302,13 +228,22 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     actor: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How the policy (the actor, the model that writes the texts) is trained, with AdamW."""
     critic: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
-    critic_warmup: int = 0
-    """Iterations in which only the critic learns."""
+    """How the critic, which predicts rewards, is trained, with an AdamW of its own."""
+    critic_warmup: CountOrZero = 0
+    """In how many iterations at the beginning only the critic learns, so that its first guesses do not mislead the
+    policy."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        out: object = self.out
+        if not isinstance(out, str | os.PathLike):
+            raise TypeError(f"out is {out!r}, expected the path of a folder, such as 'runs/mine'")
+        object.__setattr__(self, "out", Path(out))  # the only way into a frozen dataclass
 
     def replace(self, **changes: object) -> TrainConfig:
         """The same with some fields changed; `part__field` reaches into a part.

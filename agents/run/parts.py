@@ -71,7 +71,7 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     # The task comes before the models: what is wrong with it should be said before anything heavy is done.
     task, rollout = make_task_of(config), config.rollout
     mdp = TokenMDP(task, **mdp_options(config, model=source))
-    step_by_step = rollout.mode == "step" or (rollout.mode == "auto" and needs_steps(mdp))
+    step_by_step = needs_steps(mdp)
     judged = has_held_out(task, config.evaluation.split)
 
     network = Network(load(config, source), config.model, rollout.temperature).eval()

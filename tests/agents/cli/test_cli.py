@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 
 from agents.algorithms.steps import TrainingDiverged
 from agents.cli import main
-from agents.config import TrainConfig
+from agents.config import KLConfig, LossConfig, RolloutConfig, TrainConfig
 from agents.config.checks import flag, flatten
+from agents.config.explain import help_texts
 from agents.config.files import save_config
 from agents.config.presets import PRESETS
 from agents.metrics import METRICS
@@ -71,16 +73,33 @@ def test_later_ones_win(trained: Trained, tmp_path: Path) -> None:
     assert trained.last == PRESETS["reverse-tiny"].config.replace(out=Path("a"))
 
 
+OWN_PARTS = """
+from agents import GRPO, register_algorithm, register_term
+
+for name in ("extra", "other"):
+    register_term(name)(lambda log_prob, distribution, data: -log_prob)
+
+
+@register_algorithm("test_flags")
+class Flags(GRPO):
+    def __init__(self, *parts, strength=1.0, **more):
+        super().__init__(*parts, **more)
+"""
+
+
 def test_every_kind_of_flag(trained: Trained) -> None:
+    Path("own_parts.py").write_text(OWN_PARTS)
     line = (
-        "--algo grpo --rollout.completions-per-prompt 4 --task.args length 5 alphabet no dense true x 1e-3"
+        "--algo test_flags --rollout.completions-per-prompt 4 --task.args length 5 alphabet no dense true x 1e-3"
         " --log.no-display --log.tensorboard --loss.dual-clip none --loss.importance-cap None --rollout.slots 8"
-        " --model.reference-dtype bfloat16 --rollout.engine-dtype none --module none --actor.betas 0.8 0.9"
-        " --model.reference none --out runs/x --actor.learning-rate 1e-4"
+        " --model.reference-dtype bfloat16 --rollout.engine-dtype none --module own_parts --actor.betas 0.8 0.9"
+        " --model.reference none --out runs/x --actor.learning-rate 1e-4 --loss.terms extra 1 other 1e-2"
+        " --task.reward Match --task.reward-args none --algo-args strength 0.5 --evaluation.stop-at 1"
     )
     assert main(["train", *line.split()]) == 0
     assert trained.last == TrainConfig().replace(
-        algo="grpo",
+        algo="test_flags",
+        module="own_parts",
         rollout__completions_per_prompt=4,
         task__args={"length": 5, "alphabet": "no", "dense": True, "x": 0.001},
         log__display=False,
@@ -91,8 +110,14 @@ def test_every_kind_of_flag(trained: Trained) -> None:
         actor__betas=(0.8, 0.9),
         model__reference="none",
         out=Path("runs/x"),
+        loss__terms={"extra": 1.0, "other": 0.01},
+        task__reward="Match",
+        algo_args={"strength": 0.5},
+        evaluation__stop_at=1.0,
     )
     assert type(trained.last.task.args["length"]) is int
+    assert type(trained.last.loss.terms["extra"]) is float
+    assert type(trained.last.rollout.slots) is int
 
 
 def test_another_algorithm_than_the_presets(
@@ -100,17 +125,8 @@ def test_another_algorithm_than_the_presets(
 ) -> None:
     """What the preset or a file sets for its own algorithm, and another does not read, is left as by default."""
     preset = PRESETS["reverse-tiny"].config
-    line = [
-        "train",
-        "--preset",
-        "reverse-tiny",
-        "--algo",
-        "grpo",
-        "--rollout.completions-per-prompt",
-        "8",
-        "--out",
-        "a",
-    ]
+    choice = "--preset reverse-tiny --algo grpo --rollout.completions-per-prompt 8"
+    line = ["train", *choice.split(), "--out", "a"]
     assert main(line) == 0
     expected = preset.replace(algo="grpo", rollout__completions_per_prompt=8, out=Path("a"), advantage__baseline=True)
     assert not preset.advantage.baseline
@@ -184,17 +200,35 @@ def test_help_lists_every_flag_with_its_help(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     text = help_of(capsys, "train")
-    lines = [line.strip(" │") for line in text.splitlines()]
+    shown = text.splitlines()
+    lines = [line.strip(" │") for line in shown]
     own = ["--preset", "--config", "--resume", "--traceback"]
     for name in [*own, *(flag(name) for name, _ in flatten(TrainConfig()))]:
-        places = [place for place, line in enumerate(lines) if re.match(rf"{re.escape(name)}(,| |$)", line)]
+        places = [place for place, line in enumerate(shown) if re.match(rf"\W {re.escape(name)}(,| |$)", line)]
         assert len(places) == 1, f"{name} is listed {len(places)} times"
         following = lines[places[0] + 1]
         assert following, name
         assert not following.startswith(("(default", "-")), f"{name} has no help text"
     assert all(name in text for name in PRESETS)
-    assert "settings" not in text
+    assert "--settings" not in text
+    assert "settings options" not in text
     assert not [line for line in lines if len(line) > 100]
+
+
+def test_help_texts_are_not_broken_where_their_docstrings_are(
+    trained: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = [line.strip(" │") if re.match(r"\W {7}\S", line) else "" for line in help_of(capsys, "train").splitlines()]
+    widest = max(map(len, lines))
+    assert widest > 80
+    for line, following in itertools.pairwise(lines):
+        if line and following:
+            assert len(f"{line} {following.split()[0]}") > widest, f"the line could be longer: {line}"
+    whole = " ".join(lines)
+    for part in (KLConfig, LossConfig, RolloutConfig):
+        for name, text in help_texts(part).items():
+            assert text in whole, name
 
 
 def test_help_shows_the_defaults_of_the_preset(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,13 +266,15 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --rollout.batch-size 0", "--rollout.batch-size is 0"),
         ("train --actor.lerning-rate 1", "--actor.learning-rate"),
         ("train --actor.learning-rate fast", "could not convert string to float: 'fast'"),
-        ("train --rollout.mode foo", "Expected one of"),
+        ("train --kl.where foo", "Expected one of"),
+        ("train --rollout.slots 0", "--rollout.slots is 0, expected at least 1"),
+        ("train --rollout.slots many", "invalid literal for int() with base 10: 'many'"),
+        ("train --loss.terms extra much", "extra is 'much', expected a number"),
         ("train --model.reference-dtype half", "Expected one of"),
         ("train --task.args length", "expected names and values by turns"),
         ("train --preset", "--preset"),
         ("train --algo pqo", "--algo: unknown algorithm 'pqo'; did you mean 'ppo'"),
         ("train --loss.terms mine", "expected names and values by turns"),
-        ("train --loss.terms mine much", "could not convert string to float: 'much'"),
         ("train --algo-args strength 1", "--algo-args has 'strength', but --algo ppo has no argument of that name"),
     ],
 )

@@ -244,13 +244,9 @@ def test_an_engine_of_another_context_is_refused(model: Any) -> None:
 def test_a_run_falls_back_to_stepping_by_itself(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = save_small_model(tmp_path_factory.mktemp("model"))
     config = small_config(folder, folder, rollout__slots=4)
-    for task, mode, kind in [
-        ("Copy", "auto", EngineRollouts),
-        ("Copy", "step", StepRollouts),
-        ("OnlySteps", "auto", StepRollouts),
-    ]:
+    for task, kind in [("Copy", EngineRollouts), ("OnlySteps", StepRollouts)]:
         args = config.task.args if task == "Copy" else {}
-        run = build(config.replace(task__name=task, task__args=args, rollout__mode=mode))
+        run = build(config.replace(task__name=task, task__args=args))
         assert type(run.algorithm.collector.rollouts) is kind
         assert run.evaluator is not None
         assert type(run.evaluator.rollouts) is kind
@@ -258,15 +254,14 @@ def test_a_run_falls_back_to_stepping_by_itself(tmp_path_factory: pytest.TempPat
         assert metrics["text/length"] <= (2 if task == "OnlySteps" else 3)
         assert run.evaluator.evaluate().metrics["eval/length"] <= 3
         run.close()
-    with pytest.raises(ValueError, match=r"use rollout.mode='step'"):
-        build(config.replace(task__name="OnlySteps", task__args={}, rollout__mode="generate"))
 
 
-def test_the_two_modes_train_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_two_modes_train_alike(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_small_model(tmp_path_factory.mktemp("model"), spread=0.2)
     rows = []
-    for mode in ("generate", "step"):
-        run = build(small_config(folder, folder, rollout__mode=mode, rollout__slots=8))
+    for stepping in (False, True):
+        monkeypatch.setattr("agents.run.parts.needs_steps", lambda mdp, stepping=stepping: stepping)
+        run = build(small_config(folder, folder, rollout__slots=8))
         run.algorithm.step()
         rows.append(run.algorithm.step() | (run.evaluator.evaluate().metrics if run.evaluator else {}))
         run.close()

@@ -1,0 +1,25 @@
+"""The help texts of settings: the docstrings under the fields of a dataclass."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+
+
+def help_texts(kind: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, as one paragraph; fields without one are left out.
+
+    Examples:
+        >>> from agents.config import LogConfig
+        >>> help_texts(LogConfig)["tensorboard"]
+        "Write TensorBoard files into the run's folder, too."
+    """
+    definition = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for statement, below in zip(definition.body, definition.body[1:], strict=False):
+        match statement, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = " ".join(text.split())
+    return texts
