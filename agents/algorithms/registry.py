@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -83,9 +82,6 @@ def check_algorithm(config: TrainConfig) -> None:
     complain(list(_unknown_names(config)))  # without these there is nothing to ask
     algorithm = algorithm_class(config.algo)
     found = [*algorithm.problems(config), *_wrong_arguments(config), *_critic_mismatch(config)]
-    for name, weight in config.loss.terms.items():
-        if not math.isfinite(weight):
-            found.append(f"--loss.terms gives {name!r} the weight {weight}, expected a finite number")
     values = dict(flatten(config))
     complain(found + [_refusal(name, values[name], config) for name in unread_settings(config)])
 
