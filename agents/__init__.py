@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agents.algorithms.a2c import A2C
+    from agents.algorithms.advantages import register_advantage
+    from agents.algorithms.base import Algorithm
     from agents.algorithms.grpo import GRPO
     from agents.algorithms.ppo import PPO
+    from agents.algorithms.registry import register_algorithm
     from agents.algorithms.reinforce import Reinforce
+    from agents.algorithms.rloo import RLOO
     from agents.config import TrainConfig
     from agents.config.presets import PRESETS
+    from agents.losses import TokenLoss, register_loss, register_term
     from agents.networks.network import Network
     from agents.rollouts.collector import Collector
     from agents.run.loop import Result
@@ -25,17 +30,24 @@ if TYPE_CHECKING:
 
 _HOME = {
     "A2C": "algorithms.a2c",
+    "Algorithm": "algorithms.base",
     "Collector": "rollouts.collector",
     "GRPO": "algorithms.grpo",
     "Network": "networks.network",
     "PPO": "algorithms.ppo",
     "PRESETS": "config.presets",
+    "RLOO": "algorithms.rloo",
     "Reinforce": "algorithms.reinforce",
     "Result": "run.loop",
     "Run": "run.parts",
+    "TokenLoss": "losses",
     "TrainConfig": "config",
     "build": "run.parts",
     "fine_tune": "run.training",
+    "register_advantage": "algorithms.advantages",
+    "register_algorithm": "algorithms.registry",
+    "register_loss": "losses",
+    "register_term": "losses",
     "train": "run.training",
 }
 
@@ -44,14 +56,21 @@ __all__ = [
     "GRPO",
     "PPO",
     "PRESETS",
+    "RLOO",
+    "Algorithm",
     "Collector",
     "Network",
     "Reinforce",
     "Result",
     "Run",
+    "TokenLoss",
     "TrainConfig",
     "build",
     "fine_tune",
+    "register_advantage",
+    "register_algorithm",
+    "register_loss",
+    "register_term",
     "train",
 ]
 

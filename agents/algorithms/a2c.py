@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-from agents.algorithms.ppo import PPO
-from agents.losses import TokenA2CLoss
+from agents.algorithms.base import Algorithm
+from agents.algorithms.registry import register_algorithm
 
 
-class A2C(PPO):
-    """The objective of TorchRL's A2CLoss; everything around it is as in PPO."""
+@register_algorithm("a2c")
+class A2C(Algorithm):
+    """The plain policy gradient with a critic's advantages; usually one epoch, and an entropy bonus."""
 
-    def make_loss(self) -> Any:
-        """The objective."""
-        return TokenA2CLoss(self.network, entropy=self.config.loss.entropy, value=self.config.loss.value)
+    loss_kind: ClassVar[str] = "policy_gradient"

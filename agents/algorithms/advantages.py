@@ -1,72 +1,158 @@
-"""From rewards and values to advantages and value targets."""
+"""From rewards and values to advantages and value targets, in ways that have names."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from tensordict import TensorDict
 
-from agents.config import AdvantageConfig, RewardConfig
-from agents.losses.ops import EPSILON, gae, length_adaptive_lambda, whiten, zero_padding
+from agents.config import AdvantageConfig
+from agents.config.modules import import_modules_in
+from agents.losses.ops import gae, length_adaptive_lambda, whiten, zero_padding
+from rewards.registry import Registry
 
 Tensor = torch.Tensor
 
+Estimate: TypeAlias = Callable[[TensorDict, Tensor, AdvantageConfig], tuple[Tensor, Tensor | None]]
+"""From a batch, its rewards `[B, T]` and the settings to advantages `[B, T]`, and value targets `[B, T]` or None."""
 
-def shape_rewards(data: TensorDict, config: RewardConfig, beta: float = 0.0) -> Tensor:
-    """`[B, T]` the rewards to learn from: the task's, adjusted, minus `beta` times the log-ratio to the reference.
 
-    In this order: the penalty for texts that were cut off, whitening, scale, clip, KL.
+class AdvantageEstimator:
+    """A registered estimator: call it as its function.
+
+    Attributes:
+        settings: what it reads, by dotted names.
+        critic: whether it reads values, and gives value targets.
+    """
+
+    def __init__(self, function: Estimate, settings: tuple[str, ...], critic: bool) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self.settings = settings
+        self.critic = critic
+
+    def __call__(self, data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, Tensor | None]:
+        """Advantages, and value targets if it needs a critic."""
+        return self._function(data, reward, config)
+
+
+_ESTIMATORS: Registry[AdvantageEstimator] = Registry("advantage estimator")
+
+
+def register_advantage(
+    name: str, *, settings: tuple[str, ...] = (), critic: bool = False
+) -> Callable[[Estimate], Estimate]:
+    """Decorate a function to make it known by a name, for `--advantage.kind`.
+
+    It is given a batch, its rewards `[B, T]` (0 on padding) and the settings, and returns advantages `[B, T]` and value
+    targets `[B, T]`, or None if no critic is to learn from them.
 
     Args:
-        data: see `agents.rollouts.packing.pack`; with a beta it must hold `ref_log_prob`.
-        config: the adjustments.
-        beta: the weight of the KL.
+        name: its name.
+        settings: what it reads, by dotted names, such as "advantage.gamma"; anything else is refused.
+        critic: whether it needs values: the batch then holds `state_value` `[B, T, 1]`, and `last_value` `[B]`.
+
+    Examples:
+        >>> @register_advantage("plain_return")
+        ... def plain_return(data, reward, config):
+        ...     return reward.sum(1, keepdim=True) * data["mask"], None
+        >>> advantage_estimator("plain_return").critic
+        False
     """
+
+    def register(function: Estimate) -> Estimate:
+        _ESTIMATORS.add(name, AdvantageEstimator(function, settings, critic))
+        return function
+
+    return register
+
+
+def advantage_estimator(name: str) -> AdvantageEstimator:
+    """The estimator of that name."""
+    import_modules_in("agents.algorithms")
+    return _ESTIMATORS[name]
+
+
+def advantage_names() -> list[str]:
+    """The names of all estimators."""
+    import_modules_in("agents.algorithms")
+    return _ESTIMATORS.names()
+
+
+# Those that compare with a critic's values. The data holds `mask`, `state_value` `[B, T, 1]`, `last_value` `[B]` and
+# `("next", "truncated")`.
+
+COMMON = ("advantage.gamma", "advantage.baseline", "advantage.whiten")
+LAMBDAS = ("advantage.actor_lambda", "advantage.critic_lambda", "advantage.length_adaptive")
+
+
+@register_advantage("gae", settings=(*COMMON, *LAMBDAS), critic=True)
+def gae_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates; actor and critic have lambdas of their own."""
+    actor_lambda: float | Tensor = config.actor_lambda
+    if config.length_adaptive is not None:
+        actor_lambda = length_adaptive_lambda(data["mask"].sum(1), config.length_adaptive)
+    advantage = _estimate(data, reward, config.gamma, actor_lambda)
+    same = config.length_adaptive is None and config.actor_lambda == config.critic_lambda
+    value = _values(data)
+    target = (advantage if same else _estimate(data, reward, config.gamma, config.critic_lambda)) + value
+    return _finished(data, advantage, value, config), zero_padding(target, data["mask"])
+
+
+@register_advantage("monte_carlo", settings=COMMON, critic=True)
+def monte_carlo_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
+    """The discounted return from each step on, minus the value."""
+    advantage, value = _estimate(data, reward, config.gamma, 1.0), _values(data)
+    return _finished(data, advantage, value, config), zero_padding(advantage + value, data["mask"])
+
+
+@register_advantage("sequence", settings=COMMON, critic=True)
+def sequence_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
+    """The whole text's return minus the value of its prompt, the same for all its tokens."""
     mask = data["mask"]
-    reward = zero_padding(data["next", "reward"][..., 0].clone(), mask)
-    last = data["next", "done"][..., 0] & mask
-    if config.no_eos_penalty:
-        reward -= config.no_eos_penalty * (last & data["cut"][:, None])
-    if config.whiten:
-        total = reward.sum(1)
-        deviation = total.std(correction=0) + EPSILON
-        reward = (reward - last * total.mean()) / deviation  # so that each text's sum is whitened
-    reward = reward * config.scale
-    if config.clip is not None:
-        reward = reward.clamp(-config.clip, config.clip)
-    if beta:
-        reward = reward - beta * zero_padding(data["action_log_prob"] - data["ref_log_prob"], mask)
-    return reward
+    advantage, value = _estimate(data, reward, config.gamma, 1.0), _values(data)
+    of_text = zero_padding(advantage[:, :1].expand_as(advantage), mask)
+    return _finished(data, of_text, value[:, :1], config), zero_padding(advantage + value, mask)
 
 
-def estimate_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
-    """`[B, T]` advantages and `[B, T]` value targets.
+def group_sums(returns: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """For each text the sum of its group's returns, and how many they are: both `[B]`.
 
     Args:
-        data: holds `mask`, `state_value` `[B, T, 1]`, `last_value` `[B]` and `("next", "truncated")`.
-        reward: `[B, T]`.
-        config: how.
+        returns: `[B]`.
+        groups: `[B]` equal numbers belong together.
+
+    Examples:
+        >>> sums, counts = group_sums(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([7, 9, 7]))
+        >>> sums.tolist(), counts.tolist()
+        ([6.0, 2.0, 6.0], [2.0, 1.0, 2.0])
     """
-    mask, value = data["mask"], zero_padding(data["state_value"][..., 0], data["mask"])
+    _, group = torch.unique(groups, return_inverse=True)
+    zeros = torch.zeros(int(group.max()) + 1, device=returns.device)
+    counts = zeros.index_add(0, group, torch.ones_like(returns))
+    return zeros.index_add(0, group, returns)[group], counts[group]
+
+
+def for_all_tokens(advantage: Tensor, mask: Tensor) -> Tensor:
+    """`[B, T]` each text's own number at all its tokens, from `[B]`."""
+    return zero_padding(advantage[:, None].expand_as(mask), mask)
+
+
+def _values(data: TensorDict) -> Tensor:
+    return zero_padding(data["state_value"][..., 0], data["mask"])
+
+
+def _estimate(data: TensorDict, reward: Tensor, gamma: float, lmbda: float | Tensor) -> Tensor:
+    mask = data["mask"]
     truncated = (data["next", "truncated"][..., 0] & mask).any(1)
+    return gae(reward, _values(data), data["last_value"], mask, truncated, gamma, lmbda)
 
-    def estimate(lmbda: float | Tensor) -> Tensor:
-        return gae(reward, value, data["last_value"], mask, truncated, config.gamma, lmbda)
 
-    if config.kind == "gae":
-        actor_lambda: float | Tensor = config.actor_lambda
-        if config.length_adaptive is not None:
-            actor_lambda = length_adaptive_lambda(mask.sum(1), config.length_adaptive)
-        advantage = estimate(actor_lambda)
-        same = config.length_adaptive is None and config.actor_lambda == config.critic_lambda
-        target = (advantage if same else estimate(config.critic_lambda)) + value
-    else:
-        advantage = estimate(1.0)  # the return minus the value
-        target = advantage + value
-        if config.kind == "sequence":
-            advantage = zero_padding(advantage[:, :1].expand_as(advantage), mask)
+def _finished(data: TensorDict, advantage: Tensor, compared_with: Tensor, config: AdvantageConfig) -> Tensor:
+    """Without the baseline, if there is to be none; whitened, if so asked."""
     if not config.baseline:
-        compared_with = value[:, :1] if config.kind == "sequence" else value
-        advantage = zero_padding(advantage + compared_with, mask)
-    if config.whiten:
-        advantage = whiten(advantage, mask)
-    return advantage, zero_padding(target, mask)
+        advantage = zero_padding(advantage + compared_with, data["mask"])
+    return whiten(advantage, data["mask"]) if config.whiten else advantage

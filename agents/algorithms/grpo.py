@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from tensordict import TensorDict
 
-from agents.algorithms.ppo import PPO
-from agents.losses.ops import zero_padding
+from agents.algorithms.advantages import for_all_tokens, group_sums, register_advantage
+from agents.algorithms.base import Algorithm
+from agents.algorithms.registry import needs_groups, register_algorithm
+from agents.config import AdvantageConfig, TrainConfig
 
 Tensor = torch.Tensor
 
 
-class GRPO(PPO):
-    """PPO's clipped objective, with the group's mean return as baseline in place of a critic.
+@register_algorithm("grpo")
+class GRPO(Algorithm):
+    """PPO's objective, with the group's mean return as baseline in place of a critic.
 
     `advantage.whiten` divides by the group's standard deviation, as GRPO does; without it (Dr. GRPO) questions that are
     nearly always, or hardly ever, solved do not weigh more. The usual company: a KL in the loss (`kl.where="loss"`,
     `kl.estimator="k3"`), `loss.aggregate` "sequence", or "fixed".
     """
 
+    advantage_kind: ClassVar[str] = "group"
     has_critic: ClassVar[bool] = False
 
-    def advantages(self, data: TensorDict, reward: Tensor) -> tuple[Tensor, Tensor]:
-        """The return of each text compared with its group's, the same for all its tokens; no value targets."""
-        advantage = group_advantages(reward.sum(1), data["group"], self.config.advantage.whiten)
-        mask = data["mask"]
-        return zero_padding(advantage[:, None].expand_as(mask), mask), torch.zeros_like(reward)
+    @classmethod
+    def problems(cls, config: TrainConfig) -> Iterator[str]:
+        """It compares texts of one prompt."""
+        yield from needs_groups(config)
 
 
-def group_advantages(returns: Tensor, groups: Tensor, whiten: bool = True) -> Tensor:
+@register_advantage("group", settings=("advantage.whiten",))
+def group_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, None]:
+    """The return of each text compared with its group's, the same for all its tokens."""
+    advantage = compare_with_group(reward.sum(1), data["group"], config.whiten)
+    return for_all_tokens(advantage, data["mask"]), None
+
+
+def compare_with_group(returns: Tensor, groups: Tensor, whiten: bool = True) -> Tensor:
     """`[B]` returns minus the mean of their group, divided by its standard deviation if asked.
 
     Args:
@@ -39,14 +50,13 @@ def group_advantages(returns: Tensor, groups: Tensor, whiten: bool = True) -> Te
         whiten: divide. A group whose returns are all the same has advantages of 0.
 
     Examples:
-        >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([7, 7, 9, 9])).tolist()
+        >>> compare_with_group(torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([7, 7, 9, 9])).tolist()
         [1.0, -1.0, 0.0, 0.0]
     """
-    _, of = torch.unique(groups, return_inverse=True)
-    sums = torch.zeros(int(of.max()) + 1, device=returns.device)
-    count = sums.index_add(0, of, torch.ones_like(returns))
-    centred = returns - (sums.index_add(0, of, returns) / count)[of]
+    sums, counts = group_sums(returns, groups)
+    centred = returns - sums / counts
     if not whiten:
         return centred
-    deviation = (sums.index_add(0, of, centred**2) / count).sqrt()[of]
+    squares, _ = group_sums(centred**2, groups)
+    deviation = (squares / counts).sqrt()
     return torch.where(deviation > 1e-6, centred / deviation.clamp_min(1e-6), 0.0)

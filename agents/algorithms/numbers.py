@@ -1,10 +1,10 @@
-"""The numbers of an iteration. Padding is in none of them; `agents.losses` gives the masked means, here they meet."""
+"""The numbers of a batch of texts. Padding is in none of them."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDict
@@ -13,42 +13,6 @@ from agents.losses.ops import explained_variance, masked_mean, zero_padding
 from llm_env.tokens.episode import Episode
 
 Tensor = torch.Tensor
-
-
-class Average:
-    """Means over micro-batches, each weighted with its number of tokens; and sums, and extremes.
-
-    Examples:
-        >>> average = Average()
-        >>> average.add({"entropy": torch.tensor(1.0), "max_ratio": torch.tensor(2.0)}, tokens=1)
-        >>> average.add({"entropy": torch.tensor(4.0), "max_ratio": torch.tensor(1.0)}, tokens=2)
-        >>> average.means()
-        {'entropy': 3.0, 'max_ratio': 2.0}
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._tokens: dict[str, float] = defaultdict(float)
-        self._extremes: dict[str, float] = {}
-
-    def add(self, metrics: Mapping[str, Tensor | float], tokens: float) -> None:
-        """The means of a micro-batch of so many tokens."""
-        for name, value in metrics.items():
-            number = float(value)
-            if name.startswith("max_"):
-                self._extremes[name] = max(number, self._extremes.get(name, -math.inf))
-            elif name.startswith("min_"):
-                self._extremes[name] = min(number, self._extremes.get(name, math.inf))
-            else:
-                self._sums[name] += number * tokens
-                self._tokens[name] += tokens
-
-    def means(self) -> dict[str, float]:
-        """By name; of names that were never added, nothing."""
-        return {name: total / max(self._tokens[name], 1) for name, total in self._sums.items()} | self._extremes
-
-    def __len__(self) -> int:
-        return len(self._sums)
 
 
 def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, float]:
@@ -100,29 +64,3 @@ def distinct(tokens: Tensor, mask: Tensor, n: int) -> Tensor:
         return torch.tensor(math.nan)
     runs = tokens.unfold(1, n, 1)[mask.unfold(1, n, 1).all(-1)]
     return torch.tensor(len(torch.unique(runs, dim=0)) / len(runs) if len(runs) else math.nan)
-
-
-UPDATE_NAMES = {
-    "loss_objective": "policy/loss",
-    "loss_entropy": "policy/entropy_loss",
-    "loss_kl": "policy/kl_loss",
-    "loss_critic": "value/loss",
-    "entropy": "policy/entropy",
-    "clip_fraction": "policy/clip_fraction",
-    "kl_approx": "kl/approx",
-    "kl_old": "kl/old",
-    "mean_ratio": "ratio/mean",
-    "max_ratio": "ratio/max",
-    "min_ratio": "ratio/min",
-    "value_clip_fraction": "value/clip_fraction",
-    "actor_norm": "policy/gradient_norm",
-    "critic_norm": "value/gradient_norm",
-}
-
-
-def update_metrics(means: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of an update by the names they are logged under."""
-    metrics = {UPDATE_NAMES[name]: value for name, value in means.items() if name in UPDATE_NAMES}
-    if "mean_squared_ratio" in means:  # the effective share of the samples, were they weighted by their ratios
-        metrics["ratio/ess"] = means["mean_ratio"] ** 2 / means["mean_squared_ratio"]
-    return metrics

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-from agents.algorithms.ppo import PPO
-from agents.losses import TokenReinforceLoss
+from agents.algorithms.base import Algorithm
+from agents.algorithms.registry import register_algorithm
 
 
-class Reinforce(PPO):
-    """The policy gradient of TorchRL's ReinforceLoss; everything around it is as in PPO."""
+@register_algorithm("reinforce")
+class Reinforce(Algorithm):
+    """The plain policy gradient.
 
-    def make_loss(self) -> Any:
-        """The objective."""
-        return TokenReinforceLoss(self.network, value=self.config.loss.value)
+    Here A2C is the same algorithm under the same settings; the two differ in those that they are usually given. The
+    textbook's REINFORCE is `advantage.kind` "monte_carlo" without `advantage.whiten`, one epoch and one mini-batch.
+    """
+
+    loss_kind: ClassVar[str] = "policy_gradient"

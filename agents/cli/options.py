@@ -54,26 +54,43 @@ def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Op
         hint = did_you_mean(preset, PRESETS, count=1, cutoff=0.3)
         raise ConfigError(f"unknown preset {preset!r}; {hint}There are:\n{list_of_presets()}")
 
-    def parse(base: TrainConfig) -> Options:
-        return _parse(arguments, load_config(Path(file), base) if file else base, program)
+    def with_file(base: TrainConfig) -> TrainConfig:
+        return load_config(Path(file), base) if file else base
 
-    options = parse(PRESETS[preset].config if preset else TrainConfig())
+    base = with_file(PRESETS[preset].config if preset else TrainConfig())
+    options = _parse(arguments, base, program)
     out = options.settings.out
     if options.resume:
         saved = _config_of_run(out)
-        options = parse(saved)  # of the preset only the folder's name was needed
+        options = _parse(arguments, with_file(saved), program)  # of the preset only the folder's name was needed
         _refuse_changes(saved, options.settings)
         # The folder may have been moved since.
         options = replace(options, settings=options.settings.replace(out=out))
     else:
         _refuse_a_second_run(out)
+        if options.settings.algo != base.algo:
+            options = _parse(arguments, _for_another_algorithm(base, options.settings), program)
     check_config(options.settings)
+    from agents.algorithms.registry import check_algorithm  # imports torch: --help and slips in flags do without
+
+    check_algorithm(options.settings)
     return options
 
 
 def list_of_presets() -> str:
     """The presets, a line each."""
     return "\n".join(f"  {name:<18} {preset.description}" for name, preset in PRESETS.items())
+
+
+def _for_another_algorithm(base: TrainConfig, wanted: TrainConfig) -> TrainConfig:
+    """The preset or file without what another algorithm, chosen by a flag, does not read: those are as by default.
+
+    Flags are put on top of it once more, so that one without effect is still refused.
+    """
+    from agents.algorithms.registry import unread_settings
+
+    defaults = unread_settings(wanted)
+    return base.replace(algo_args={}, **{name.replace(".", "__"): value for name, value in defaults.items()})
 
 
 def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options:

@@ -14,7 +14,6 @@ def problems(config: TrainConfig) -> Iterator[str]:
     """What is wrong with a configuration, a line each: the flag, its value, what was expected, what to do."""
     yield from _out_of_range(config)
     yield from _contradictions(config)
-    yield from _of_algorithms(config)
     yield from _no_such_device(config.device)
 
 
@@ -84,24 +83,6 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
         yield (
             f"--critic-warmup is {c.critic_warmup} of --iterations {c.iterations}: the policy would never learn. "
             f"Use fewer, or more iterations"
-        )
-
-
-def _of_algorithms(c: TrainConfig) -> Iterator[str]:
-    group = c.rollout.completions_per_prompt
-    if c.algo == "grpo" and group < 2:
-        yield (
-            f"--rollout.completions-per-prompt is {group}, but --algo grpo compares the texts of one prompt: "
-            f"use at least 2; 8 is usual"
-        )
-    if c.algo == "grpo" and c.critic_warmup:
-        yield f"--critic-warmup is {c.critic_warmup}, but --algo grpo has no critic: leave it out"
-    if c.loss.kind == "penalty" and c.loss.dual_clip is not None:
-        yield f"--loss.dual-clip is {c.loss.dual_clip}, but --loss.kind penalty does not clip: use one of the two"
-    if c.advantage.length_adaptive is not None and c.advantage.kind != "gae":
-        yield (
-            f"--advantage.length-adaptive is {c.advantage.length_adaptive}, but only --advantage.kind gae has a "
-            f"lambda, not {c.advantage.kind}: leave it out"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -51,7 +51,11 @@ def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
 def check_config(config: TrainConfig) -> None:
     """Raise a `ConfigError` that lists all that is wrong: types, choices, numbers out of range, contradictions."""
     read_value(TrainConfig, _plain(config), "", config)
-    found = list(problems(config))
+    complain(list(problems(config)))
+
+
+def complain(found: Sequence[str]) -> None:
+    """Raise a `ConfigError` that lists all that was found to be wrong, if anything was."""
     if found:
         raise ConfigError(found[0] if len(found) == 1 else "\n  ".join([f"{len(found)} things are wrong:", *found]))
 

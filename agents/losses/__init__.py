@@ -1,8 +1,7 @@
-"""Objectives: TorchRL's own losses, for batches of texts."""
+"""Objectives: TorchRL's own losses, for batches of texts. Each file has one, and registers it under a name."""
 
-from agents.losses.a2c import TokenA2CLoss
-from agents.losses.penalty import TokenKLPenaltyLoss
-from agents.losses.ppo import TokenPPOLoss
-from agents.losses.reinforce import TokenReinforceLoss
+from agents.losses.base import TokenLoss
+from agents.losses.registry import loss_class, loss_names, register_loss
+from agents.losses.terms import loss_term, register_term, term_names
 
-__all__ = ["TokenA2CLoss", "TokenKLPenaltyLoss", "TokenPPOLoss", "TokenReinforceLoss"]
+__all__ = ["TokenLoss", "loss_class", "loss_names", "loss_term", "register_loss", "register_term", "term_names"]

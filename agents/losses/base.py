@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torchrl.objectives import PPOLoss
 
-from agents.losses.ops import kl_estimate, masked_mean, masked_variance, token_weights, zero_padding
+from agents.config import LossConfig
+from agents.losses.ops import Estimator, kl_estimate, masked_mean, token_weights, zero_padding
+from agents.losses.terms import Term, kl_to_reference, loss_term, negative_entropy
 from agents.networks.network import Network
 
 Tensor = torch.Tensor
@@ -16,20 +20,95 @@ Tensor = torch.Tensor
 PER_STEP = ("action_log_prob", "ref_log_prob", "importance_weight", "advantage", "value_target", "state_value")
 
 
-class TokenLoss:
-    """Comes before a TorchRL loss among the bases, and feeds it.
+class TokenLoss(PPOLoss):  # type: ignore[misc]
+    """A loss of policy and critic for batches of texts of different lengths, on TorchRL's PPOLoss.
 
-    A loss is the sum over tokens of what TorchRL computes for each, times `weight` `[B, T]` of the input (by default
-    the mean over all real tokens). Weights are made once for an optimizer step, so the losses of its micro-batches add
-    up.
+    A loss of your own is a subclass with a `gain`, registered with `register_loss`. All else is here, for all losses:
+    the entropy bonus, the KL to the reference, registered terms, the critic, padding, and the weights of tokens.
 
-    All metrics are means over real steps, and can be averaged over micro-batches with their numbers of tokens.
+    On batches without padding the losses are TorchRL's own (with `loss_critic_type="l2"`); padding changes no loss,
+    gradient or metric; actor and critic that share a backbone cost one pass of it. The input holds
+
+        tokens, state_position, mask, action, action_log_prob, advantage [B, T, 1]; with a critic value_target and
+        state_value [B, T, 1]; with a KL term ref_log_prob; optionally weight and importance_weight [B, T]
+
+    and the output scalars: `loss_objective`, `loss_critic`, `loss_entropy`, `loss_kl` and `loss_NAME` of each
+    registered term (what was asked for), to be summed; and metrics under the names they are logged by. A loss is the
+    sum over tokens of `weight` (by default one over their number) times what each token costs. The weights are made
+    once for an optimizer step, so the losses of its micro-batches add up; metrics are means over real tokens, to be
+    averaged as `agents.metrics` says.
+
+    Args:
+        network: actor and critic.
+        config: the weights of the parts, and what else the loss reads.
+        critic: whether there is a critic to teach.
+        value_clip: how far new values may go from old ones before they stop to count.
+        kl_estimator: of the KL to the reference; see `agents.losses.ops.kl_estimate`.
+        **options: of the TorchRL loss that a subclass builds on.
+
+    Attributes:
+        settings: the settings that this class itself reads, by their dotted names (those of its bases are added). A
+            setting that nothing reads is refused, so a loss must list all that it looks at.
+        kl: the weight of the KL to the reference; it may be changed while training.
     """
 
-    network: Network
-    critic_weight: float  # 0: there is no critic
-    value_clip: float | None = None
-    loss_critic: Any  # TorchRL's
+    settings: ClassVar[tuple[str, ...]] = ("loss.entropy", "loss.value", "loss.terms")
+
+    def __init__(
+        self,
+        network: Network,
+        config: LossConfig = LossConfig(),  # noqa: B008
+        *,
+        critic: bool = True,
+        value_clip: float | None = None,
+        kl_estimator: Estimator = "k2",
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            network.actor_head,
+            network.critic_head if critic else None,
+            critic_coeff=1.0 if critic else None,
+            entropy_bonus=False,  # it is one of the terms
+            loss_critic_type="l2",
+            clip_value=value_clip if critic else None,
+            log_explained_variance=False,
+            functional=False,
+            device=network.head.weight.device,
+            **options,
+        )
+        self.network = network
+        self.config = config
+        self.critic_weight = config.value if critic else 0.0
+        self.value_clip = value_clip if critic else None
+        self.kl = 0.0
+        self._kl_term = kl_to_reference(kl_estimator)
+
+    # What a loss decides.
+
+    def gain(self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is to be made large.
+
+        Args:
+            log_prob: `[B, T]` of the actions, now.
+            old_log_prob: `[B, T]` under the policy that chose them.
+            advantage: `[B, T]`.
+
+        Returns:
+            `[B, T]` the gain of each token, and metrics of its own `[B, T]`, whose means over real tokens are logged.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no gain: say what each token is worth")
+
+    def after_batch(self, metrics: Mapping[str, float]) -> None:
+        """Called after the last step on each batch with its metrics: the place for a schedule."""
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` needs, as JSON can hold it (`state_dict` is PyTorch's, and has the network's weights)."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where another loss was."""
+
+    # What all share.
 
     def prepare(
         self, data: TensorDictBase, *, actor: bool = True, critic: bool = True, encoded: bool = False
@@ -65,12 +144,30 @@ class TokenLoss:
         if critic:
             per_token = self.loss_critic(data.copy())[0][..., 0]  # it writes the new values in place of the old
             out["loss_critic"] = weighted_sum(per_token, data) * self.critic_weight
-            out.update(value_metrics(data, self.network.value_of(data), self.value_clip))
+            if self.value_clip is not None:
+                moved = (self.network.value_of(data) - data["state_value"])[..., 0].abs()
+                out["value/clip_fraction"] = masked_mean((moved > self.value_clip).float(), data["mask"])
         return out
 
     def actor_losses(self, data: TensorDictBase) -> TensorDict:
-        """The losses of the policy, and its metrics."""
-        raise NotImplementedError
+        """The objective, the other terms, and the metrics of the policy."""
+        distribution = self.actor_network.get_dist(data)
+        log_prob = distribution.log_prob(data["action"])
+        gain, own = self.gain(log_prob, data["action_log_prob"], data["advantage"][..., 0])
+        out = TensorDict({"loss_objective": -weighted_sum(gain, data)})
+        for name, weight, term in self._terms():
+            out[f"loss_{name}"] = weight * weighted_sum(term(log_prob, distribution, data), data)
+        out.update(policy_metrics(data["mask"], log_prob - data["action_log_prob"], distribution.entropy()))
+        return out.update({name: masked_mean(values.detach(), data["mask"]) for name, values in own.items()})
+
+    def _terms(self) -> Iterator[tuple[str, float, Term]]:
+        """Names, weights and costs of what is added to the objective."""
+        if self.config.entropy:
+            yield "entropy", self.config.entropy, negative_entropy
+        if self.kl:
+            yield "kl", self.kl, self._kl_term
+        for name, weight in self.config.terms.items():
+            yield name, weight, loss_term(name)
 
 
 def weighted_sum(per_token: Tensor, data: TensorDictBase) -> Tensor:
@@ -79,40 +176,31 @@ def weighted_sum(per_token: Tensor, data: TensorDictBase) -> Tensor:
     return (zero_padding(per_token, data["mask"]) * weight).sum()
 
 
+def logged_name(loss: str) -> str:
+    """What a loss of the output is logged under.
+
+    Examples:
+        >>> [logged_name(name) for name in ("loss_objective", "loss_critic", "loss_entropy")]
+        ['policy/loss', 'value/loss', 'policy/entropy_loss']
+    """
+    names = {"loss_objective": "policy/loss", "loss_critic": "value/loss"}
+    return names.get(loss, f"policy/{loss.removeprefix('loss_')}_loss")
+
+
 @torch.no_grad()
-def policy_metrics(data: TensorDictBase, log_ratio: Tensor, entropy: Tensor, clipped: Tensor | None) -> TensorDict:
-    """Of `[B, T]` log-ratios to the old policy, entropies, and whether the clip acted."""
-    mask = data["mask"]
+def policy_metrics(mask: Tensor, log_ratio: Tensor, entropy: Tensor) -> dict[str, Tensor]:
+    """The scalars to log of `[B, T]` log-ratios to the old policy, and of entropies.
+
+    `ratio/square` is what `ratio/ess` is made of, once the micro-batches are put together.
+    """
     ratio = log_ratio.exp()
     real = ratio[mask] if mask.any() else torch.ones(1, device=ratio.device)
-    metrics = {
-        "entropy": masked_mean(entropy, mask),
-        "kl_approx": masked_mean(-log_ratio, mask),
-        "kl_old": masked_mean(kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3"), mask),
-        "mean_ratio": masked_mean(ratio, mask),
-        "mean_squared_ratio": masked_mean(ratio**2, mask),
-        "max_ratio": real.max(),
-        "min_ratio": real.min(),
+    return {
+        "policy/entropy": masked_mean(entropy, mask),
+        "kl/approx": masked_mean(-log_ratio, mask),
+        "kl/old": masked_mean(kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3"), mask),
+        "ratio/mean": masked_mean(ratio, mask),
+        "ratio/square": masked_mean(ratio**2, mask),
+        "ratio/max": real.max(),
+        "ratio/min": real.min(),
     }
-    if clipped is not None:
-        metrics["clip_fraction"] = masked_mean(clipped.float(), mask)
-    return TensorDict(metrics)
-
-
-@torch.no_grad()
-def value_metrics(data: TensorDictBase, value: Tensor, value_clip: float | None) -> TensorDict:
-    """Of `[B, T, 1]` new values. Variances as moments, so that those of micro-batches can be put together."""
-    mask, target = data["mask"], data["value_target"][..., 0]
-    residual = target - value[..., 0]
-    metrics = {
-        "value_mean": masked_mean(value[..., 0], mask),
-        "residual_mean": masked_mean(residual, mask),
-        "residual_square": masked_mean(residual**2, mask),
-        "target_mean": masked_mean(target, mask),
-        "target_square": masked_mean(target**2, mask),
-        "explained_variance": 1 - masked_variance(residual, mask) / masked_variance(target, mask).clamp_min(1e-8),
-    }
-    if value_clip is not None:
-        moved = (value - data["state_value"])[..., 0].abs()
-        metrics["value_clip_fraction"] = masked_mean((moved > value_clip).float(), mask)
-    return TensorDict(metrics)

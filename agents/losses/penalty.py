@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
+from agents.config import LossConfig
+from agents.losses.base import TokenLoss
 from agents.losses.ops import kl_estimate
-from agents.losses.ppo import TokenPPOLoss
+from agents.losses.registry import register_loss
 from agents.networks.network import Network
 
 Tensor = torch.Tensor
 
 
-class TokenKLPenaltyLoss(TokenPPOLoss):
+@register_loss("penalty")
+class PenaltyLoss(TokenLoss):
     """The gain of a token is ratio * advantage - beta * KL(old | new), and beta follows the KL it leads to.
 
     TorchRL's own KLPENPPOLoss needs the old distribution in full, which for a vocabulary is too much to keep. The KL is
@@ -21,26 +25,45 @@ class TokenKLPenaltyLoss(TokenPPOLoss):
 
     Args:
         network: actor and critic.
-        target: the KL per token that beta is adapted to.
+        config: `penalty_target`, the KL per token that beta is adapted to, and what all losses read.
         beta: the first weight of the KL.
-        **options: of `TokenPPOLoss`.
+        **options: see `TokenLoss`.
     """
 
-    def __init__(self, network: Network, *, target: float = 0.01, beta: float = 1.0, **options: Any) -> None:
-        super().__init__(network, **options)
-        if target <= 0:
-            raise ValueError(f"the KL to aim for must be more than 0, got {target}")
-        self.target = target
+    settings: ClassVar[tuple[str, ...]] = ("loss.penalty_target", "loss.value_clip")
+
+    def __init__(
+        self,
+        network: Network,
+        config: LossConfig = LossConfig(),  # noqa: B008
+        *,
+        beta: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, config, value_clip=config.value_clip, **options)
+        self.target = config.penalty_target
         self.beta = beta
+        if self.target <= 0:
+            raise ValueError(f"the KL to aim for must be more than 0, got {self.target}")
 
-    def gain(self, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`[B, T]` what is to be made large."""
+    def gain(self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The ratio times the advantage, minus the KL."""
+        log_ratio = log_prob - old_log_prob
         drawn_from_old = kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3")
-        return log_ratio.exp() * advantage - self.beta * drawn_from_old, None
+        return log_ratio.exp() * advantage - self.beta * drawn_from_old, {}
 
-    def adapt(self, kl: float) -> None:
-        """After a batch: halve or double beta where the KL per token was far from the target."""
+    def after_batch(self, metrics: Mapping[str, float]) -> None:
+        """Halve or double beta where the KL per token was far from the target."""
+        kl = metrics.get("kl/old", self.target)
         if kl > 1.5 * self.target:
             self.beta *= 2
         elif kl < self.target / 1.5:
             self.beta /= 2
+
+    def state(self) -> dict[str, Any]:
+        """The weight of the KL."""
+        return {"beta": self.beta}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on with that weight."""
+        self.beta = state["beta"]

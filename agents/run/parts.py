@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,11 +14,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from agents.algorithms.a2c import A2C
-from agents.algorithms.grpo import GRPO
-from agents.algorithms.ppo import PPO
-from agents.algorithms.reinforce import Reinforce
+from agents.algorithms.base import Algorithm
+from agents.algorithms.registry import algorithm_class, check_algorithm
 from agents.config import ModelConfig, TrainConfig
+from agents.config.modules import import_module_of
 from agents.networks.network import Network
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform
 from agents.rollouts.writers import EngineWriter
@@ -31,8 +29,6 @@ from llm_env.mdp.options import MDPOptions
 from llm_env.models import load_model, load_tokenizer
 from llm_env.tasks import Task, make_task
 from rewards import make_reward
-
-ALGORITHMS: dict[str, type[PPO]] = {"ppo": PPO, "reinforce": Reinforce, "a2c": A2C, "grpo": GRPO}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +74,7 @@ class Run(Parts):
         algorithm: collects texts and learns from them.
     """
 
-    algorithm: PPO
+    algorithm: Algorithm
 
 
 def build(config: TrainConfig, model: str | Path | None = None) -> Run:
@@ -88,9 +84,15 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
         config: what it is.
         model: begin with this model (a name or folder) instead of `config.model.name`.
     """
+    check_algorithm(config)
     parts = build_parts(config, model)
-    trusted = parts.shares_weights and not config.model.autocast
-    algorithm = ALGORITHMS[config.algo](config, parts.network, make_collector(config, parts), trusted=trusted)
+    algorithm = algorithm_class(config.algo)(
+        config,
+        parts.network,
+        make_collector(config, parts),
+        trusted=parts.shares_weights and not config.model.autocast,
+        **config.algo_args,
+    )
     return Run(**{field.name: getattr(parts, field.name) for field in fields(parts)}, algorithm=algorithm)
 
 
@@ -148,8 +150,7 @@ def seed_everything(seed: int) -> None:
 
 def make_task_of(config: TrainConfig) -> Task:
     """The task, from its name and arguments, with the reward that is named in place of its own."""
-    if config.module is not None:
-        importlib.import_module(config.module)
+    import_module_of(config)
     task = make_task(config.task.name, config.task.args)
     if config.task.reward is not None:
         task.reward = make_reward(config.task.reward, config.task.reward_args)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from agents.algorithms.registry import check_algorithm
 from agents.config import TrainConfig
 from agents.config.files import ConfigError, check_config, save_config
 from agents.report.display import Display
@@ -73,6 +74,7 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
 def _begin(config: TrainConfig, resume: bool) -> None:
     """Make the run's folder. Checkpoints of another run in it would be taken for those of this one."""
     check_config(config)
+    check_algorithm(config)
     config.out.mkdir(parents=True, exist_ok=True)
     if not resume:
         for name in (CHECKPOINTS, SFT_CHECKPOINTS):

@@ -116,7 +116,7 @@ def configuration(shape: Shape, **changes: Any) -> TrainConfig:
 def open_run(config: TrainConfig) -> Run:
     """Our side, ready; close it at the end."""
     run = build(config)
-    rollouts: Any = run.algorithm.collector.rollouts
+    rollouts: Any = run.algorithm.collector.writer
     rollouts.engine = Endless(run.engine)
     lengths = {len(tokens) for tokens in rollouts.mdp.prompts.tokens}
     if lengths != {rollouts.mdp.task.max_prompt_tokens}:

@@ -73,6 +73,9 @@ def save_small_model(folder: Path, **options: Any) -> Path:
     return folder
 
 
+WITHOUT_CRITIC = ("grpo", "rloo")
+
+
 def small_config(out: Path, model: Path | str, **changes: object) -> TrainConfig:
     """A run of a few seconds: small batches, no display, and the task Copy of two letters out of four."""
     base = TrainConfig(out=out).replace(
@@ -84,16 +87,14 @@ def small_config(out: Path, model: Path | str, **changes: object) -> TrainConfig
         actor__epochs=2,
         actor__minibatches=2,
         actor__learning_rate=3e-3,
-        critic__epochs=2,
-        critic__minibatches=2,
-        critic__learning_rate=3e-3,
         evaluation__prompts=8,
         evaluation__every=2,
         log__display=False,
         log__samples_every=2,
         checkpoint__every=1,
     )
-    return base.replace(**changes)
+    critic: dict[str, object] = {"critic__epochs": 2, "critic__minibatches": 2, "critic__learning_rate": 3e-3}
+    return base.replace(**({} if changes.get("algo") in WITHOUT_CRITIC else critic) | changes)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
-from agents.config import LoraConfig, ModelConfig
+from agents.config import LoraConfig, LossConfig, ModelConfig
+from agents.losses import TokenLoss, loss_class
+from agents.losses.ops import Estimator
 from agents.networks.network import Network
 
 VOCAB, WIDTH = 23, 16
@@ -116,6 +119,29 @@ def near_old_policy(network: Network, data: TensorDict, spread: float = 0.3) -> 
         log_prob = network.actor.get_dist(data.clone(False)).log_prob(data["action"])
     data["action_log_prob"] = log_prob + spread * (data["action_log_prob"] + 3.0) / 0.4
     return data
+
+
+def make_loss(
+    kind: str,
+    network: Network,
+    *,
+    clip: tuple[float, float] = (0.2, 0.2),
+    value: float | None = 0.5,
+    value_clip: float | None = None,
+    kl: float = 0.0,
+    kl_estimator: Estimator = "k2",
+    **config: Any,
+) -> TokenLoss:
+    """A registered loss; without a value weight there is no critic."""
+    settings = LossConfig(clip_low=clip[0], clip_high=clip[1], value=value or 0.0, value_clip=value_clip, **config)
+    loss = loss_class(kind)(network, settings, critic=value is not None, kl_estimator=kl_estimator)
+    loss.kl = kl
+    return loss
+
+
+clip_loss = functools.partial(make_loss, "clip")
+penalty_loss = functools.partial(make_loss, "penalty")
+gradient_loss = functools.partial(make_loss, "policy_gradient")
 
 
 def loss_of(out: TensorDict) -> torch.Tensor:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import nn
 
-from agents.algorithms.advantages import estimate_advantages, shape_rewards
+from agents.algorithms.advantages import advantage_estimator, advantage_names, register_advantage
 from agents.algorithms.kl_control import KLController
 from agents.algorithms.optimizer import Optimizer
+from agents.algorithms.shaping import shape_rewards
 from agents.config import AdvantageConfig, KLConfig, RewardConfig
 from agents.state.saved import CheckpointError
 
@@ -126,7 +127,8 @@ def data() -> TensorDict:
 def estimates(data: TensorDict, **config: Any) -> tuple[list[float], list[float]]:
     """Without whitening, unless asked."""
     how = AdvantageConfig(**({"whiten": False} | config))
-    advantage, target = estimate_advantages(data, REWARD, how)
+    advantage, target = advantage_estimator(how.kind)(data, REWARD, how)
+    assert target is not None
     return advantage.flatten().tolist(), target.flatten().tolist()
 
 
@@ -204,6 +206,15 @@ def test_whitened_advantages(data: TensorDict, kind: Any) -> None:
     assert real.mean() == pytest.approx(0, abs=1e-6)
     assert real.std() == pytest.approx(1)
     assert real == pytest.approx((expected - expected.mean()) / expected.std(), abs=1e-5)
+
+
+def test_estimators_by_name() -> None:
+    assert {"gae", "monte_carlo", "sequence", "group", "leave_one_out"} <= set(advantage_names())
+    assert [advantage_estimator(name).critic for name in ("gae", "group")] == [True, False]
+    with pytest.raises(ValueError, match="unknown advantage estimator 'monte-carlo'; did you mean 'monte_carlo'"):
+        advantage_estimator("monte-carlo")
+    with pytest.raises(ValueError, match="named 'gae' is already registered"):
+        register_advantage("gae")(lambda data, reward, config: (reward, None))
 
 
 # The weight of the KL.

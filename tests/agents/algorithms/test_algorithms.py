@@ -12,14 +12,15 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from agents.algorithms.grpo import GRPO, group_advantages
+from agents.algorithms.grpo import compare_with_group
+from agents.algorithms.registry import algorithm_names
+from agents.algorithms.rloo import compare_with_others
 from agents.config import TrainConfig
 from agents.rollouts.collector import Batch
-from agents.run.parts import ALGORITHMS
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout
-from tests.agents.runs import learn, running, save_small_model, small_config, weights_of
+from tests.agents.runs import WITHOUT_CRITIC, learn, running, save_small_model, small_config, weights_of
 
 Config = Callable[..., TrainConfig]
 
@@ -28,6 +29,7 @@ ALGOS: dict[str, dict[str, object]] = {
     "reinforce": {"actor__epochs": 1, "actor__minibatches": 4, "actor__learning_rate": 1e-2},
     "a2c": {"actor__epochs": 1, "actor__minibatches": 4, "actor__learning_rate": 1e-2, "loss__entropy": 0.001},
     "grpo": {"rollout__completions_per_prompt": 8, "loss__aggregate": "sequence"},
+    "rloo": {"rollout__completions_per_prompt": 8, "actor__epochs": 1, "actor__learning_rate": 1e-2},
 }
 algorithms = pytest.mark.parametrize("algo", ALGOS)
 
@@ -61,15 +63,16 @@ def config(folder: Path, tmp_path: Path) -> Config:
             "iterations": 50,
             "rollout__batch_size": 128,
             "actor__learning_rate": 5e-3,
-            "critic__learning_rate": 5e-3,
         }
+        if algo not in WITHOUT_CRITIC:
+            own["critic__learning_rate"] = 5e-3
         return small_config(tmp_path / "run", folder, **own | ALGOS[algo] | changes)
 
     return make
 
 
 def test_each_is_here() -> None:
-    assert ALGORITHMS.keys() == ALGOS.keys()
+    assert ALGOS.keys() <= set(algorithm_names())
 
 
 @algorithms
@@ -107,8 +110,11 @@ def test_it_goes_on_where_another_was(config: Config, algo: str) -> None:
 def test_micro_batches_change_nothing(config: Config, algo: str, critic: str) -> None:
     norms = []
     for size in (None, 3):
-        made = config(algo, iterations=1, rollout__batch_size=16, model__critic=critic, actor__micro_batch_size=size)
-        _, history = learn(made.replace(critic__micro_batch_size=size, task__name="Copy", task__args={"dense": True}))
+        made = config(algo, iterations=1, rollout__batch_size=16, actor__micro_batch_size=size)
+        made = made.replace(task__name="Copy", task__args={"dense": True})
+        if algo not in WITHOUT_CRITIC:
+            made = made.replace(model__critic=critic, critic__micro_batch_size=size)
+        _, history = learn(made)
         norms.append({name: value for name, value in history[0].items() if name.startswith(("policy", "value"))})
     assert norms[0] == pytest.approx(norms[1], rel=1e-3, abs=1e-6, nan_ok=True)
 
@@ -145,9 +151,7 @@ def log_prob(run: Any, data: TensorDict) -> torch.Tensor:
 
 def test_reinforce_and_a2c_do_not_clip(config: Config) -> None:
     for algo in ("reinforce", "a2c"):
-        _, history = learn(
-            config(algo, iterations=2, rollout__batch_size=16, loss__clip_high=1e-9, loss__clip_low=1e-9)
-        )
+        _, history = learn(config(algo, iterations=2, rollout__batch_size=16))
         assert "policy/clip_fraction" not in history[1]
         assert history[1]["value/loss"] >= 0
     _, history = learn(config("ppo", iterations=2, rollout__batch_size=16))
@@ -157,15 +161,15 @@ def test_reinforce_and_a2c_do_not_clip(config: Config) -> None:
 def test_group_advantages_by_hand() -> None:
     returns = torch.tensor([1.0, 10.0, 0.0, 14.0, 2.0, 5.0])
     groups = torch.tensor([3, -7, 3, -7, 3, 8])
-    plain = group_advantages(returns, groups, whiten=False)
+    plain = compare_with_group(returns, groups, whiten=False)
     assert plain.tolist() == [0, -2, -1, 2, 1, 0]
-    white = group_advantages(returns, groups)
+    white = compare_with_group(returns, groups)
     third = (2 / 3) ** 0.5
     assert white.tolist() == pytest.approx([0, -1, -1 / third, 1, 1 / third, 0])
 
 
 def test_a_group_that_agrees_teaches_nothing() -> None:
-    same = group_advantages(torch.tensor([0.3, 0.3, 0.3, 1e9]), torch.tensor([0, 0, 0, 1]))
+    same = compare_with_group(torch.tensor([0.3, 0.3, 0.3, 1e9]), torch.tensor([0, 0, 0, 1]))
     assert same.tolist() == [0, 0, 0, 0]
 
 
@@ -174,7 +178,7 @@ def test_group_advantages_do_not_hang_on_the_order() -> None:
     returns, groups = torch.randn(24, generator=random), torch.arange(24) // 4
     order = torch.randperm(24, generator=random)
     torch.testing.assert_close(
-        group_advantages(returns, groups)[order], group_advantages(returns[order], groups[order])
+        compare_with_group(returns, groups)[order], compare_with_group(returns[order], groups[order])
     )
 
 
@@ -187,7 +191,7 @@ def test_grpo_gives_all_tokens_of_a_text_one_advantage(config: Config) -> None:
         data = run.algorithm.score(run.algorithm.collector.collect())
     mask, advantage = data["mask"], data["advantage"][..., 0]
     returns = data["shaped_reward"].sum(1)
-    expected = group_advantages(returns, data["group"])
+    expected = compare_with_group(returns, data["group"])
     assert (advantage[~mask] == 0).all()
     torch.testing.assert_close(advantage[mask], expected[:, None].expand_as(mask)[mask])
     for group in data["group"].unique():
@@ -196,18 +200,17 @@ def test_grpo_gives_all_tokens_of_a_text_one_advantage(config: Config) -> None:
     assert expected.abs().max() > 0.5
 
 
-def test_grpo_has_no_critic(config: Config) -> None:
-    for critic in ("shared", "separate"):
-        with running(config("grpo", rollout__batch_size=32, model__critic=critic)) as run:
-            assert isinstance(run.algorithm, GRPO)
-            assert run.algorithm.critic_optimizer is None
-            row = run.algorithm.step()
-            assert not [name for name in row if name.startswith("value/")]
-            head = run.algorithm.network.value_head
-            assert not any(weight.any() for weight in head.parameters())
-            tensors, state = run.algorithm.state()
-            assert "critic_optimizer" not in tensors
-            assert "critic_optimizer" not in state
+@pytest.mark.parametrize("algo", WITHOUT_CRITIC)
+def test_some_have_no_critic(config: Config, algo: str) -> None:
+    with running(config(algo, rollout__batch_size=32)) as run:
+        assert run.algorithm.learner.critic_optimizer is None
+        row = run.algorithm.step()
+        assert not [name for name in row if name.startswith("value/")]
+        head = run.algorithm.network.value_head
+        assert not any(weight.any() for weight in head.parameters())
+        tensors, state = run.algorithm.state()
+        assert "critic_optimizer" not in tensors
+        assert "critic_optimizer" not in state
 
 
 def test_grpo_with_the_kl_in_the_loss(config: Config) -> None:
@@ -226,3 +229,49 @@ def test_grpo_with_the_kl_in_the_loss(config: Config) -> None:
     _, history = learn(made)
     assert history[-1]["policy/kl_loss"] >= 0
     assert history[-1]["return/mean"] == history[-1]["reward/mean"]
+
+
+def test_leave_one_out_by_hand() -> None:
+    returns = torch.tensor([1.0, 10.0, 0.0, 14.0, 2.0, 5.0])
+    groups = torch.tensor([3, -7, 3, -7, 3, 8])
+    # Group 3 has 1, 0, 2: the others' means are 1, 1.5, 0.5. Group -7 has 10, 14. The 5 is alone.
+    assert compare_with_others(returns, groups).tolist() == [0, -4, -1.5, 4, 1.5, 0]
+
+
+def test_rloo_gives_all_tokens_of_a_text_one_advantage(config: Config) -> None:
+    made = config("rloo", rollout__batch_size=32, task__name="Copy", task__args={"dense": True})
+    with running(made) as run:
+        data = run.algorithm.score(run.algorithm.collector.collect())
+    mask, advantage = data["mask"], data["advantage"][..., 0]
+    returns = data["shaped_reward"].sum(1)
+    assert returns.unique().numel() > 1
+    assert "value_target" not in data
+    for row in range(32):
+        others = [
+            float(returns[other]) for other in range(32) if data["group"][other] == data["group"][row] and other != row
+        ]
+        assert len(others) == 7
+        expected = float(returns[row]) - sum(others) / 7
+        assert advantage[row][mask[row]].tolist() == pytest.approx([expected] * int(mask[row].sum()), abs=1e-6)
+    assert (advantage[~mask] == 0).all()
+
+
+# What was promised and not kept once.
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "a2c", "rloo"])
+def test_the_kl_in_the_loss_holds_every_algorithm_back(config: Config, algo: str) -> None:
+    made = config(algo, iterations=15, rollout__batch_size=64, kl__where="loss", kl__estimator="k2")
+    far, near = (learn(made.replace(kl__beta=beta))[1][-1] for beta in (1e-6, 1.0))
+    assert near["policy/kl_loss"] > 0
+    assert abs(near["kl/reference"]) < far["kl/reference"] / 2
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "a2c", "rloo"])
+def test_the_entropy_bonus_is_for_every_algorithm(config: Config, algo: str) -> None:
+    entropies = []
+    for weight in (0.0, 1.0):
+        _, history = learn(config(algo, iterations=15, rollout__batch_size=64, loss__entropy=weight))
+        entropies.append(history[-1]["policy/entropy"])
+        assert ("policy/entropy_loss" in history[0]) == (weight > 0)
+    assert entropies[1] > entropies[0] + 0.1

@@ -8,58 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from agents.algorithms.numbers import Average, batch_metrics, distinct, update_metrics
+from agents.algorithms.numbers import batch_metrics, distinct
 from agents.rollouts.packing import pack
 from llm_env.tokens.episode import Episode
 from rewards import Rollout, Score
 
 NAN = math.nan
-
-
-def test_averages_weigh_tokens() -> None:
-    average = Average()
-    assert len(average) == 0
-    assert average.means() == {}
-    average.add({"entropy": torch.tensor(1.0), "max_ratio": 1.5, "min_ratio": 0.5}, tokens=30)
-    average.add({"entropy": 5.0, "max_ratio": torch.tensor(1.2), "min_ratio": 0.1, "late": 2.0}, tokens=10)
-    assert average.means() == {"entropy": 2.0, "late": 2.0, "max_ratio": 1.5, "min_ratio": 0.1}
-
-
-def test_an_average_can_still_be_not_a_number() -> None:
-    average = Average()
-    average.add({"loss": math.nan}, 1)
-    average.add({"loss": 1.0}, 1)
-    assert math.isnan(average.means()["loss"])
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.integers(1, 4), st.integers(0, 10**6))
-def test_moments_of_micro_batches_are_those_of_the_whole(lengths: list[int], size: int, seed: int) -> None:
-    """What the losses report of values, put together: exactly the explained variance over all tokens."""
-    from agents.losses.base import value_metrics
-
-    random = torch.Generator().manual_seed(seed)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    data = TensorDict(
-        {"mask": mask, "value_target": torch.randn(*mask.shape, 1, generator=random)}, batch_size=[len(lengths)]
-    )
-    value = torch.randn(*mask.shape, 1, generator=random)
-    average = Average()
-    for begin in range(0, len(lengths), size):
-        part = data[begin : begin + size]
-        average.add(value_metrics(part, value[begin : begin + size], None), float(part["mask"].sum()))
-    means = average.means()
-    target, residual = data["value_target"][mask], (data["value_target"] - value)[mask]
-    assert means["residual_square"] - means["residual_mean"] ** 2 == pytest.approx(
-        residual.var(correction=0).item(), abs=1e-5
-    )
-    assert means["target_square"] - means["target_mean"] ** 2 == pytest.approx(
-        target.var(correction=0).item(), abs=1e-5
-    )
 
 
 def test_distinct_n() -> None:
@@ -72,11 +28,6 @@ def test_distinct_n() -> None:
     assert distinct(tokens[1:], mask[1:], 3).isnan()
     # The same text again and again: what collapses.
     assert distinct(tokens[:1].repeat(10, 1), mask[:1].repeat(10, 1), 1).item() == pytest.approx(2 / 40)
-
-
-def test_the_effective_sample_size_and_the_names() -> None:
-    named = update_metrics({"mean_ratio": 1.5, "mean_squared_ratio": 2.5, "actor_norm": 3.0, "value_mean": 7.0})
-    assert named == {"ratio/mean": 1.5, "policy/gradient_norm": 3.0, "ratio/ess": pytest.approx(0.9)}
 
 
 def episodes() -> list[Episode]:

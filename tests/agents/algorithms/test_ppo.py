@@ -9,7 +9,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from agents.algorithms.ppo import PPO, by_length
+from agents.algorithms.learner import Learner
+from agents.algorithms.scoring import by_length
 from agents.run.parts import Run
 from tests.agents.runs import (
     Config,
@@ -52,7 +53,7 @@ def test_scores_are_those_of_plain_forward_passes(config: Config, critic: str, r
     with running(made) as run:
         wake_up(run)
         algorithm = run.algorithm
-        assert algorithm._reuses_forward(16) == reuse
+        assert algorithm.learner.reuses_forward(16, iteration=0) == reuse
         batch = algorithm.collector.collect()
         data = algorithm.score(batch)
         with torch.no_grad():
@@ -104,7 +105,7 @@ def test_reusing_the_forward_pass_changes_nothing(
         wake_up(run)
         first = run.algorithm.step()
         reused = weights_of(run)
-    monkeypatch.setattr(PPO, "_reuses_forward", lambda self, rows: False)
+    monkeypatch.setattr(Learner, "reuses_forward", lambda self, rows, iteration: False)
     torch.manual_seed(0)
     with running(made) as run:
         wake_up(run)
@@ -226,8 +227,8 @@ def test_the_critic_goes_on_where_the_actor_has_stopped(config: Config) -> None:
         )
         with running(made) as run:
             run.algorithm.step()
-            assert run.algorithm.critic_optimizer is not None
-            steps[critic] = (run.algorithm.actor_optimizer.steps, run.algorithm.critic_optimizer.steps)
+            assert run.algorithm.learner.critic_optimizer is not None
+            steps[critic] = (run.algorithm.learner.actor_optimizer.steps, run.algorithm.learner.critic_optimizer.steps)
     # A shared backbone learns from both in one pass, so what the actor leaves out of its three passes is left out.
     assert steps["separate"] == (2, 10)
     assert steps["shared"][0] == 2
@@ -242,9 +243,9 @@ def test_actor_and_critic_have_epochs_of_their_own(
     with running(config(model__critic=critic, actor__epochs=actor_epochs, critic__epochs=critic_epochs)) as run:
         row = run.algorithm.step()
         assert row["policy/epochs"] == actor_epochs
-        assert run.algorithm.actor_optimizer.steps == 2 * actor_epochs
-        assert run.algorithm.critic_optimizer is not None
-        assert run.algorithm.critic_optimizer.steps == 2 * critic_epochs
+        assert run.algorithm.learner.actor_optimizer.steps == 2 * actor_epochs
+        assert run.algorithm.learner.critic_optimizer is not None
+        assert run.algorithm.learner.critic_optimizer.steps == 2 * critic_epochs
 
 
 def test_learning_rates_are_reported_and_used(config: Config) -> None:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from tensordict import TensorDict
 
-from agents.algorithms.ppo import PPO
-from agents.report.warnings import TrainingDiverged
+from agents.algorithms.base import Algorithm
+from agents.algorithms.steps import TrainingDiverged
 from llm_env.tasks import register_task
 from rewards import Rollout
 from tests.agents.runs import (
@@ -34,7 +34,7 @@ class Broken(VowelShare):
         return float("nan") if self.bad(rollout) else 1.0
 
 
-def spoil(algorithm: PPO, monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], what: str) -> list[int]:
+def spoil(algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool], what: str) -> list[int]:
     """Makes some losses, or their gradients, NaN; returns the counter of optimizer steps."""
     calls = [0]
     forward = type(algorithm.loss).forward
@@ -61,8 +61,8 @@ def test_a_step_that_is_not_finite_is_left_out(config: Config, monkeypatch: pyte
         spoil(algorithm, monkeypatch, lambda call: call in (0, 1, 2), what)
         before = weights_of(run)
         row = algorithm.step()  # four optimizer steps, of which three are left out
-        assert row["guard/skipped"] == algorithm.guard.skipped == 3
-        assert algorithm.actor_optimizer.steps == 1
+        assert row["guard/skipped"] == algorithm.step_check.skipped == 3
+        assert algorithm.learner.actor_optimizer.steps == 1
         assert moved(run, before) == {"actor", "head"}
         assert all(weight.isfinite().all() for weight in weights_of(run).values())
         assert all(torch.tensor(row[name]).isfinite() for name in ("policy/loss", "policy/gradient_norm", "kl/old"))

@@ -151,7 +151,7 @@ def test_variants_learn(config: Config, changes: dict[str, object]) -> None:
         before = weights_of(run)
         rows = [run.algorithm.step() for _ in range(2)]
         assert "actor" in moved(run, before)
-        assert run.algorithm.guard.skipped == 0
+        assert run.algorithm.step_check.skipped == 0
         if "loss__value" not in changes:
             assert "head" in moved(run, before)
     for row in rows:
@@ -164,10 +164,10 @@ def test_the_penalty_adapts_its_weight(config: Config) -> None:
     made = config(loss__kind="penalty", loss__penalty_target=10.0)
     with running(made) as run:
         run.algorithm.step()
-        assert run.algorithm.loss.beta == 0.5
+        assert run.algorithm.loss.state()["beta"] == 0.5
         run.algorithm.step()
         tensors, state = run.algorithm.state()
-        assert run.algorithm.loss.beta == 0.25
+        assert run.algorithm.loss.state()["beta"] == 0.25
     with running(made) as other:
         other.algorithm.load_state(tensors, state)
-        assert other.algorithm.loss.beta == 0.25
+        assert other.algorithm.loss.state()["beta"] == 0.25

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 
 import agents.algorithms.advantages
-import agents.algorithms.ppo
+import agents.algorithms.base
 from agents.config import TrainConfig
 from agents.rollouts.writers import EngineWriter
 from llm_env.models import load_tokenizer
@@ -166,12 +166,12 @@ def test_rewards_belong_to_their_own_step(config: Config, monkeypatch: pytest.Mo
 
 def pay_the_neighbour(monkeypatch: pytest.MonkeyPatch, shift: int, dimension: int) -> None:
     """The fault: rewards go to the next text (dimension 0) or the next step (1)."""
-    honest = agents.algorithms.ppo.shape_rewards
+    honest = agents.algorithms.base.shape_rewards
 
     def shifted(*arguments: Any) -> torch.Tensor:
         return honest(*arguments).roll(shift, dimension)
 
-    monkeypatch.setattr(agents.algorithms.ppo, "shape_rewards", shifted)
+    monkeypatch.setattr(agents.algorithms.base, "shape_rewards", shifted)
 
 
 def values_by_step(config: TrainConfig) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from agents.algorithms.steps import TrainingDiverged
 from agents.cli import main
 from agents.config import KLConfig, LossConfig, RolloutConfig, TrainConfig
 from agents.config.checks import flag, flatten
@@ -20,7 +21,6 @@ from agents.config.explain import help_texts
 from agents.config.files import save_config
 from agents.config.presets import PRESETS
 from agents.metrics import METRICS
-from agents.report.warnings import TrainingDiverged
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -75,22 +75,37 @@ def test_later_ones_win(trained: Trained, tmp_path: Path) -> None:
     assert trained.last == PRESETS["reverse-tiny"].config.replace(out=Path("a"))
 
 
+OWN_PARTS = """
+from agents import GRPO, register_algorithm, register_term
+
+for name in ("extra", "other"):
+    register_term(name)(lambda log_prob, distribution, data: -log_prob)
+
+
+@register_algorithm("test_flags")
+class Flags(GRPO):
+    def __init__(self, *parts, strength=1.0, **more):
+        super().__init__(*parts, **more)
+"""
+
+
 def test_every_kind_of_flag(trained: Trained) -> None:
+    Path("own_parts.py").write_text(OWN_PARTS)
     line = (
-        "--algo grpo --rollout.completions-per-prompt 4 --task.args length 5 alphabet no dense true x 1e-3"
-        " --log.no-display --log.tensorboard --loss.value-clip none --loss.importance-cap None --rollout.slots 8"
-        " --model.reference-dtype bfloat16 --rollout.engine-dtype none --module none --actor.betas 0.8 0.9"
+        "--algo test_flags --rollout.completions-per-prompt 4 --task.args length 5 alphabet no dense true x 1e-3"
+        " --log.no-display --log.tensorboard --loss.dual-clip none --loss.importance-cap None --rollout.slots 8"
+        " --model.reference-dtype bfloat16 --rollout.engine-dtype none --module own_parts --actor.betas 0.8 0.9"
         " --model.reference none --out runs/x --actor.learning-rate 1e-4 --loss.terms extra 1 other 1e-2"
         " --task.reward Match --task.reward-args none --algo-args strength 0.5 --evaluation.stop-at 1"
     )
     assert main(["train", *line.split()]) == 0
     assert trained.last == TrainConfig().replace(
-        algo="grpo",
+        algo="test_flags",
+        module="own_parts",
         rollout__completions_per_prompt=4,
         task__args={"length": 5, "alphabet": "no", "dense": True, "x": 0.001},
         log__display=False,
         log__tensorboard=True,
-        loss__value_clip=None,
         loss__importance_cap=None,
         rollout__slots=8,
         model__reference_dtype="bfloat16",
@@ -105,6 +120,31 @@ def test_every_kind_of_flag(trained: Trained) -> None:
     assert type(trained.last.task.args["length"]) is int
     assert type(trained.last.loss.terms["extra"]) is float
     assert type(trained.last.rollout.slots) is int
+
+
+def test_another_algorithm_than_the_presets(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the preset or a file sets for its own algorithm, and another does not read, is left as by default."""
+    preset = PRESETS["reverse-tiny"].config
+    choice = "--preset reverse-tiny --algo grpo --rollout.completions-per-prompt 8"
+    line = ["train", *choice.split(), "--out", "a"]
+    assert main(line) == 0
+    expected = preset.replace(algo="grpo", rollout__completions_per_prompt=8, out=Path("a"), advantage__baseline=True)
+    assert not preset.advantage.baseline
+    assert trained.last == expected
+    assert main([*line[:-1], "b", "--advantage.no-baseline"]) == 2
+    assert "--advantage.baseline is False, but --algo grpo does not read it: leave it out" in capsys.readouterr().err
+
+    path = write(tmp_path, "loss: {kind: penalty, penalty_target: 0.1}\ncritic_warmup: 2\ncritic: {epochs: 9}")
+    assert main(["train", "--config", str(path), "--algo", "a2c", "--out", "c"]) == 0
+    assert trained.last == TrainConfig().replace(algo="a2c", out=Path("c"), critic_warmup=2, critic__epochs=9)
+    assert main(["train", "--config", str(path), "--algo", "a2c", "--out", "d", "--loss.penalty-target", "0.1"]) == 2
+    assert "--loss.penalty-target is 0.1, but --algo a2c does not read it" in capsys.readouterr().err
+    # In the file's own algorithm's name, nothing is passed over.
+    path = write(tmp_path, "algo: a2c\nloss: {dual_clip: 3}")
+    assert main(["train", "--config", str(path), "--algo", "a2c", "--out", "e"]) == 2
+    assert "--loss.dual-clip is 3.0, but --algo a2c does not read it" in capsys.readouterr().err
 
 
 def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,6 +282,9 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --model.reference-dtype half", "Expected one of"),
         ("train --task.args length", "expected names and values by turns"),
         ("train --preset", "--preset"),
+        ("train --algo pqo", "--algo: unknown algorithm 'pqo'; did you mean 'ppo'"),
+        ("train --loss.terms mine", "expected names and values by turns"),
+        ("train --algo-args strength 1", "--algo-args has 'strength', but --algo ppo has no argument of that name"),
     ],
 )
 def test_mistakes_on_the_command_line(

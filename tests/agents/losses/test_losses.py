@@ -11,14 +11,18 @@ import torch
 from tensordict import TensorDict
 from torchrl.objectives import A2CLoss, ClipPPOLoss, ReinforceLoss
 
-from agents.losses import TokenA2CLoss, TokenKLPenaltyLoss, TokenPPOLoss, TokenReinforceLoss
+from agents.config import LossConfig
 from agents.losses.ops import token_weights
+from agents.losses.penalty import PenaltyLoss
 from agents.networks.network import Network
 from tests.agents.small import (
     NETWORKS,
+    clip_loss,
+    gradient_loss,
     gradients_of,
     loss_of,
     near_old_policy,
+    penalty_loss,
     small_batch,
     small_network,
 )
@@ -112,47 +116,47 @@ def case(name: str = "shared", spread: float = 0.3) -> tuple[Network, TensorDict
 @networks
 def test_ppo(name: str) -> None:
     network, data = case(name)
-    loss = TokenPPOLoss(network, clip=(0.1, 0.4), value=0.7)
+    loss = clip_loss(network, clip=(0.1, 0.4), value=0.7)
     formulas = {"loss_objective": clipped_loss(0.1, 0.4), "loss_critic": value_loss(0.7)}
     out = assert_is_the_slow_loop(network, loss, data, formulas)
     ratios = [token.ratio.item() for token in tokens_of(network, data)]
     assert min(ratios) < 0.9  # both clips are at work, on both sides of their reach
     assert max(ratios) > 1.4
-    assert out["clip_fraction"].item() == pytest.approx(sum(not 0.9 <= r <= 1.4 for r in ratios) / len(ratios))
-    assert 0 < out["clip_fraction"] < 1
+    assert out["policy/clip_fraction"].item() == pytest.approx(sum(not 0.9 <= r <= 1.4 for r in ratios) / len(ratios))
+    assert 0 < out["policy/clip_fraction"] < 1
 
 
 def test_ppo_without_importance_weights() -> None:
     network, data = case()
     data = data.exclude("importance_weight")
-    loss = TokenPPOLoss(network)
+    loss = clip_loss(network)
     formulas = {"loss_objective": clipped_loss(0.2, 0.2), "loss_critic": value_loss(0.5)}
     assert_is_the_slow_loop(network, loss, data, formulas)
 
 
 def test_dual_clip() -> None:
     network, data = case(spread=1.0)
-    loss = TokenPPOLoss(network, dual_clip=1.5, value=None)
+    loss = clip_loss(network, dual_clip=1.5, value=None)
     assert any(token.ratio > 1.5 and token.advantage < 0 for token in tokens_of(network, data))
     assert_is_the_slow_loop(network, loss, data, {"loss_objective": clipped_loss(0.2, 0.2, dual=1.5)})
     with pytest.raises(ValueError, match="dual_clip must be more than 1"):
-        TokenPPOLoss(network, dual_clip=1.0)
+        clip_loss(network, dual_clip=1.0)
 
 
 @networks
 def test_value_clip(name: str) -> None:
     network, data = case(name)
-    loss = TokenPPOLoss(network, value_clip=0.8)
+    loss = clip_loss(network, value_clip=0.8)
     formulas = {"loss_objective": clipped_loss(0.2, 0.2), "loss_critic": value_loss(0.5, clip=0.8)}
     out = assert_is_the_slow_loop(network, loss, data, formulas)
     moved = [abs(token.value - token.old_value).item() for token in tokens_of(network, data)]
-    assert out["value_clip_fraction"].item() == pytest.approx(sum(m > 0.8 for m in moved) / len(moved))
-    assert 0 < out["value_clip_fraction"] < 1
+    assert out["value/clip_fraction"].item() == pytest.approx(sum(m > 0.8 for m in moved) / len(moved))
+    assert 0 < out["value/clip_fraction"] < 1
 
 
 def test_entropy_bonus() -> None:
     network, data = case()
-    loss = TokenPPOLoss(network, entropy=0.3, value=None)
+    loss = clip_loss(network, entropy=0.3, value=None)
     formulas = {"loss_objective": clipped_loss(0.2, 0.2), "loss_entropy": lambda token: -0.3 * token.entropy}
     assert_is_the_slow_loop(network, loss, data, formulas)
 
@@ -167,7 +171,7 @@ def test_entropy_bonus() -> None:
 )
 def test_kl_to_the_reference(estimator: Any, formula: Callable[[torch.Tensor], torch.Tensor]) -> None:
     network, data = case()
-    loss = TokenPPOLoss(network, value=None, kl=0.4, kl_estimator=estimator)
+    loss = clip_loss(network, value=None, kl=0.4, kl_estimator=estimator)
     formulas = {
         "loss_objective": clipped_loss(0.2, 0.2),
         "loss_kl": lambda token: 0.4 * formula(token.log_prob - token.reference),
@@ -182,7 +186,8 @@ def test_kl_to_the_reference(estimator: Any, formula: Callable[[torch.Tensor], t
 @pytest.mark.parametrize("name", ["shared", "LoRA separate"])
 def test_penalty(name: str) -> None:
     network, data = case(name)
-    loss = TokenKLPenaltyLoss(network, beta=0.7)
+    loss = penalty_loss(network)
+    loss.load_state({"beta": 0.7})
 
     def formula(token: Token) -> torch.Tensor:
         # The tokens were drawn from the old policy, whose KL to the new one has the estimate r - 1 - log r.
@@ -190,39 +195,43 @@ def test_penalty(name: str) -> None:
 
     formulas = {"loss_objective": formula, "loss_critic": value_loss(0.5)}
     out = assert_is_the_slow_loop(network, loss, data, formulas)
-    assert "clip_fraction" not in out
+    assert "policy/clip_fraction" not in out
 
 
 def test_the_penalty_adapts() -> None:
-    loss = TokenKLPenaltyLoss(small_network(), target=0.3, beta=1.0)
+    loss = PenaltyLoss(small_network(), LossConfig(penalty_target=0.3))
     for kl, beta in [(0.44, 1.0), (0.21, 1.0), (0.46, 2.0), (5.0, 4.0), (0.19, 2.0), (0.0, 1.0)]:
-        loss.adapt(kl)
-        assert loss.beta == beta
+        loss.after_batch({"kl/old": kl})
+        assert loss.state() == {"beta": beta}
+    loss.after_batch({})  # no step of that batch was taken
+    assert loss.beta == 1.0
     with pytest.raises(ValueError, match="must be more than 0, got 0"):
-        TokenKLPenaltyLoss(small_network(), target=0)
+        penalty_loss(small_network(), penalty_target=0)
 
 
 @networks
-def test_a2c(name: str) -> None:
+def test_policy_gradient(name: str) -> None:
     network, data = case(name)
     formulas = {
         "loss_objective": lambda token: -token.log_prob * token.advantage,
         "loss_entropy": lambda token: -0.2 * token.entropy,
         "loss_critic": value_loss(0.6),
     }
-    assert_is_the_slow_loop(network, TokenA2CLoss(network, entropy=0.2, value=0.6), data, formulas)
+    assert_is_the_slow_loop(network, gradient_loss(network, entropy=0.2, value=0.6), data, formulas)
     formulas.pop("loss_entropy")
-    assert_is_the_slow_loop(network, TokenA2CLoss(network, value=0.6), data, formulas)
+    assert_is_the_slow_loop(network, gradient_loss(network, value=0.6), data, formulas)
 
 
-@networks
-def test_reinforce(name: str) -> None:
-    network, data = case(name)
-    formulas = {
-        "loss_objective": lambda token: -token.log_prob * token.advantage,
-        "loss_critic": value_loss(0.6),
-    }
-    assert_is_the_slow_loop(network, TokenReinforceLoss(network, value=0.6), data, formulas)
+@pytest.mark.parametrize("make", [clip_loss, penalty_loss, gradient_loss])
+def test_every_loss_has_an_entropy_bonus_and_a_kl(make: Any) -> None:
+    network, data = case()
+    loss = make(network, value=None, entropy=0.2, kl=0.4, kl_estimator="k1")
+    out = loss(data)
+    tokens = tokens_of(network, data)
+    entropy = sum(token.entropy.item() for token in tokens) / len(tokens)
+    kl = sum(token.log_prob.item() - token.reference for token in tokens) / len(tokens)
+    assert out["loss_entropy"].item() == pytest.approx(-0.2 * entropy, rel=1e-4)
+    assert out["loss_kl"].item() == pytest.approx(0.4 * kl, rel=1e-4)
 
 
 @pytest.mark.parametrize("aggregate", ["token", "sequence", "fixed"])
@@ -235,14 +244,14 @@ def test_tokens_weigh_what_they_are_told(aggregate: Any) -> None:
         "loss_kl": lambda token: 0.4 * (token.log_prob - token.reference) ** 2 / 2,
         "loss_critic": value_loss(0.5),
     }
-    assert_is_the_slow_loop(network, TokenPPOLoss(network, entropy=0.3, kl=0.4), data, formulas)
+    assert_is_the_slow_loop(network, clip_loss(network, entropy=0.3, kl=0.4), data, formulas)
 
 
 # TorchRL's own.
 
 PAIRS: dict[str, tuple[Callable[[Network], Any], Callable[[Network], Any], dict[str, str]]] = {
     "clip": (
-        lambda n: TokenPPOLoss(n, clip=(0.2, 0.28), entropy=0.1, value=0.6, value_clip=0.5),
+        lambda n: clip_loss(n, clip=(0.2, 0.28), entropy=0.1, value=0.6, value_clip=0.5),
         lambda n: ClipPPOLoss(
             n.actor,
             n.critic,
@@ -253,19 +262,19 @@ PAIRS: dict[str, tuple[Callable[[Network], Any], Callable[[Network], Any], dict[
             loss_critic_type="l2",
         ),
         {
-            "kl_approx": "kl_approx",
-            "clip_fraction": "clip_fraction",
-            "value_clip_fraction": "value_clip_fraction",
-            "entropy": "entropy",
+            "kl/approx": "kl_approx",
+            "policy/clip_fraction": "clip_fraction",
+            "value/clip_fraction": "value_clip_fraction",
+            "policy/entropy": "entropy",
         },
     ),
     "a2c": (
-        lambda n: TokenA2CLoss(n, entropy=0.1, value=0.6),
+        lambda n: gradient_loss(n, entropy=0.1, value=0.6),
         lambda n: A2CLoss(n.actor, n.critic, entropy_coeff=0.1, critic_coeff=0.6, loss_critic_type="l2"),
-        {"entropy": "entropy"},
+        {"policy/entropy": "entropy"},
     ),
     "reinforce": (
-        lambda n: TokenReinforceLoss(n, value=1.0),
+        lambda n: gradient_loss(n, value=1.0),
         lambda n: ReinforceLoss(n.actor, n.critic, loss_critic_type="l2"),
         {},
     ),
@@ -300,39 +309,18 @@ def test_without_padding_it_is_torchrls_loss(name: str, pair: str) -> None:
 
 def test_metrics_of_the_policy() -> None:
     network, data = case()
-    out = TokenPPOLoss(network, clip=(0.1, 0.4))(data)
+    out = clip_loss(network, clip=(0.1, 0.4))(data)
     tokens = tokens_of(network, data)
     ratios = torch.stack([token.ratio for token in tokens]).detach()
     expected = {
-        "entropy": torch.stack([token.entropy for token in tokens]).mean(),
-        "kl_approx": -ratios.log().mean(),
-        "kl_old": (ratios - 1 - ratios.log()).mean(),
-        "mean_ratio": ratios.mean(),
-        "mean_squared_ratio": (ratios**2).mean(),
-        "max_ratio": ratios.max(),
-        "min_ratio": ratios.min(),
+        "policy/entropy": torch.stack([token.entropy for token in tokens]).mean(),
+        "kl/approx": -ratios.log().mean(),
+        "kl/old": (ratios - 1 - ratios.log()).mean(),
+        "ratio/mean": ratios.mean(),
+        "ratio/square": (ratios**2).mean(),
+        "ratio/max": ratios.max(),
+        "ratio/min": ratios.min(),
     }
     for name, value in expected.items():
         torch.testing.assert_close(out[name], value.detach(), rtol=1e-4, atol=1e-5)
-        assert not out[name].requires_grad
-
-
-@pytest.mark.parametrize("make", [TokenPPOLoss, TokenA2CLoss, TokenReinforceLoss])
-def test_metrics_of_the_values(make: Any) -> None:
-    network, data = case("separate")
-    out = make(network)(data)
-    tokens = tokens_of(network, data)
-    value = torch.stack([token.value for token in tokens]).detach()
-    target = torch.tensor([token.target for token in tokens])
-    residual = target - value
-    expected = {
-        "value_mean": value.mean(),
-        "residual_mean": residual.mean(),
-        "residual_square": (residual**2).mean(),
-        "target_mean": target.mean(),
-        "target_square": (target**2).mean(),
-        "explained_variance": 1 - residual.var(correction=0) / target.var(correction=0),
-    }
-    for name, number in expected.items():
-        torch.testing.assert_close(out[name], number, rtol=1e-4, atol=1e-5)
         assert not out[name].requires_grad

@@ -29,7 +29,7 @@ from llm_env.models import load_model
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
-from tests.agents.runs import running, save_small_model, small_config
+from tests.agents.runs import WITHOUT_CRITIC, running, save_small_model, small_config
 
 Config = Callable[..., TrainConfig]
 
@@ -210,9 +210,9 @@ def test_the_warm_start_alone(config: Config) -> None:
         assert run.evaluator.evaluate().metrics["eval/greedy"] > 0.3
 
 
-@pytest.mark.parametrize("algo", ["grpo", "a2c", "reinforce"])
+@pytest.mark.parametrize("algo", ["grpo", "a2c", "reinforce", "rloo"])
 def test_other_algorithms_and_lora_are_runs_too(config: Config, algo: str) -> None:
-    group = {"rollout__completions_per_prompt": 4} if algo == "grpo" else {}
+    group = {"rollout__completions_per_prompt": 4} if algo in WITHOUT_CRITIC else {}
     made = config(algo=algo, iterations=2, model__lora__rank=2, **group)
     assert train(made).finished
     loaded: Any = AutoModelForCausalLM.from_pretrained(made.out / "model")
@@ -278,7 +278,7 @@ def test_a_goal_that_is_reached_ends_the_run(config: Config) -> None:
 
 def test_a_reward_that_is_no_number_from_the_first_batch_on(config: Config) -> None:
     """It is counted, and there is no sample to show; the run ends with advice."""
-    from agents.report.warnings import TrainingDiverged
+    from agents.algorithms.steps import TrainingDiverged
 
     made = config(task__name="Failing", task__args={}, sft__steps=0, iterations=4, log__samples_every=1)
     with pytest.raises(TrainingDiverged, match="finite number for any text"):

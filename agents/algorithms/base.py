@@ -1,0 +1,221 @@
+"""What an algorithm is: the loop that all share, and what each decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDict
+
+from agents.algorithms.advantages import advantage_estimator
+from agents.algorithms.kl_control import KLController
+from agents.algorithms.learner import Learner
+from agents.algorithms.numbers import batch_metrics
+from agents.algorithms.scoring import score
+from agents.algorithms.shaping import shape_rewards
+from agents.algorithms.steps import StepCheck
+from agents.config import TrainConfig
+from agents.losses import TokenLoss, loss_class
+from agents.losses.ops import importance_weights
+from agents.networks.network import Network
+from agents.rollouts.collector import Batch, Collector
+from rewards import RewardError
+
+Tensor = torch.Tensor
+
+
+class Algorithm:
+    """The loop, of which each algorithm is a subclass that says what is its own.
+
+    An iteration collects a batch, computes the old log-probs, values and reference log-probs of its tokens in one pass,
+    estimates advantages, and takes optimizer steps. Randomness is a function of the seed and the iteration, so that
+    with `state` a run goes on as if it had never stopped.
+
+    A subclass says which loss and which advantages it has, by their names, and whether a critic learns along; or it
+    overrides `make_loss`, `advantages`, `learn`. It is made known by `register_algorithm`. Keyword arguments of its own
+    constructor are settings of its own: `--algo-args NAME VALUE`.
+
+    Args:
+        config: see `agents.config`.
+        network: actor, critic, reference.
+        collector: gives batches.
+        trusted: the collector's log-probs are the network's own (its engine shares the weights and rounds alike), so
+            there is nothing to correct for.
+
+    Attributes:
+        loss_kind: the registered loss; None: that of `loss.kind`.
+        advantage_kind: the registered advantage estimator; None: that of `advantage.kind`.
+        has_critic: whether there is one.
+        settings: the settings among those that are an algorithm's choice which this class reads, by dotted names or as
+            "part.*"; those of its bases, its loss and its estimator are added. What is not read is refused.
+        iteration: how many have been done.
+        tokens: how many the policy has written so far.
+        batch: what the last iteration has learned from; None if there was nothing.
+    """
+
+    loss_kind: ClassVar[str | None] = None
+    advantage_kind: ClassVar[str | None] = None
+    has_critic: ClassVar[bool] = True
+    settings: ClassVar[tuple[str, ...]] = (
+        *("loss.aggregate", "loss.importance_cap", "loss.target_kl", "kl.*"),
+        *("critic.*", "critic_warmup", "model.critic", "model.critic_gradient"),
+    )
+
+    def __init__(self, config: TrainConfig, network: Network, collector: Collector, *, trusted: bool = True) -> None:
+        self.config = config
+        self.network = network
+        self.collector = collector
+        self.trusted = trusted
+        self.loss = self.make_loss()
+        self.kl = KLController(config.kl)
+        self.step_check = StepCheck(config.out, config.guard.max_skipped)
+        self.learner = Learner(
+            config,
+            network,
+            self.loss,
+            self.step_check,
+            critic=self.has_critic,
+            longest=collector.writer.mdp.max_new_tokens,
+        )
+        self.iteration = 0
+        self.tokens = 0
+        self.batch: Batch | None = None
+        if config.kl.beta and not network.has_reference:
+            raise ValueError(f"kl.beta={config.kl.beta} needs a reference model: set model.reference='initial'")
+
+    # What an algorithm decides.
+
+    @classmethod
+    def problems(cls, config: TrainConfig) -> Iterator[str]:
+        """What it cannot work with, a line each: the flag, its value, what was expected, what to do."""
+        yield from ()
+
+    def make_loss(self) -> TokenLoss:
+        """The objective."""
+        loss = loss_class(self.loss_kind or self.config.loss.kind)
+        return loss(self.network, self.config.loss, critic=self.has_critic, kl_estimator=self.config.kl.estimator)
+
+    def advantages(self, data: TensorDict, reward: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`[B, T]` advantages and, for a critic, `[B, T]` value targets."""
+        estimate = advantage_estimator(self.advantage_kind or self.config.advantage.kind)
+        return estimate(data, reward, self.config.advantage)
+
+    def learn(self, data: TensorDict) -> dict[str, float]:
+        """Learn from a batch that is scored; gives the metrics of that."""
+        in_loss = self.config.kl.where == "loss" and "ref_log_prob" in data
+        self.loss.kl = self.kl.beta if in_loss else 0.0
+        metrics = self.learner.learn(data, self.iteration)
+        self.loss.after_batch(metrics)
+        return metrics
+
+    # An iteration.
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """Iterate until the configured number; gives the metrics of each."""
+        while self.iteration < self.config.iterations:
+            yield self.step()
+
+    def step(self) -> dict[str, float]:
+        """One iteration; its metrics."""
+        start = time.perf_counter()
+        try:
+            batch = self.collector.collect()
+        except RewardError as error:  # not a number: what cannot be learned from is left out, and said
+            self.step_check.allows(torch.tensor(torch.nan), [], TensorDict(), self.iteration + 1, f"reward: {error}")
+            self.iteration += 1
+            self.collector.iteration = self.iteration
+            self.batch = None
+            return {"iteration": self.iteration, "tokens": self.tokens, "guard/skipped": self.step_check.skipped}
+        collected = time.perf_counter()
+        data = self.score(batch)
+        scored = time.perf_counter()
+        metrics = self.learn(data)
+        learned = time.perf_counter()
+        self.iteration += 1
+        self.tokens += batch.written_tokens
+        self.batch = batch
+        real = int(data["mask"].sum())
+        metrics |= batch_metrics(data, batch.episodes)
+        metrics |= {
+            "iteration": self.iteration,
+            "episodes": len(batch.episodes),
+            "tokens": self.tokens,
+            "rollout/refilled": batch.refilled,
+            "reward/failures": self.collector.writer.mdp.reward.num_failures,
+            "kl/beta": self.kl.beta,
+            "time/rollout": collected - start,
+            "time/score": scored - collected,
+            "time/update": learned - scored,
+            "time/total": learned - start,
+            "speed/rollout_tokens_per_s": batch.written_tokens / (collected - start),
+            "speed/update_tokens_per_s": real / (learned - collected),
+            "guard/skipped": self.step_check.skipped,
+        }
+        if "kl/sequence" in metrics:
+            self.kl.update(metrics["kl/sequence"], len(batch.episodes))
+        every = self.config.model.refresh_reference
+        if every and self.network.has_reference and self.iteration % every == 0:
+            self.network.refresh_reference()
+        return metrics
+
+    def score(self, batch: Batch) -> TensorDict:
+        """Add old log-probs, values, reference log-probs, rewards to learn from, advantages and value targets."""
+        config, network = self.config, self.network
+        rows = len(batch.data)
+        reuse = self.learner.reuses_forward(rows, self.iteration)
+        # Asked of the configuration: an adaptive beta may touch 0 and come back.
+        compares = network.has_reference and (config.kl.beta > 0 or config.kl.target is not None)
+        network.train(reuse)
+        data = score(
+            network,
+            batch.data.to(config.device),
+            size=config.actor.micro_batch_size or max(1, rows // config.actor.minibatches),
+            actor=not self.trusted and (network.shared or config.loss.importance_cap is not None),
+            critic=self.has_critic,
+            reference=compares,
+            keep_graph=reuse,
+        )
+        if "trainer_log_prob" in data:
+            data["action_log_prob"] = data["trainer_log_prob"]
+            cap = config.loss.importance_cap
+            if cap is not None and not self.trusted:
+                data["importance_weight"] = importance_weights(
+                    data["trainer_log_prob"], data["behaviour_log_prob"], data["mask"], cap
+                )
+        in_reward = self.kl.beta if compares and config.kl.where == "reward" else 0.0
+        data["shaped_reward"] = shape_rewards(data, config.reward, in_reward)
+        advantage, target = self.advantages(data, data["shaped_reward"])
+        data["advantage"] = advantage[..., None]
+        if target is not None:
+            data["value_target"] = target[..., None]
+        return data
+
+    # Going on after a stop.
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything that decides how the run goes on: tensors by file, and JSON."""
+        tensors, state = self.learner.state()
+        tensors["weights"] = self.network.weights()
+        state |= {
+            "iteration": self.iteration,
+            "tokens": self.tokens,
+            "collector": self.collector.state_dict(),
+            "kl": self.kl.state_dict(),
+            "loss": self.loss.state(),
+            "step_check": self.step_check.state_dict(),
+            "reward_failures": self.collector.writer.mdp.reward.num_failures,
+        }
+        return tensors, state
+
+    def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Go on where another was."""
+        self.network.load_weights(tensors["weights"])
+        self.learner.load_state(tensors, state)
+        self.iteration, self.tokens = state["iteration"], state["tokens"]
+        self.collector.load_state_dict(state["collector"])
+        self.collector.writer.mdp.reward.num_failures = state["reward_failures"]
+        self.kl.load_state_dict(state["kl"])
+        self.loss.load_state(state["loss"])
+        self.step_check.load_state_dict(state["step_check"])

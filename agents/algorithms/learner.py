@@ -1,0 +1,197 @@
+"""What is done with a batch: epochs of optimizer steps over random mini-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from agents.algorithms.optimizer import Optimizer
+from agents.algorithms.scoring import GRAPH, by_length
+from agents.algorithms.steps import StepCheck
+from agents.config import OptimizerConfig, TrainConfig
+from agents.losses import TokenLoss
+from agents.losses.base import logged_name
+from agents.losses.ops import token_weights
+from agents.metrics import Average
+from agents.networks.network import Network
+from agents.rollouts.packing import trim
+
+Tensor = torch.Tensor
+
+NORMS = {"actor": "policy/gradient_norm", "critic": "value/gradient_norm"}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a batch: which parts learn, and in what portions."""
+
+    number: int
+    actor: bool
+    critic: bool
+    settings: OptimizerConfig
+
+
+class Learner:
+    """Minimises a loss on one batch after the other, with an optimizer for the actor and one for the critic.
+
+    Args:
+        config: epochs, mini-batches, learning rates, ... of both.
+        network: what learns.
+        loss: what is minimised.
+        check: asked before each step.
+        critic: whether there is one to teach.
+        longest: of how many tokens a text may be.
+
+    Attributes:
+        actor_optimizer: the policy's.
+        critic_optimizer: the critic's; None if there is none.
+    """
+
+    def __init__(
+        self, config: TrainConfig, network: Network, loss: TokenLoss, check: StepCheck, *, critic: bool, longest: int
+    ) -> None:
+        self.config = config
+        self.network = network
+        self.loss = loss
+        self.check = check
+        self.longest = longest
+        self.actor_optimizer = self._optimizer(network.actor_parameters(), config.actor)
+        self.critic_optimizer = self._optimizer(network.critic_parameters(), config.critic) if critic else None
+
+    def passes(self, iteration: int) -> Iterator[Pass]:
+        """The passes over an iteration's batch."""
+        actor, critic = self.config.actor, self.config.critic
+        has_critic = self.critic_optimizer is not None
+        warming_up = has_critic and iteration < self.config.critic_warmup
+        actor_epochs = 0 if warming_up else actor.epochs
+        critic_epochs = critic.epochs if has_critic and self.config.loss.value > 0 else 0
+        if self.network.shared:  # one backward pass serves both; where only one learns, its own settings count
+            for number in range(max(actor_epochs, critic_epochs)):
+                learns = number < actor_epochs
+                yield Pass(number, learns, number < critic_epochs, actor if learns else critic)
+        else:
+            for number in range(actor_epochs):
+                yield Pass(number, True, False, actor)
+            for number in range(critic_epochs):
+                yield Pass(number, False, True, critic)
+
+    def reuses_forward(self, rows: int, iteration: int) -> bool:
+        """Whether the first optimizer step of each part will see the whole batch at once, with the present weights."""
+        first = [turn.settings for turn in self.passes(iteration) if turn.number == 0]
+        whole = all(turn.minibatches == 1 and (turn.micro_batch_size or rows) >= rows for turn in first)
+        return whole and self.config.model.lora.dropout == 0
+
+    def learn(self, data: TensorDict, iteration: int) -> dict[str, float]:
+        """The epochs: optimizer steps over random mini-batches, their gradients summed over micro-batches.
+
+        Args:
+            data: the batch, scored.
+            iteration: its number, which the order of texts hangs on.
+
+        Returns:
+            Metrics: means over the steps.
+        """
+        self.network.train()
+        average, actor_epochs, stopped = Average(), 0.0, False
+        limit = self.config.loss.target_kl
+        for turn in self.passes(iteration):
+            if turn.actor and stopped:
+                continue
+            graph = "hidden" if turn.actor or self.network.shared else "critic_hidden"
+            for indices in self._minibatches(data, turn, iteration):
+                encoded = graph in data  # from the scoring pass, good for one step
+                means = self._step(data if encoded else data[indices], turn, encoded, iteration, average)
+                data = data.exclude(graph, "distribution")
+                if turn.actor and limit is not None and means.get("kl/old", 0.0) > 1.5 * limit:
+                    stopped = True
+                    break
+            actor_epochs += turn.actor
+        self.network.eval()
+        metrics = average.means()
+        if "ratio/square" in metrics:  # the effective share of the samples, were they weighted by their ratios
+            metrics["ratio/ess"] = metrics["ratio/mean"] ** 2 / metrics.pop("ratio/square")
+        metrics["policy/epochs"] = actor_epochs
+        metrics["policy/learning_rate"] = self.actor_optimizer.rate_at(max(0, self.actor_optimizer.steps - 1))
+        if self.critic_optimizer is not None:
+            metrics["value/learning_rate"] = self.critic_optimizer.rate_at(max(0, self.critic_optimizer.steps - 1))
+        return metrics
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """What `load_state` needs: tensors by file, and JSON."""
+        tensors, state = {}, {}
+        tensors["actor_optimizer"], state["actor_optimizer"] = self.actor_optimizer.state()
+        if self.critic_optimizer is not None:
+            tensors["critic_optimizer"], state["critic_optimizer"] = self.critic_optimizer.state()
+        return tensors, state
+
+    def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Go on where another was."""
+        self.actor_optimizer.load_state(tensors["actor_optimizer"], state["actor_optimizer"])
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.load_state(tensors["critic_optimizer"], state["critic_optimizer"])
+
+    def _minibatches(self, data: TensorDict, turn: Pass, iteration: int) -> list[Tensor]:
+        kind = 2 * turn.number + (not turn.actor)
+        random = np.random.default_rng([self.config.seed, iteration, kind])
+        order = torch.from_numpy(random.permutation(len(data)))
+        return [part for part in order.tensor_split(turn.settings.minibatches) if len(part)]
+
+    def _step(
+        self, minibatch: TensorDict, turn: Pass, encoded: bool, iteration: int, average: Average
+    ) -> dict[str, float]:
+        """One optimizer step of the parts that learn in this pass; its metrics, none if it was left out."""
+        optimizers = {
+            part: optimizer
+            for part, optimizer, learns in (
+                ("actor", self.actor_optimizer, turn.actor),
+                ("critic", self.critic_optimizer, turn.critic),
+            )
+            if optimizer is not None and learns
+        }
+        # Both, for a shared backbone gets gradients from either.
+        self.actor_optimizer.zero_grad()
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.zero_grad()
+        minibatch["weight"] = token_weights(minibatch["mask"], self.config.loss.aggregate, self.longest)
+        total, here = 0.0, Average()
+        size = turn.settings.micro_batch_size or len(minibatch)
+        parts = [slice(None)] if encoded else by_length(minibatch, size)
+        for part in parts:
+            micro = minibatch if encoded else trim(minibatch[part])
+            out = self.loss(micro, actor=turn.actor, critic=turn.critic, encoded=encoded)
+            losses = {name: value for name, value in out.items() if name.startswith("loss_")}
+            loss = sum(losses.values())
+            loss.backward()
+            total = total + loss.detach()
+            tokens = float(micro["mask"].sum())
+            here.add({name: value for name, value in out.items() if name not in losses}, tokens)
+            # Losses add up over micro-batches, whatever the tokens in them; all else is a mean.
+            here.add({logged_name(name): value.detach() * len(parts) for name, value in losses.items()}, 1.0)
+        norms = {part: optimizer.clip() for part, optimizer in optimizers.items()}
+        clean = minibatch.exclude(*GRAPH)
+        where = " and ".join(norms)
+        if not self.check.allows(torch.as_tensor(total), list(norms.values()), clean, iteration + 1, where):
+            return {}
+        for optimizer in optimizers.values():
+            optimizer.step()
+        means = here.means()
+        tokens = float(minibatch["mask"].sum())
+        average.add(means | {NORMS[part]: float(norm) for part, norm in norms.items()}, tokens)
+        return means
+
+    def _optimizer(self, weights: Mapping[str, torch.nn.Parameter], config: OptimizerConfig) -> Optimizer:
+        return Optimizer(
+            weights,
+            config.learning_rate,
+            total_steps=self.config.iterations * config.epochs * config.minibatches,
+            warmup=config.warmup,
+            decay=config.decay,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            max_gradient_norm=config.max_gradient_norm,
+        )
