@@ -11,6 +11,7 @@ from tensordict import TensorDict
 
 from agents.losses.ops import explained_variance, masked_mean, zero_padding
 from llm_env.tokens.episode import Episode
+from rewards import End
 
 Tensor = torch.Tensor
 
@@ -24,7 +25,7 @@ def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, fl
         "reward/std": task_reward.std(correction=0),
         "text/length": mask.sum(1).float().mean(),
         "text/truncated": data["cut"].float().mean(),
-        "text/eos": torch.tensor(sum(episode.rollout.end == "eos" for episode in episodes) / max(1, len(episodes))),
+        "text/eos": torch.tensor(sum(episode.end is End.EOS for episode in episodes) / max(1, len(episodes))),
         "text/distinct_1": distinct(data["action"], mask, 1),
         "text/distinct_2": distinct(data["action"], mask, 2),
     }

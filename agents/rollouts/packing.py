@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
-from llm_env.tokens.stopping import IntArray
 from rewards import Rollout
 
 
@@ -65,7 +65,7 @@ def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
         "group": np.array([episode.group for episode in episodes]),
         "prompt_index": np.array([episode.prompt_index for episode in episodes]),
         "score": np.array([episode.score.total for episode in episodes], dtype=np.float32),
-        "cut": np.array([episode.rollout.end in ("budget", "context") for episode in episodes]),
+        "cut": np.array([episode.end.is_cut for episode in episodes]),
         "action": action,
         "action_position": position,
         "state_position": position - 1,

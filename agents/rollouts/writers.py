@@ -13,9 +13,9 @@ from llm_env.engines import Engine, Job, Sampling
 from llm_env.engines.writing import write
 from llm_env.mdp.core import TokenMDP
 from llm_env.tasks.running import RunningEpisodes
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.state import TokenState
-from llm_env.tokens.stopping import IntArray
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 

@@ -17,10 +17,10 @@ from llm_env.engines.sampling import Sampling
 from llm_env.engines.writing import EngineChooser, Job, write
 from llm_env.tasks.base import Task
 from llm_env.tasks.running import RunningEpisodes
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.checks import as_token_ids
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt, TokenizedPrompts
-from llm_env.tokens.stopping import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 NO_SLOTS: IntArray = np.zeros(0, dtype=np.int64)

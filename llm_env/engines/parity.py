@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from llm_env.engines.weights import check_weights
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import IntArray
 
 ODD_TEXT = 10  # one text among several may be so many tolerances off
 

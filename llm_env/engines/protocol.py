@@ -12,9 +12,9 @@ import torch
 from llm_env.engines.sampling import Sampling
 from llm_env.engines.writing import Job
 from llm_env.tasks.base import Task
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import TokenizedPrompts
-from llm_env.tokens.stopping import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 Tokens = Sequence[int] | IntArray

@@ -16,11 +16,11 @@ from llm_env.mdp.observer import Observer
 from llm_env.mdp.options import MDPOptions, vocabulary_of, with_defaults
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import make_task
-from llm_env.tasks.running import FloatArray, RunningEpisodes, SavedEpisodes
+from llm_env.tasks.running import RunningEpisodes, SavedEpisodes
+from llm_env.tokens.arrays import FloatArray, IntArray
 from llm_env.tokens.checks import as_indices
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt, PromptSampler, TokenizedPrompts
-from llm_env.tokens.stopping import IntArray
 from rewards import Guard, Rollout, Score
 
 Arrays = dict[str, npt.NDArray[Any]]

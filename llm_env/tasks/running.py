@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from llm_env.tasks.base import Task
+from llm_env.tokens.arrays import FloatArray, IntArray
 from llm_env.tokens.episode import UNSCORED, Episode
 from llm_env.tokens.prompts import Prompt, TokenizedPrompts
 from llm_env.tokens.state import END_OF_CODE, RUNNING, SavedRows, TokenState
-from llm_env.tokens.stopping import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import RewardError, Rollout
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +171,7 @@ class RunningEpisodes:
             "score": UNSCORED,
             "log_probs": None,
             "token_rewards": None if paid is None else paid[row, : state.num_actions[row]].copy(),
-            "truncated": not state.cut_is_final and bool(state.truncated[row]),
+            "truncated": bool(state.truncated[row]),
             "prompt_index": int(self.prompt_index[row]),
             "group": int(self.group[row]),
         }

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 Messages = Sequence[Mapping[str, str]]

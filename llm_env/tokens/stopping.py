@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from llm_env.tokens.arrays import IntArray as IntArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from llm_env.mdp.core import TokenMDP
-from llm_env.tasks.running import FloatArray
-from llm_env.tokens.state import BoolArray
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 
 
 class Layer:

@@ -8,10 +8,8 @@ import gymnasium
 import numpy as np
 
 from llm_env.mdp.core import TokenMDP
-from llm_env.tasks.running import FloatArray
+from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 from llm_env.tokens.episode import Episode
-from llm_env.tokens.state import BoolArray
-from llm_env.tokens.stopping import IntArray
 from llm_env.wrappers.layers import Layer, TokenWrapper
 
 

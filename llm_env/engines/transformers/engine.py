@@ -19,7 +19,7 @@ from llm_env.engines.transformers.attention import grouped
 from llm_env.engines.transformers.slot_cache import Plan, SlotCache
 from llm_env.engines.weights import copy_weights
 from llm_env.models import eos_tokens, load_model, load_tokenizer
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from llm_env.engines.registry import register_engine
 from llm_env.engines.sampling import Sampling
 from llm_env.engines.vllm.core import VLLMCore
 from llm_env.models import eos_tokens, load_vocabulary, model_folder
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
