@@ -52,7 +52,8 @@ ONLY = {
 BY_NAME = {
     "agents": "its names, when they are first asked for: it is the front, above all rooms",
     "llm_env": "the same",
-    "agents.config.modules": "a user's module, and the plug-ins of a room for the registry in that room",
+    "agents.config.modules": "a user's module",
+    "rewards.registry": "the plug-ins of a room, for the registry in that room",
     "llm_env.engines.registry": "the package of an engine, inside its own room",
     "agents.report.log": "wandb, which is not ours",
 }
