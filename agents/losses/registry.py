@@ -33,10 +33,20 @@ def register_loss(name: str) -> Callable[[Loss], Loss]:
 
 
 def loss_class(name: str) -> type[TokenLoss]:
-    """The loss of that name."""
+    """The loss of that name.
+
+    Examples:
+        >>> loss_class("clip").__name__
+        'ClipLoss'
+    """
     return _LOSSES[name]
 
 
 def loss_names() -> list[str]:
-    """The names of all losses."""
+    """The names of all losses.
+
+    Examples:
+        >>> {"clip", "penalty", "policy_gradient"} <= set(loss_names())
+        True
+    """
     return _LOSSES.names()

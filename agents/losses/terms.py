@@ -45,12 +45,24 @@ def register_term(name: str) -> Callable[[Term], Term]:
 
 
 def loss_term(name: str) -> Term:
-    """The registered term of that name."""
+    """The registered term of that name.
+
+    Examples:
+        >>> loss_term("no_such_term")
+        Traceback (most recent call last):
+        rewards.registry.UnknownNameError: unknown loss term 'no_such_term'; ...
+    """
     return _TERMS[name]
 
 
 def term_names() -> list[str]:
-    """The names of all registered terms."""
+    """The names of all registered terms.
+
+    Examples:
+        >>> _ = register_term("length")(lambda log_prob, distribution, data: data["mask"].float())
+        >>> "length" in term_names()
+        True
+    """
     return _TERMS.names()
 
 

@@ -29,6 +29,14 @@ def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
     Args:
         episodes: at least one.
         pad_token: fills `tokens` and `action` on the right.
+
+    Examples:
+        >>> from rewards import Score
+        >>> written = Rollout.of("ab", prompt="?")
+        >>> log_probs = np.array([-1.0, -2.0], dtype=np.float32)
+        >>> data = pack([Episode(written, Score(0.5), log_probs, None, False, prompt_index=0, group=0)], pad_token=0)
+        >>> data["tokens"].tolist(), data["action"].tolist(), data["next", "reward"].squeeze(-1).tolist()
+        ([[63, 97, 98]], [[97, 98]], [[0.0, 0.5]])
     """
     if not episodes:
         raise ValueError("there are no episodes to pack")

@@ -26,7 +26,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has led to.
+    """What a run has led to; `train` gives it.
 
     Attributes:
         before: metrics of the evaluation before the first iteration (empty if the task has no held-out prompts).

@@ -68,7 +68,7 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Run(Parts):
-    """The parts of a run, and the algorithm on top of them.
+    """The parts of a run, and the algorithm on top of them; `build` makes one.
 
     Attributes:
         algorithm: collects texts and learns from them.
@@ -83,6 +83,14 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     Args:
         config: what it is.
         model: begin with this model (a name or folder) instead of `config.model.name`.
+
+    Examples:
+        >>> run = build(TrainConfig(iterations=2).replace(task__args={"length": 2}, rollout__batch_size=8))
+        >>> for metrics in run.algorithm:  # a loop of your own
+        ...     run.update_engine()
+        >>> metrics["iteration"], metrics["episodes"]
+        (2, 8)
+        >>> run.close()
     """
     check_algorithm(config)
     parts = build_parts(config, model)

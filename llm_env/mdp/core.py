@@ -65,6 +65,14 @@ class TokenMDP:
         begun: `[num_envs]` bool, the rows that the last reset began.
         finished: the episodes that the last step ended, by row.
         followers: those who keep something beside the episodes, and are told when episodes are copied.
+
+    Examples:
+        >>> mdp = TokenMDP("Reverse", num_envs=2, task_kwargs={"length": 2})
+        >>> rows = mdp.reset(seed=0)
+        >>> for letter in "ab":
+        ...     _ = mdp.step(np.repeat(mdp.vocabulary.encode(letter), 2))
+        >>> [mdp.rollout(row).text for row in rows]
+        ['ab', 'ab']
     """
 
     def __init__(self, task: str | Task | type[Task], num_envs: int = 1, **options: Unpack[MDPOptions]) -> None:
