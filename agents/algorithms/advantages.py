@@ -1,4 +1,4 @@
-"""From rewards and values to advantages and value targets, in ways that have names."""
+"""From rewards and values to advantages and value targets, by registered estimators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of a batch of texts. Padding is in none of them."""
+"""The metrics of a batch of texts; padding counts in none of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 
 
 def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, float]:
-    """Of the texts: rewards and their parts, lengths, ends, how varied they are; and KL to the reference."""
+    """Rewards and their parts, lengths and ends of the texts, how varied they are, and their KL to the reference."""
     mask = data["mask"]
     task_reward = zero_padding(data["next", "reward"][..., 0], mask).sum(1)
     metrics = {

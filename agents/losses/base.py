@@ -42,7 +42,7 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
         network: actor and critic.
         config: the weights of the parts, and what else the loss reads.
         critic: whether there is a critic to teach.
-        value_clip: how far new values may go from old ones before they stop to count.
+        value_clip: how far a new value may move from the old one; the loss does not reward moving further.
         kl_estimator: of the KL to the reference; see `agents.losses.ops.kl_estimate`.
         **options: of the TorchRL loss that a subclass builds on.
 
@@ -100,7 +100,7 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
     # What a loss decides.
 
     def gain(self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is to be made large.
+        """How much each token is worth: what the loss makes large.
 
         Args:
             log_prob: `[B, T]` of the actions, now.

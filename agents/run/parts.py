@@ -130,7 +130,7 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
         )
     shares = rollout.engine == "transformers" and rollout.engine_dtype is None
     parts = Parts(source, mdp, network, tokenizer, engine, evaluator, shares)
-    # An engine that has made its own model need not have made the same: random weights have a seed.
+    # An engine that has loaded the model by itself may hold other weights: those of "tiny" depend on the seed.
     parts.update_engine()
     return parts
 
@@ -166,7 +166,7 @@ def make_task_of(config: TrainConfig) -> Task:
 
 
 def mdp_options(config: TrainConfig, split: str = "train", **more: Any) -> MDPOptions:
-    """What the environment's core is told: by the configuration, and more."""
+    """The options of a `TokenMDP`, as the configuration says; `more` are added, or replace them."""
     task = config.task
     options: MDPOptions = {
         "split": split,

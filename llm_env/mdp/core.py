@@ -150,7 +150,7 @@ class TokenMDP:
             rows: which rows. Beginning all of them begins a new group of completions, too.
             seed: start the order of prompts over, from this seed.
             prompt_indices: begin with these prompts of the split, one for each row, instead of the next in order. Rows
-                that are given the same prompt form a group; its number is negative, not to meet those dealt.
+                that are given the same prompt form a group; its number is negative, unlike those of groups dealt in order.
         """
         if seed is not None:
             self.sampler.reseed(int(seed))
@@ -173,7 +173,7 @@ class TokenMDP:
         episodes = self.episodes
         episodes.step(actions, rows)
         acted = self.state.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
-        # Before anything is scored: should the reward raise, engine and text have not come apart.
+        # Before anything is scored: if the reward raises an error, the engine has still read the same text.
         self.observer.advance(acted)
         reward = np.zeros(self.num_envs)
         self.finished = {}
@@ -220,7 +220,7 @@ class TokenMDP:
         return self.episodes.prompt(row)
 
     def score(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Finished episodes with their scores; what was cut off and is to be valued instead has a score of 0."""
+        """Finished episodes with their scores; a truncated one gets 0, for its last state is valued instead."""
         scored = [episode.rollout for episode in episodes if not episode.truncated]
         scores = iter(self.reward(scored) if scored else ())
         return [replace(each, score=Score(0.0) if each.truncated else next(scores)) for each in episodes]

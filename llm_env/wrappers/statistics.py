@@ -1,4 +1,4 @@
-"""What is to be said of an episode when it ends."""
+"""Statistics of episodes that have ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_env.wrappers.layers import Layer, TokenWrapper
 
 
 def describe(finished: Episode, episode_return: float) -> dict[str, Any]:
-    """The statistics of an episode: all that they take from what the token MDP says of its end."""
+    """What is reported of a finished episode, with the return that was counted for it."""
     rollout = finished.rollout
     return {
         "r": episode_return,

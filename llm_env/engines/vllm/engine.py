@@ -81,7 +81,7 @@ class VLLMEngine(EngineBase):
         verbose: bool = False,
         vllm_args: Mapping[str, Any] | None = None,
     ) -> None:
-        self._core: VLLMCore | None = None  # should something below raise
+        self._core: VLLMCore | None = None  # for `close`, should something below raise an error
         self._failure = self._stale = ""
         check_installed(allow_untested_version)
         with contextlib.ExitStack() as stack:
@@ -190,7 +190,7 @@ class VLLMEngine(EngineBase):
             raise
 
     def _checked_texts(self) -> list[IntArray]:
-        """Texts in the model's own words: rounding changes what it says of others much more."""
+        """Texts that the model writes itself: the log-probs of unlikely texts change much more by rounding."""
         length = min(CHECKED_TOKENS, self.context)
         if length < 3:
             return []
@@ -208,7 +208,7 @@ class VLLMEngine(EngineBase):
 
     @contextlib.contextmanager
     def _failure_explained(self) -> Iterator[None]:
-        """What goes wrong inside vLLM leaves it in no state to go on: say so, with the texts, and let go of it."""
+        """After an error inside vLLM it cannot go on: close this engine, and raise an error that shows its texts."""
         try:
             yield
         except BaseException as error:

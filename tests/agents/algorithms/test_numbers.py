@@ -99,7 +99,7 @@ def test_the_numbers_of_a_batch_by_hand_whatever_its_padding(pad: int) -> None:
     assert batch_metrics(scored(pad), episodes()) == pytest.approx(EXPECTED, abs=1e-6)
 
 
-def test_the_numbers_of_a_batch_do_not_hang_on_its_order() -> None:
+def test_the_numbers_of_a_batch_do_not_depend_on_its_order() -> None:
     assert batch_metrics(scored()[[2, 0, 1]], episodes()) == pytest.approx(EXPECTED, abs=1e-6)
 
 

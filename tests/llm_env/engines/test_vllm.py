@@ -1,4 +1,4 @@
-"""vLLM as an engine: the same numbers as transformers, whatever is done to its slots, and errors, not bad ones."""
+"""vLLM as an engine: the same numbers as transformers, whatever is done to its slots, and errors, not wrong ones."""
 
 import gc
 import importlib.util
