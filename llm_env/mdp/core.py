@@ -150,7 +150,7 @@ class TokenMDP:
             rows: which rows. Beginning all of them begins a new group of completions, too.
             seed: start the order of prompts over, from this seed.
             prompt_indices: begin with these prompts of the split, one for each row, instead of the next in order. Rows
-                that are given the same prompt form a group; its number is negative, unlike those of groups dealt in order.
+                that are given the same prompt form a group; its number is negative, unlike those dealt in order.
         """
         if seed is not None:
             self.sampler.reseed(int(seed))

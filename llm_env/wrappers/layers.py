@@ -49,7 +49,7 @@ class Layer:
         """A step is about to be taken; `tokens` works out what will be written, in the rows that act."""
 
     def after(self, acting: BoolArray, begun: BoolArray, reward: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
-        """A step was taken; some rows may have begun anew. Gives the reward, and `key: (values, mask)` for the infos."""
+        """A step was taken; some rows may have begun anew. Gives rewards, and `key: (values, mask)` for the infos."""
         return reward, {}
 
     def begin(self, begun: BoolArray) -> None:
