@@ -24,7 +24,7 @@ def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, fl
         "reward/mean": task_reward.mean(),
         "reward/std": task_reward.std(correction=0),
         "text/length": mask.sum(1).float().mean(),
-        "text/truncated": data["cut"].float().mean(),
+        "text/cut": data["cut"].float().mean(),
         "text/eos": torch.tensor(sum(episode.end is End.EOS for episode in episodes) / max(1, len(episodes))),
         "text/distinct_1": distinct(data["action"], mask, 1),
         "text/distinct_2": distinct(data["action"], mask, 2),

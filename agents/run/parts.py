@@ -138,7 +138,7 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
 def make_collector(config: TrainConfig, parts: Parts) -> Collector:
     """What collects batches of texts after the training prompts."""
     rollout = config.rollout
-    filters: list[Filter] = [not_cut] * rollout.drop_truncated + [not_uniform] * rollout.drop_uniform_groups
+    filters: list[Filter] = [not_cut] * rollout.drop_cut + [not_uniform] * rollout.drop_uniform_groups
     return Collector(
         EngineWriter(parts.mdp, parts.engine),
         rollout.batch_size,

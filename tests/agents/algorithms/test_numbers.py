@@ -80,7 +80,7 @@ EXPECTED = {
     "reward/style": 0.75 / 2,  # of those that have it
     "return/mean": 1 / 3,
     "text/length": 8 / 3,
-    "text/truncated": 1 / 3,
+    "text/cut": 1 / 3,
     "text/eos": 2 / 3,
     "text/distinct_1": 5 / 8,  # 3 3 2, 3 4 5 6, 2
     "text/distinct_2": 1.0,  # 33 32, 34 45 56
