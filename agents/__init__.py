@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from agents.config.presets import PRESETS
     from agents.losses import TokenLoss, register_loss, register_term
     from agents.networks.network import Network
-    from agents.rollouts.collector import Collector
+    from agents.rollouts.collector import Batch, Collector
+    from agents.rollouts.packing import pack
+    from agents.rollouts.writers import EngineWriter, PolicyWriter, Writer
     from agents.run.loop import Result
     from agents.run.parts import Run, build
     from agents.run.training import fine_tune, train
@@ -31,19 +33,24 @@ if TYPE_CHECKING:
 _HOME = {
     "A2C": "algorithms.a2c",
     "Algorithm": "algorithms.base",
+    "Batch": "rollouts.collector",
     "Collector": "rollouts.collector",
+    "EngineWriter": "rollouts.writers",
     "GRPO": "algorithms.grpo",
     "Network": "networks.network",
     "PPO": "algorithms.ppo",
     "PRESETS": "config.presets",
+    "PolicyWriter": "rollouts.writers",
     "RLOO": "algorithms.rloo",
     "Reinforce": "algorithms.reinforce",
     "Result": "run.loop",
     "Run": "run.parts",
     "TokenLoss": "losses",
     "TrainConfig": "config",
+    "Writer": "rollouts.writers",
     "build": "run.parts",
     "fine_tune": "run.training",
+    "pack": "rollouts.packing",
     "register_advantage": "algorithms.advantages",
     "register_algorithm": "algorithms.registry",
     "register_loss": "losses",
@@ -58,15 +65,20 @@ __all__ = [
     "PRESETS",
     "RLOO",
     "Algorithm",
+    "Batch",
     "Collector",
+    "EngineWriter",
     "Network",
+    "PolicyWriter",
     "Reinforce",
     "Result",
     "Run",
     "TokenLoss",
     "TrainConfig",
+    "Writer",
     "build",
     "fine_tune",
+    "pack",
     "register_advantage",
     "register_algorithm",
     "register_loss",

@@ -32,6 +32,13 @@ class Failure:
         rollout: The rollout.
         error: What happened, in a line, such as "ZeroDivisionError: division by zero".
         trace: The traceback, where there is one.
+
+    Example:
+        >>> guard = Guard(lambda rollout: 1 / len(rollout.text), on_error=-1.0)
+        >>> [score.value for score in guard([Rollout.of("ab"), Rollout.of("")])]
+        [0.5, -1.0]
+        >>> [failure.error for failure in guard.failures]
+        ['ZeroDivisionError: division by zero']
     """
 
     rollout: Rollout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -35,6 +37,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: What it holds, in words and in the singular, for messages: "task", "algorithm".
+        room: A package whose modules register what they define. They are all imported before anything is looked up, so
+            that a new file in it is enough to add something.
 
     Examples:
         >>> shapes = Registry("shape")
@@ -47,9 +51,10 @@ class Registry(Generic[T]):
         rewards.registry.UnknownNameError: unknown shape 'circel'; did you mean 'circle'? Known: circle
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, room: str | None = None) -> None:
         self.kind = kind
         self._things: dict[str, T] = {}
+        self._room_to_import = room
 
     def add(self, name: str, thing: T) -> T:
         """Keep a thing under a name, and give it back.
@@ -78,25 +83,34 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, sorted."""
-        return sorted(self._things)
+        return sorted(self._all())
 
     def __getitem__(self, name: str) -> T:
         """The thing of that name; an `UnknownNameError`, which is a ValueError, if there is none."""
-        if name not in self._things:
-            raise UnknownNameError(self.kind, name, self)
-        return self._things[name]
+        things = self._all()
+        if name not in things:
+            raise UnknownNameError(self.kind, name, things)
+        return things[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._things
+        return name in self._all()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
     def __len__(self) -> int:
-        return len(self._things)
+        return len(self._all())
 
     def __repr__(self) -> str:
         return f"<Registry of the kind {self.kind!r}: {', '.join(self.names()) or 'empty'}>"
+
+    def _all(self) -> dict[str, T]:
+        if self._room_to_import is not None:
+            room = importlib.import_module(self._room_to_import)
+            for module in pkgutil.iter_modules(room.__path__):
+                importlib.import_module(f"{room.__name__}.{module.name}")
+            self._room_to_import = None
+        return self._things
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.4) -> str:

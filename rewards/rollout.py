@@ -20,6 +20,8 @@ class End(enum.StrEnum):
     Example:
         >>> End.EOS == "eos", End("budget") is End.BUDGET
         (True, True)
+        >>> [end.value for end in End if end.is_cut]
+        ['budget', 'context']
     """
 
     RUNNING = "running"  # it is not over yet
@@ -29,8 +31,12 @@ class End(enum.StrEnum):
     BUDGET = "budget"  # the agent has made as many choices as it may
     CONTEXT = "context"  # there is no room for another token
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text was cut off (BUDGET, CONTEXT), rather than finished or still running."""
+        return self is End.BUDGET or self is End.CONTEXT
 
-_TERMINATED = frozenset({End.EOS, End.STOP, End.TASK})
+
 _NO_METADATA: Mapping[str, Any] = {}
 
 
@@ -129,7 +135,7 @@ class Rollout:
     @property
     def terminated(self) -> bool:
         """Whether the text is finished (its end is EOS, STOP or TASK) rather than cut off or still running."""
-        return self.end in _TERMINATED
+        return self.end is not End.RUNNING and not self.end.is_cut
 
     def _decoded(self, ids: NDArray[np.int64]) -> str:
         if self._decode is None:

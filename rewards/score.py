@@ -19,6 +19,15 @@ class RewardError(ValueError):
     """A reward gave back something that is no score: NaN, infinity, a wrong length or shape.
 
     An exception may be due to one odd text, but this is a bug in the reward, so `rewards.Guard` lets it through.
+
+    Example:
+        >>> from rewards import Rollout, reward
+        >>> @reward
+        ... def broken(rollout):
+        ...     return float("nan")
+        >>> broken([Rollout.of("text")])
+        Traceback (most recent call last):
+        rewards.score.RewardError: ...
     """
 
 

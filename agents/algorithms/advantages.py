@@ -1,4 +1,4 @@
-"""From rewards and values to advantages and value targets, in ways that have names."""
+"""From rewards and values to advantages and value targets, by registered estimators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDict
 
 from agents.config import AdvantageConfig
-from agents.config.modules import import_modules_in
 from agents.losses.ops import gae, length_adaptive_lambda, whiten, zero_padding
 from rewards.registry import Registry
 
@@ -39,7 +38,7 @@ class AdvantageEstimator:
         return self._function(data, reward, config)
 
 
-_ESTIMATORS: Registry[AdvantageEstimator] = Registry("advantage estimator")
+_ESTIMATORS: Registry[AdvantageEstimator] = Registry("advantage estimator", room="agents.algorithms")
 
 
 def register_advantage(
@@ -72,13 +71,11 @@ def register_advantage(
 
 def advantage_estimator(name: str) -> AdvantageEstimator:
     """The estimator of that name."""
-    import_modules_in("agents.algorithms")
     return _ESTIMATORS[name]
 
 
 def advantage_names() -> list[str]:
     """The names of all estimators."""
-    import_modules_in("agents.algorithms")
     return _ESTIMATORS.names()
 
 

@@ -53,6 +53,21 @@ class Algorithm:
         iteration: how many have been done.
         tokens: how many the policy has written so far.
         batch: what the last iteration has learned from; None if there was nothing.
+
+    Examples:
+        >>> from agents import build, register_algorithm
+        >>> @register_algorithm("imitate_the_best")
+        ... class ImitateTheBest(Algorithm):
+        ...     loss_kind = "policy_gradient"
+        ...     has_critic = False
+        ...     def advantages(self, data, reward):
+        ...         total = reward.sum(1, keepdim=True)
+        ...         return (total == total.max()) * data["mask"].float(), None
+        >>> config = TrainConfig(algo="imitate_the_best", iterations=1)
+        >>> run = build(config.replace(task__args={"length": 2}, rollout__batch_size=8))
+        >>> run.algorithm.step()["iteration"]
+        1
+        >>> run.close()
     """
 
     loss_kind: ClassVar[str | None] = None

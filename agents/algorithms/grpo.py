@@ -23,6 +23,10 @@ class GRPO(Algorithm):
     `advantage.whiten` divides by the group's standard deviation, as GRPO does; without it (Dr. GRPO) questions that are
     nearly always, or hardly ever, solved do not weigh more. The usual company: a KL in the loss (`kl.where="loss"`,
     `kl.estimator="k3"`), `loss.aggregate` "sequence", or "fixed".
+
+    Examples:
+        >>> list(GRPO.problems(TrainConfig(algo="grpo")))
+        ['--rollout.completions-per-prompt is 1, but --algo grpo compares the texts of one prompt: ...']
     """
 
     advantage_kind: ClassVar[str] = "group"

@@ -45,7 +45,7 @@ class Learner:
         loss: what is minimised.
         check: asked before each step.
         critic: whether there is one to teach.
-        longest: of how many tokens a text may be.
+        longest: how many tokens a text may have at most.
 
     Attributes:
         actor_optimizer: the policy's.
@@ -91,7 +91,7 @@ class Learner:
 
         Args:
             data: the batch, scored.
-            iteration: its number, which the order of texts hangs on.
+            iteration: its number, which decides the order of the texts.
 
         Returns:
             Metrics: means over the steps.

@@ -1,4 +1,4 @@
-"""The numbers of a batch of texts. Padding is in none of them."""
+"""The metrics of a batch of texts; padding counts in none of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from tensordict import TensorDict
 
 from agents.losses.ops import explained_variance, masked_mean, zero_padding
 from llm_env.tokens.episode import Episode
+from rewards import End
 
 Tensor = torch.Tensor
 
 
 def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, float]:
-    """Of the texts: rewards and their parts, lengths, ends, how varied they are; and KL to the reference."""
+    """Rewards and their parts, lengths and ends of the texts, how varied they are, and their KL to the reference."""
     mask = data["mask"]
     task_reward = zero_padding(data["next", "reward"][..., 0], mask).sum(1)
     metrics = {
         "reward/mean": task_reward.mean(),
         "reward/std": task_reward.std(correction=0),
         "text/length": mask.sum(1).float().mean(),
-        "text/truncated": data["cut"].float().mean(),
-        "text/eos": torch.tensor(sum(episode.rollout.end == "eos" for episode in episodes) / max(1, len(episodes))),
+        "text/cut": data["cut"].float().mean(),
+        "text/eos": torch.tensor(sum(episode.end is End.EOS for episode in episodes) / max(1, len(episodes))),
         "text/distinct_1": distinct(data["action"], mask, 1),
         "text/distinct_2": distinct(data["action"], mask, 2),
     }

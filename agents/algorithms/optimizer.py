@@ -19,10 +19,10 @@ class Optimizer:
 
     Args:
         weights: by name; the order decides what a saved state belongs to.
-        learning_rate: at its highest.
+        learning_rate: the highest.
         total_steps: after which the decay has ended.
         warmup: steps until the learning rate is at its highest.
-        decay: what it does then.
+        decay: how it goes on from there.
         weight_decay: AdamW's.
         betas: AdamW's.
         max_gradient_norm: longer gradients are shortened to this.

@@ -11,13 +11,13 @@ from agents.algorithms.base import Algorithm
 from agents.config import TrainConfig
 from agents.config.checks import flag, flatten
 from agents.config.files import complain
-from agents.config.modules import import_module_of, import_modules_in
+from agents.config.modules import import_module_of
 from agents.losses import TokenLoss, loss_class, loss_names, loss_term
 from rewards.registry import Registry, UnknownNameError, did_you_mean
 
 AlgorithmClass = TypeVar("AlgorithmClass", bound=type[Algorithm])
 
-_ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm")
+_ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm", room="agents.algorithms")
 
 # The settings that are an algorithm's choice: whichever of these it does not read is refused.
 CHOICES = ("advantage.*", "loss.*", "kl.*", "critic.*", "critic_warmup", "model.critic", "model.critic_gradient")
@@ -48,13 +48,11 @@ def register_algorithm(name: str) -> Callable[[AlgorithmClass], AlgorithmClass]:
 
 def algorithm_class(name: str) -> type[Algorithm]:
     """The algorithm of that name."""
-    import_modules_in("agents.algorithms")
     return _ALGORITHMS[name]
 
 
 def algorithm_names() -> list[str]:
     """The names of all algorithms."""
-    import_modules_in("agents.algorithms")
     return _ALGORITHMS.names()
 
 

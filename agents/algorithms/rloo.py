@@ -22,6 +22,10 @@ class RLOO(Algorithm):
 
     The baseline does not depend on the text that it judges, so unlike GRPO's it leaves the gradient as it is on
     average, for any size of the group.
+
+    Examples:
+        >>> list(RLOO.problems(TrainConfig(algo="rloo").replace(rollout__completions_per_prompt=4)))
+        []
     """
 
     loss_kind: ClassVar[str] = "policy_gradient"

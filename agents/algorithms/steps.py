@@ -1,4 +1,4 @@
-"""Steps that are not finite are left out, and a run of nothing else is ended."""
+"""Optimizer steps whose loss or gradient is not finite are left out; too many in a row end the run."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class StepCheck:
         """
         numbers = [loss.detach().double().flatten()]
         numbers += [torch.as_tensor(norm, dtype=torch.float64, device=loss.device).flatten() for norm in gradient_norms]
-        if bool(torch.cat(numbers).isfinite().all()):  # the one time that the device is waited for
+        if bool(torch.cat(numbers).isfinite().all()):  # the only place that waits for the device
             self.in_a_row = 0
             return True
         self.skipped += 1

@@ -106,7 +106,7 @@ def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options
 
 
 def _value_of(arguments: Sequence[str], name: str) -> str | None:
-    """What a flag says, before all are read: the defaults of the others hang on it."""
+    """What a flag says, before all are read: the defaults of the others depend on it."""
     found = None
     for place, argument in enumerate(arguments):
         if argument == name:

@@ -1,11 +1,9 @@
-"""Modules that are imported for what they register: a user's own, and all of one of our rooms."""
+"""The module of a user, which is imported for what it registers."""
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
-import pkgutil
 import sys
 
 from agents.config import TrainConfig
@@ -31,14 +29,3 @@ def import_module_of(config: TrainConfig) -> None:
                 f"expected a name as in `import {name}`"
             ) from error
         raise
-
-
-@functools.cache
-def import_modules_in(package: str) -> None:
-    """Import all modules of a package, which register what they define; so a new file is enough to add to it.
-
-    Examples:
-        >>> import_modules_in("agents.config")
-    """
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{module.name}")

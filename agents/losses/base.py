@@ -42,7 +42,7 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
         network: actor and critic.
         config: the weights of the parts, and what else the loss reads.
         critic: whether there is a critic to teach.
-        value_clip: how far new values may go from old ones before they stop to count.
+        value_clip: how far a new value may move from the old one; the loss does not reward moving further.
         kl_estimator: of the KL to the reference; see `agents.losses.ops.kl_estimate`.
         **options: of the TorchRL loss that a subclass builds on.
 
@@ -50,6 +50,20 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
         settings: the settings that this class itself reads, by their dotted names (those of its bases are added). A
             setting that nothing reads is refused, so a loss must list all that it looks at.
         kl: the weight of the KL to the reference; it may be changed while training.
+
+    Examples:
+        >>> from agents.config import ModelConfig
+        >>> from llm_env.models import load_model
+        >>> class Likelihood(TokenLoss):
+        ...     def gain(self, log_prob, old_log_prob, advantage):
+        ...         return log_prob * advantage, {}
+        >>> loss = Likelihood(Network(load_model("tiny"), ModelConfig()), critic=False)
+        >>> text = {"tokens": torch.tensor([[5, 6, 7]]), "mask": torch.tensor([[True]])}
+        >>> step = {"action": torch.tensor([[7]]), "state_position": torch.tensor([[1]])}
+        >>> old = {"action_log_prob": torch.tensor([[-4.0]]), "advantage": torch.tensor([[[1.0]]])}
+        >>> out = loss(TensorDict({**text, **step, **old}, [1]))
+        >>> bool(out["loss_objective"] > 0), "ratio/mean" in out
+        (True, True)
     """
 
     settings: ClassVar[tuple[str, ...]] = ("loss.entropy", "loss.value", "loss.terms")
@@ -86,7 +100,7 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
     # What a loss decides.
 
     def gain(self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is to be made large.
+        """How much each token is worth: what the loss makes large.
 
         Args:
             log_prob: `[B, T]` of the actions, now.

@@ -8,7 +8,6 @@ from typing import TypeAlias
 import torch
 from tensordict import TensorDictBase
 
-from agents.config.modules import import_modules_in
 from agents.losses.ops import Estimator, kl_estimate
 from agents.networks.distribution import TokenDistribution
 from rewards.registry import Registry
@@ -18,7 +17,7 @@ Tensor = torch.Tensor
 Term: TypeAlias = Callable[[Tensor, TokenDistribution, TensorDictBase], Tensor]
 """From log-probs of the actions `[B, T]`, the distribution and the batch to costs `[B, T]`."""
 
-_TERMS: Registry[Term] = Registry("loss term")
+_TERMS: Registry[Term] = Registry("loss term", room="agents.losses")
 
 # What the outputs of a loss are called already.
 TAKEN = ("objective", "critic", "entropy", "kl")
@@ -46,14 +45,24 @@ def register_term(name: str) -> Callable[[Term], Term]:
 
 
 def loss_term(name: str) -> Term:
-    """The registered term of that name."""
-    import_modules_in("agents.losses")
+    """The registered term of that name.
+
+    Examples:
+        >>> loss_term("no_such_term")
+        Traceback (most recent call last):
+        rewards.registry.UnknownNameError: unknown loss term 'no_such_term'; ...
+    """
     return _TERMS[name]
 
 
 def term_names() -> list[str]:
-    """The names of all registered terms."""
-    import_modules_in("agents.losses")
+    """The names of all registered terms.
+
+    Examples:
+        >>> _ = register_term("length")(lambda log_prob, distribution, data: data["mask"].float())
+        >>> "length" in term_names()
+        True
+    """
     return _TERMS.names()
 
 

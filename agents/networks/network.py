@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         self.body = body
         self.adapter = adapter
         self.autocast = autocast
-        # Out of nn.Module's sight: the compiled body has the same weights, and the model holds the body.
+        # Hidden from nn.Module: the compiled body has the same weights, and the model holds the body.
         self._outside = (model, torch.compile(body, dynamic=True) if compile else body)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ class Network(nn.Module):
         backbone = Backbone(model, body, adapter=self._reference_adapter, autocast=self.config.autocast)
         dtype = torch.bfloat16 if self.config.autocast else head.weight.dtype
         training = model.training
-        model.eval()  # dropout is the policy's affair
+        model.eval()  # dropout belongs to the policy's training only
         try:
             hidden = backbone(data["tokens"], data["state_position"])
         finally:
@@ -319,7 +319,7 @@ class Network(nn.Module):
 
 
 def _switch_dropout_off(model: Any) -> None:
-    """The old and the new policy are to be compared as functions, not as samples of noise."""
+    """With dropout the same weights would give two policies, and their ratio would measure noise."""
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0

@@ -124,17 +124,17 @@ def _entropy(self: Warnings, metrics: Mapping[str, float]) -> str | None:
 
 
 def _length(self: Warnings, metrics: Mapping[str, float]) -> str | None:
-    length, truncated = metrics.get("text/length"), metrics.get("text/truncated")
+    length, cut = metrics.get("text/length"), metrics.get("text/cut")
     what = None
     if length is not None:
         usual = self.usual("length", length)
         near = self.max_new_tokens is None or length > 0.8 * self.max_new_tokens
         if usual is not None and length > 1.5 * usual and near:
             what = f"The texts have grown to {length:.0f} tokens, from {usual:.0f} in the iterations before"
-    if truncated is not None:
-        usual = self.usual("truncated", truncated)
-        if usual is not None and truncated > 0.5 and truncated > usual + 0.1:
-            what = f"{truncated:.0%} of the texts are cut off before they end, {usual:.0%} in the iterations before"
+    if cut is not None:
+        usual = self.usual("cut", cut)
+        if usual is not None and cut > 0.5 and cut > usual + 0.1:
+            what = f"{cut:.0%} of the texts are cut off before they end, {usual:.0%} in the iterations before"
     return what and (
         f"{what}: the policy may be earning reward by length, or has forgotten how to stop. Try "
         "--reward.no-eos-penalty, a larger --kl.beta, or another --loss.aggregate; if the texts are good and simply "

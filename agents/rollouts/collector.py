@@ -19,7 +19,8 @@ from llm_env.tokens.episode import Episode
 
 Filter = Callable[[TensorDict], torch.Tensor]
 
-MAX_ROUNDS = 4  # of writing more because filters left too little; then what they left out fills the batch
+# How often to write when filters leave too little; after that, episodes that they left out fill the batch.
+MAX_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,11 +29,11 @@ class Batch:
 
     Attributes:
         data: see `agents.rollouts.packing.pack`.
-        episodes: the same, as texts.
-        written: how many episodes were written for it.
+        episodes: those in `data`, in the same order.
+        written: how many episodes were written for it, those that filters left out included.
         written_tokens: how many tokens the policy chose in them.
-        refilled: how many of `data` a filter had left out, and were taken for want of others.
-        seconds: that it took.
+        refilled: how many episodes of the batch a filter had left out, but were needed to fill it.
+        seconds: how long it took to collect.
     """
 
     data: TensorDict
@@ -44,7 +45,7 @@ class Batch:
 
 
 class Collector:
-    """Batches of episodes for ever, as TorchRL's collectors give them.
+    """An endless stream of batches of episodes, as TorchRL's collectors give them.
 
     What iteration `i` gives depends on the seed, `i`, and the prompts dealt before; so a run resumes exactly from
     `state_dict`.
@@ -56,7 +57,7 @@ class Collector:
         seed: of the texts and of the order of prompts.
         over_sample: write this many times as many, for filters to choose from.
         filters: each is given a packed batch and returns `[B]` bool, which episodes to keep. Groups of completions are
-            kept whole: a group stays if all its episodes do.
+            kept or left out as a whole: one stays if all its episodes do.
 
     Examples:
         >>> from agents.rollouts.writers import EngineWriter
@@ -164,8 +165,7 @@ def not_cut(data: TensorDict) -> torch.Tensor:
 def not_uniform(data: TensorDict) -> torch.Tensor:
     """A filter: groups whose scores differ."""
     groups, scores = data["group"], data["score"]
-    _, of = groups.unique(return_inverse=True)
-    count = int(of.max()) + 1
-    high = torch.full((count,), -torch.inf).scatter_reduce_(0, of, scores, "amax")
-    low = torch.full((count,), torch.inf).scatter_reduce_(0, of, scores, "amin")
-    return (high > low)[of]
+    names, place = groups.unique(return_inverse=True)  # of each text's group among all groups
+    highest = torch.full(names.shape, -torch.inf).scatter_reduce_(0, place, scores, "amax")
+    lowest = torch.full(names.shape, torch.inf).scatter_reduce_(0, place, scores, "amin")
+    return (highest > lowest)[place]

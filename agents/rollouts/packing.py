@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
-from llm_env.tokens.stopping import IntArray
 from rewards import Rollout
 
 
@@ -29,6 +29,14 @@ def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
     Args:
         episodes: at least one.
         pad_token: fills `tokens` and `action` on the right.
+
+    Examples:
+        >>> from rewards import Score
+        >>> written = Rollout.of("ab", prompt="?")
+        >>> log_probs = np.array([-1.0, -2.0], dtype=np.float32)
+        >>> data = pack([Episode(written, Score(0.5), log_probs, None, False, prompt_index=0, group=0)], pad_token=0)
+        >>> data["tokens"].tolist(), data["action"].tolist(), data["next", "reward"].squeeze(-1).tolist()
+        ([[63, 97, 98]], [[97, 98]], [[0.0, 0.5]])
     """
     if not episodes:
         raise ValueError("there are no episodes to pack")
@@ -65,7 +73,7 @@ def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
         "group": np.array([episode.group for episode in episodes]),
         "prompt_index": np.array([episode.prompt_index for episode in episodes]),
         "score": np.array([episode.score.total for episode in episodes], dtype=np.float32),
-        "cut": np.array([episode.rollout.end in ("budget", "context") for episode in episodes]),
+        "cut": np.array([episode.end.is_cut for episode in episodes]),
         "action": action,
         "action_position": position,
         "state_position": position - 1,

@@ -13,9 +13,9 @@ from llm_env.engines import Engine, Job, Sampling
 from llm_env.engines.writing import write
 from llm_env.mdp.core import TokenMDP
 from llm_env.tasks.running import RunningEpisodes
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.state import TokenState
-from llm_env.tokens.stopping import IntArray
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 
@@ -45,6 +45,15 @@ class EngineWriter:
     Args:
         mdp: the task, its prompts and its reward.
         engine: of the same tokens; its slots hold at least the task's context.
+
+    Examples:
+        >>> from llm_env.engines import make_engine
+        >>> mdp = TokenMDP("Reverse", task_kwargs={"length": 2})
+        >>> writer = EngineWriter(mdp, make_engine("transformers", "tiny", num_slots=2, context=mdp.context))
+        >>> prompts = np.array([4, 0, 4])
+        >>> episodes = writer.episodes(prompts, groups=prompts, sampling=Sampling(seed=0))
+        >>> [episode.prompt_index for episode in episodes]
+        [4, 0, 4]
     """
 
     def __init__(self, mdp: TokenMDP, engine: Engine) -> None:
@@ -75,6 +84,17 @@ class PolicyWriter:
             `action` and `action_log_prob`, as TorchRL's policies do with `return_log_prob=True`. It draws with torch's
             global random numbers; of `sampling` nothing is used.
         num_rows: how many texts are written at a time.
+
+    Examples:
+        >>> mdp = TokenMDP("Reverse", task_kwargs={"length": 2})
+        >>> (token,) = mdp.vocabulary.encode("x")
+        >>> def write_x(data):
+        ...     data["action"] = torch.full(data.batch_size, int(token))
+        ...     data["action_log_prob"] = torch.zeros(data.batch_size)
+        ...     return data
+        >>> (episode,) = PolicyWriter(mdp, write_x, num_rows=1).episodes(np.array([0]), np.array([0]), Sampling())
+        >>> episode.text, episode.end.is_cut
+        ('xxx', True)
     """
 
     def __init__(self, mdp: TokenMDP, policy: Policy, num_rows: int) -> None:

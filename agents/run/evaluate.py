@@ -20,7 +20,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores the policy on the same prompts with the same random numbers every time, so that changes are its own.
+    """Scores the policy on the same prompts with the same random numbers every time, so that only it can differ.
 
     Args:
         writer: over a held-out split.

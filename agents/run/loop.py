@@ -26,13 +26,13 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has led to.
+    """What a run has led to; `train` gives it.
 
     Attributes:
         before: metrics of the evaluation before the first iteration (empty if the task has no held-out prompts).
-        after: of the last.
+        after: metrics of the last evaluation.
         model: the trained model, as a Hugging Face folder.
-        curves: the PNG.
+        curves: the picture of its metrics, a PNG file.
         finished: False if Ctrl-C has ended the run early; it can be resumed.
     """
 
@@ -54,7 +54,7 @@ class Training:
         self.warnings = Warnings(config.guard, self.algorithm.collector.writer.mdp.max_new_tokens)
         self.before: dict[str, float] = {}
         self.best = -float("inf")
-        self.seconds = 0.0  # of earlier processes, should this one go on where they ended
+        self.seconds = 0.0  # that earlier processes have spent on this run, if it was resumed
 
     def go(self, resume: bool, asked: Interruption) -> Result:
         """All iterations that are left."""

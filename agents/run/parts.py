@@ -68,7 +68,7 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Run(Parts):
-    """The parts of a run, and the algorithm on top of them.
+    """The parts of a run, and the algorithm on top of them; `build` makes one.
 
     Attributes:
         algorithm: collects texts and learns from them.
@@ -83,6 +83,14 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     Args:
         config: what it is.
         model: begin with this model (a name or folder) instead of `config.model.name`.
+
+    Examples:
+        >>> run = build(TrainConfig(iterations=2).replace(task__args={"length": 2}, rollout__batch_size=8))
+        >>> for metrics in run.algorithm:  # a loop of your own
+        ...     run.update_engine()
+        >>> metrics["iteration"], metrics["episodes"]
+        (2, 8)
+        >>> run.close()
     """
     check_algorithm(config)
     parts = build_parts(config, model)
@@ -122,7 +130,7 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
         )
     shares = rollout.engine == "transformers" and rollout.engine_dtype is None
     parts = Parts(source, mdp, network, tokenizer, engine, evaluator, shares)
-    # An engine that has made its own model need not have made the same: random weights have a seed.
+    # An engine that has loaded the model by itself may hold other weights: those of "tiny" depend on the seed.
     parts.update_engine()
     return parts
 
@@ -130,7 +138,7 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
 def make_collector(config: TrainConfig, parts: Parts) -> Collector:
     """What collects batches of texts after the training prompts."""
     rollout = config.rollout
-    filters: list[Filter] = [not_cut] * rollout.drop_truncated + [not_uniform] * rollout.drop_uniform_groups
+    filters: list[Filter] = [not_cut] * rollout.drop_cut + [not_uniform] * rollout.drop_uniform_groups
     return Collector(
         EngineWriter(parts.mdp, parts.engine),
         rollout.batch_size,
@@ -158,7 +166,7 @@ def make_task_of(config: TrainConfig) -> Task:
 
 
 def mdp_options(config: TrainConfig, split: str = "train", **more: Any) -> MDPOptions:
-    """What the environment's core is told: by the configuration, and more."""
+    """The options of a `TokenMDP`, as the configuration says; `more` are added, or replace them."""
     task = config.task
     options: MDPOptions = {
         "split": split,

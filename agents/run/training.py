@@ -31,6 +31,14 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed in the warm start; it can be resumed.
+
+    Examples:
+        >>> import tempfile
+        >>> config = TrainConfig(iterations=1).replace(task__args={"length": 2}, rollout__batch_size=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = train(config.replace(out=folder, evaluation__prompts=8, log__display=False))
+        >>> result.finished, sorted(result.after)
+        (True, ['eval/greedy', 'eval/length', 'eval/prompts', 'eval/sampled'])
     """
     _begin(config, resume)
     with Display(config.iterations, run_title(config), config.log.display) as display, interruptible() as asked:
@@ -51,6 +59,14 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; it can be resumed.
+
+    Examples:
+        >>> import tempfile
+        >>> config = TrainConfig().replace(task__args={"length": 2}, sft__steps=2, evaluation__prompts=8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = fine_tune(config.replace(out=folder, rollout__batch_size=8, log__display=False))
+        ...     model.name, (model / "config.json").exists()
+        ('model', True)
     """
     folder = config.out / "model"
     if resume and (config.out / METRICS).exists():

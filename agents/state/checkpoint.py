@@ -249,7 +249,7 @@ def _clean(folder: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Out of sight first, so that a folder deleted in part is never taken for a checkpoint."""
+    """Under a hidden name first, so that a folder deleted in part is never taken for a checkpoint."""
     aside = path.with_name(f"{_DELETED}{path.name}-{uuid.uuid4().hex[:8]}")
     path.rename(aside)
     shutil.rmtree(aside) if aside.is_dir() else aside.unlink()

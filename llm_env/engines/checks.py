@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.checks import as_indices, as_token_ids
-from llm_env.tokens.stopping import IntArray
 
 
 def as_slots(slots: Any, num_slots: int) -> IntArray:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from llm_env.engines.weights import check_weights
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import IntArray
 
 ODD_TEXT = 10  # one text among several may be so many tolerances off
 
@@ -31,9 +31,9 @@ class ParityCheck:
     Args:
         folder: of the model, for its config.
         dtype: of the engine; tensors of another one are rounded to it, as the engine does.
-        tolerance: how far the log-probabilities of a typical text's tokens may be apart, on average. In bfloat16 those
-        of a
-            single token can be 0.2 from what float32 gives, on either side, and more where the token is unlikely.
+        tolerance: how far the log-probabilities of a typical text's tokens may be apart, on average. In
+            bfloat16 that of a single token can be 0.2 from what float32 gives, on either side, and more where the token
+            is unlikely.
 
     Attributes:
         sequences: the texts that are scored, all of one length.

@@ -12,9 +12,9 @@ import torch
 from llm_env.engines.sampling import Sampling
 from llm_env.engines.writing import Job
 from llm_env.tasks.base import Task
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import TokenizedPrompts
-from llm_env.tokens.stopping import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 Tokens = Sequence[int] | IntArray
@@ -32,6 +32,11 @@ class Engine(Protocol):
         vocabulary: the tokens and their text; its size is `vocab_size`.
         version: of the weights, as given to `load_weights`.
         one_pass: whether `advance` takes one pass of the model, however many tokens each slot is given.
+
+    Examples:
+        >>> from llm_env.engines import make_engine
+        >>> isinstance(make_engine("transformers", "tiny", num_slots=1, context=8), Engine)
+        True
     """
 
     num_slots: int

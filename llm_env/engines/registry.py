@@ -49,7 +49,12 @@ def register_engine(name: str) -> Callable[[EngineClass], EngineClass]:
 
 
 def engine_names() -> list[str]:
-    """The names that `make_engine` knows: the engines of this library, and those that were registered."""
+    """The names that `make_engine` knows: the engines of this library, and those that were registered.
+
+    Examples:
+        >>> {"transformers", "vllm"} <= set(engine_names())
+        True
+    """
     return sorted({*_ENGINES, *_built_in()})
 
 

@@ -76,6 +76,10 @@ def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     Args:
         model: of peft, or any other (its parameters are returned, then).
+
+    Examples:
+        >>> {name: tuple(weight.shape) for name, weight in merged_weights(torch.nn.Linear(2, 1)).items()}
+        {'weight': (1, 2), 'bias': (1,)}
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     merged: dict[str, torch.Tensor] = {}

@@ -21,11 +21,11 @@ import torch
 
 from llm_env.engines.sampling import Sampling, choose, uniforms
 from llm_env.tasks.running import RunningEpisodes
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.state import TokenState
-from llm_env.tokens.stopping import IntArray
 
-FloatArray = npt.NDArray[np.float32]
+LogProbs = npt.NDArray[np.float32]
 
 
 class Job(NamedTuple):
@@ -58,7 +58,7 @@ class Chooser(Protocol):
     def begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
         """New texts have begun in these rows."""
 
-    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
+    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, LogProbs]:
         """Choose the next token of running rows.
 
         Args:
@@ -168,7 +168,7 @@ class EngineChooser:
         for row, job in zip(rows.tolist(), jobs, strict=True):
             self._random[row] = uniforms(self.seed, job.request, job.completion, self._random.shape[1])
 
-    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
+    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, LogProbs]:
         """Read what is new in these rows, then draw the next token of each that has been read to its end."""
         if self._engine.version != self.version:
             raise RuntimeError(

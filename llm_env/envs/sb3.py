@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 from llm_env.envs.vector import TokenVectorEnv
 from llm_env.mdp.options import MDPOptions
 from llm_env.tasks.base import Task
+from llm_env.tokens.arrays import BoolArray, IntArray
 
 _BEGUN_OR_ENDED = ("prompt_index", "group", "final_obs", "final_info")
 
@@ -68,7 +69,7 @@ class SB3TokenVecEnv(VecEnv):
         if isinstance(self.envs.single_action_space, gymnasium.spaces.Dict):
             raise TypeError(f"Stable-Baselines3 has no actions such as {self.envs.single_action_space}")
         self.render_mode = self.envs.render_mode
-        self._actions: npt.NDArray[np.int64] | None = None
+        self._actions: IntArray | None = None
         super().__init__(self.envs.num_envs, self.envs.single_observation_space, self.envs.single_action_space)
 
     def reset(self) -> Any:
@@ -88,7 +89,7 @@ class SB3TokenVecEnv(VecEnv):
         """Remember the actions; `step_wait` takes them."""
         self._actions = np.asarray(actions)
 
-    def step_wait(self) -> tuple[Any, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Any, npt.NDArray[np.float32], BoolArray, list[dict[str, Any]]]:
         """Take the actions."""
         if self._actions is None:
             raise ValueError("step_wait was called without step_async: call step(actions)")

@@ -16,9 +16,8 @@ from llm_env.envs.spaces import action_space, observation_space
 from llm_env.mdp.core import Arrays, SavedMDP, TokenMDP
 from llm_env.mdp.options import MDPOptions
 from llm_env.tasks.base import Task
-from llm_env.tasks.running import FloatArray
-from llm_env.tokens.state import RUNNING, BoolArray
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
+from llm_env.tokens.state import RUNNING
 
 Step = tuple[Arrays, FloatArray, BoolArray, BoolArray, dict[str, Any]]
 

@@ -16,11 +16,11 @@ from llm_env.mdp.observer import Observer
 from llm_env.mdp.options import MDPOptions, vocabulary_of, with_defaults
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import make_task
-from llm_env.tasks.running import FloatArray, RunningEpisodes, SavedEpisodes
+from llm_env.tasks.running import RunningEpisodes, SavedEpisodes
+from llm_env.tokens.arrays import FloatArray, IntArray
 from llm_env.tokens.checks import as_indices
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt, PromptSampler, TokenizedPrompts
-from llm_env.tokens.stopping import IntArray
 from rewards import Guard, Rollout, Score
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -65,6 +65,14 @@ class TokenMDP:
         begun: `[num_envs]` bool, the rows that the last reset began.
         finished: the episodes that the last step ended, by row.
         followers: those who keep something beside the episodes, and are told when episodes are copied.
+
+    Examples:
+        >>> mdp = TokenMDP("Reverse", num_envs=2, task_kwargs={"length": 2})
+        >>> rows = mdp.reset(seed=0)
+        >>> for letter in "ab":
+        ...     _ = mdp.step(np.repeat(mdp.vocabulary.encode(letter), 2))
+        >>> [mdp.rollout(row).text for row in rows]
+        ['ab', 'ab']
     """
 
     def __init__(self, task: str | Task | type[Task], num_envs: int = 1, **options: Unpack[MDPOptions]) -> None:
@@ -142,7 +150,7 @@ class TokenMDP:
             rows: which rows. Beginning all of them begins a new group of completions, too.
             seed: start the order of prompts over, from this seed.
             prompt_indices: begin with these prompts of the split, one for each row, instead of the next in order. Rows
-                that are given the same prompt form a group; its number is negative, not to meet those dealt.
+                that are given the same prompt form a group; its number is negative, unlike those dealt in order.
         """
         if seed is not None:
             self.sampler.reseed(int(seed))
@@ -165,7 +173,7 @@ class TokenMDP:
         episodes = self.episodes
         episodes.step(actions, rows)
         acted = self.state.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
-        # Before anything is scored: should the reward raise, engine and text have not come apart.
+        # Before anything is scored: if the reward raises an error, the engine has still read the same text.
         self.observer.advance(acted)
         reward = np.zeros(self.num_envs)
         self.finished = {}
@@ -214,7 +222,7 @@ class TokenMDP:
         return self.episodes.prompt(row)
 
     def score(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Finished episodes with their scores; what was cut off and is to be valued instead has a score of 0."""
+        """Finished episodes with their scores; a truncated one gets 0, for its last state is valued instead."""
         scores = self._scores([each.rollout for each in episodes], [each.truncated for each in episodes])
         return [replace(each, score=score) for each, score in zip(episodes, scores, strict=True)]
 

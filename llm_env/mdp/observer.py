@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.state import RUNNING, TokenState
-from llm_env.tokens.stopping import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 Observe = Literal["tokens", "logits", "top_k"]

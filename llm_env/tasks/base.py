@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 from llm_env.tokens.prompts import Prompt
-from llm_env.tokens.state import BoolArray, TokenState
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.state import TokenState
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Reward, Rollout, Score, as_reward
 
@@ -128,7 +128,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def token_reward(self, state: TokenState, rows: IntArray) -> npt.NDArray[np.float64]:
+    def token_reward(self, state: TokenState, rows: IntArray) -> FloatArray:
         """`[len(rows)]` reward of the step that these rows just made, besides the score at the end."""
         raise NotImplementedError
 

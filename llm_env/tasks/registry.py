@@ -47,7 +47,12 @@ def register_task(task: TaskType) -> TaskType:
 
 
 def task_names() -> list[str]:
-    """The names of all registered tasks."""
+    """The names of all registered tasks.
+
+    Examples:
+        >>> "Reverse" in task_names()
+        True
+    """
     return _TASKS.names()
 
 

@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_env.tasks.base import Task
+from llm_env.tokens.arrays import FloatArray, IntArray
 from llm_env.tokens.episode import UNSCORED, Episode
 from llm_env.tokens.prompts import Prompt, TokenizedPrompts
 from llm_env.tokens.state import END_OF_CODE, RUNNING, SavedRows, TokenState
-from llm_env.tokens.stopping import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
-from rewards import End, RewardError, Rollout, Score
-
-FloatArray = npt.NDArray[np.float64]
+from rewards import RewardError, Rollout, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +183,7 @@ class RunningEpisodes:
 
     def is_truncated(self, row: int) -> bool:
         """Whether the text in `row` was cut off, and is to be valued instead of scored."""
-        return not self.state.cut_is_final and END_OF_CODE[self.state.end[row]] in (End.BUDGET, End.CONTEXT)
+        return not self.state.cut_is_final and END_OF_CODE[self.state.end[row]].is_cut
 
     def save(self, rows: IntArray) -> SavedEpisodes:
         """Copy some rows out; `restore` puts them back, into the same rows or others, or one into many."""

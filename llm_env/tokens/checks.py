@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import IntArray
 
 
 def as_indices(values: Any, count: int, what: str) -> IntArray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import FloatArray, IntArray
 from rewards import End, Rollout, Score
 
 UNSCORED = Score(math.nan)
@@ -37,7 +37,7 @@ class Episode:
     rollout: Rollout
     score: Score
     log_probs: npt.NDArray[np.float32] | None
-    token_rewards: npt.NDArray[np.float64] | None
+    token_rewards: FloatArray | None
     truncated: bool
     prompt_index: int
     group: int
@@ -60,7 +60,7 @@ class Episode:
         return self.rollout.end
 
     @property
-    def rewards(self) -> npt.NDArray[np.float64]:
+    def rewards(self) -> FloatArray:
         """`[n]` the reward of each of the agent's tokens: the score's value comes with the last.
 
         Examples:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 Messages = Sequence[Mapping[str, str]]
@@ -105,7 +105,7 @@ class TokenizedPrompts:
         longest: int | None = None,
         drop_long: bool = False,
     ) -> TokenizedPrompts:
-        """Encode and measure all prompts at once: none is left to fail in mid-training.
+        """Encode all prompts and check their lengths now, so that none fails in the middle of training.
 
         Args:
             prompts: the prompts.

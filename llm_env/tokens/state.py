@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.checks import as_indices, as_token_ids
-from llm_env.tokens.stopping import IntArray, StopMatcher
+from llm_env.tokens.stopping import StopMatcher
 from rewards import End
 
-BoolArray = npt.NDArray[np.bool_]
 Over = Callable[["TokenState"], BoolArray]
 Reply = Callable[["TokenState", int], Sequence[int] | None]
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_env.tokens.stopping import IntArray, StopMatcher, match_strings, match_tokens
+from llm_env.tokens.arrays import IntArray
+from llm_env.tokens.stopping import StopMatcher, match_strings, match_tokens
 
 if TYPE_CHECKING:  # importing it for real costs a second, and some of its submodules bring torch along
     from transformers import PreTrainedTokenizerBase

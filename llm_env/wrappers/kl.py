@@ -11,9 +11,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from llm_env.mdp.core import TokenMDP
-from llm_env.tasks.running import FloatArray
-from llm_env.tokens.state import BoolArray
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 from llm_env.wrappers.layers import Layer, TokenWrapper
 from llm_env.wrappers.penalty import KLPenalty
 

@@ -18,9 +18,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from llm_env.mdp.core import TokenMDP
-from llm_env.tasks.running import FloatArray
-from llm_env.tokens.state import BoolArray
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 
 
 class Layer:
@@ -36,11 +34,11 @@ class Layer:
         """Episodes were copied into some rows; `saved` is what `save` gave for them, or None."""
 
     def action_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
-        """Of one environment, given that of the environment inside."""
+        """The action space of one environment, given that of the environment inside."""
         return inside
 
     def observation_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
-        """Of one environment, given that of the environment inside."""
+        """The observation space of one environment, given that of the environment inside."""
         return inside
 
     def inner(self, action: Any) -> Any:
@@ -51,7 +49,7 @@ class Layer:
         """A step is about to be taken; `tokens` works out what will be written, in the rows that act."""
 
     def after(self, acting: BoolArray, begun: BoolArray, reward: FloatArray) -> tuple[FloatArray, dict[str, Any]]:
-        """They were; some rows may have begun anew. Returns the reward, and `key: (values, mask)` for the infos."""
+        """A step was taken; some rows may have begun anew. Gives rewards, and `key: (values, mask)` for the infos."""
         return reward, {}
 
     def begin(self, begun: BoolArray) -> None:

@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from llm_env.mdp.core import TokenMDP
 from llm_env.mdp.observer import EngineObserver
-from llm_env.tasks.running import FloatArray
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import FloatArray, IntArray
 
 FloatLike = npt.NDArray[np.floating[Any]]
 

@@ -8,8 +8,7 @@ import gymnasium
 import numpy as np
 
 from llm_env.mdp.core import TokenMDP
-from llm_env.tasks.running import FloatArray
-from llm_env.tokens.state import BoolArray
+from llm_env.tokens.arrays import BoolArray, FloatArray
 from llm_env.wrappers.layers import Layer, TokenWrapper
 
 

@@ -1,4 +1,4 @@
-"""What is to be said of an episode when it ends."""
+"""Statistics of episodes that have ended."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import gymnasium
 import numpy as np
 
 from llm_env.mdp.core import TokenMDP
-from llm_env.tasks.running import FloatArray
+from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 from llm_env.tokens.episode import Episode
-from llm_env.tokens.state import BoolArray
-from llm_env.tokens.stopping import IntArray
 from llm_env.wrappers.layers import Layer, TokenWrapper
 
 
 def describe(finished: Episode, episode_return: float) -> dict[str, Any]:
-    """The statistics of an episode: all that they take from what the token MDP says of its end."""
+    """What is reported of a finished episode, with the return that was counted for it."""
     rollout = finished.rollout
     return {
         "r": episode_return,

@@ -14,8 +14,8 @@ import torch
 from llm_env import TorchRLTokenEnv
 from llm_env.engines import Sampling
 from llm_env.engines.sampling import choose, uniforms
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
-from llm_env.tokens.stopping import IntArray
 
 
 class SteppingWriter:

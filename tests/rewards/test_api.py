@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import inspect
 from pathlib import Path
 
 import pytest
 
 import rewards
+from tests.public import has_example, undocumented
 
 PUBLIC = [
     "Clip",
@@ -45,15 +45,10 @@ def test_the_list():
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_every_name_has_a_docstring(name):
+def test_every_name_is_documented(name):
     thing = getattr(rewards, name)
-    assert (thing.__doc__ or "").strip()
-    assert not (thing.__doc__ or "").startswith(f"{name}("), "that is the signature which a dataclass puts there"
-    if isinstance(thing, type):
-        own = [(attribute, value) for attribute, value in vars(thing).items() if not attribute.startswith("_")]
-        for attribute, value in own:
-            if inspect.isfunction(value) or isinstance(value, property | classmethod):
-                assert value.__doc__, f"{name}.{attribute}"
+    assert undocumented(name, thing) == []
+    assert has_example(thing)
 
 
 def test_no_module_imports_inside_a_function_for_want_of_order():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import pickle
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -99,3 +101,23 @@ def test_did_you_mean_shows_the_nearest_first():
     assert did_you_mean("length_", iter(known), cutoff=1.0) == ""
     assert did_you_mean("anything", []) == ""
     assert did_you_mean("length_", ["length", "length"]) == "did you mean 'length'? "  # each name once
+
+
+def test_a_room_is_imported_before_the_first_look_and_not_before(tmp_path, monkeypatch):
+    (tmp_path / "plug_ins").mkdir()
+    (tmp_path / "plug_ins" / "__init__.py").write_text(
+        "from rewards.registry import Registry\nshapes = Registry('shape', 'plug_ins')"
+    )
+    (tmp_path / "plug_ins" / "round.py").write_text("from plug_ins import shapes\nshapes.add('circle', round)")
+    monkeypatch.syspath_prepend(tmp_path)
+    plug_ins = importlib.import_module("plug_ins")
+    try:
+        assert "plug_ins.round" not in sys.modules
+        plug_ins.shapes.add("square", shape(4))  # adding is not looking
+        assert "plug_ins.round" not in sys.modules
+        assert "circle" in plug_ins.shapes
+        assert plug_ins.shapes["circle"] is round
+        assert plug_ins.shapes.names() == ["circle", "square"]
+    finally:
+        for name in ("plug_ins", "plug_ins.round"):
+            sys.modules.pop(name, None)

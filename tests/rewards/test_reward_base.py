@@ -90,6 +90,7 @@ class TestRollout:
     def test_ends(self):
         assert [str(end) for end in End] == ["running", "eos", "stop", "task", "budget", "context"]
         assert not Rollout.of("x", end=End.RUNNING).terminated
+        assert [end for end in End if end.is_cut] == ["budget", "context"]
 
 
 class TestScore:

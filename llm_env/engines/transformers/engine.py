@@ -19,7 +19,7 @@ from llm_env.engines.transformers.attention import grouped
 from llm_env.engines.transformers.slot_cache import Plan, SlotCache
 from llm_env.engines.weights import copy_weights
 from llm_env.models import eos_tokens, load_model, load_tokenizer
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class TransformersEngine(EngineBase):
     """Steps any causal language model of transformers that has plain causal attention.
 
     The keys and values of all slots are allocated once, at first use. A step writes one position of each slot in
-    place, and reads what is there as it lies.
+    place, and reads the others without copying them.
 
     Args:
         model: a name (see `llm_env.models`), or a model. A model is used as it is, not copied: an engine can share
@@ -108,7 +108,7 @@ class TransformersEngine(EngineBase):
         return logits[self._tensor(np.argsort(np.concatenate([ones, others])))]
 
     def _read(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
-        # Several completions of one prompt are the rule in training: compute it once, and copy its keys.
+        # In training, several texts usually begin with the same prompt: compute it once, and copy its keys.
         first: dict[bytes | int, int] = {}
         keys = [
             tokens.tobytes() if self.lengths[slot] == 0 else int(slot)
@@ -149,7 +149,7 @@ class TransformersEngine(EngineBase):
         padding = np.zeros_like(slots) if lengths is None else width - lengths
         positions = (self.lengths[slots] - padding)[:, None] + np.arange(width)
         real = np.flatnonzero(np.arange(width) >= padding[:, None]) if padding.any() else None
-        # Padding stands at some valid position, looks at something, and is never looked at.
+        # Padding needs a valid position and something to attend to, or it would be NaN; no token attends to padding.
         positions = np.maximum(positions, 0)
         places = (slots[:, None] * self.context + positions).ravel()
         in_order = bool((slots == np.arange(slots[0], slots[0] + n)).all())
@@ -230,7 +230,7 @@ def _batches(lengths: IntArray, most: int) -> Iterator[IntArray]:
 
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """No dropout, also while a trainer that shares the model has it in training mode."""
+    """Run the model without dropout, even while a trainer that shares it has it in training mode."""
     training = [module for module in model.modules() if module.training] if model.training else []
     for module in training:
         module.training = False

@@ -1,7 +1,7 @@
 """All that touches vLLM's insides: one engine core in this process, whose requests grow by tokens chosen elsewhere.
 
 vLLM's scheduler knows no prefill and no decoding: each request has tokens, of which some are computed, and a step
-computes what is missing. So an external agent needs no thread, and no sampler to be fooled. A pass is
+computes what is missing. So tokens can be chosen outside, without a thread and without tricking the sampler. A pass is
 
     scheduler.schedule()  ->  model_executor.execute_model()  ->  take the logits  ->  scheduler.update_from_output()
 
@@ -21,7 +21,7 @@ import torch
 
 from llm_env.engines.vllm.process import process_untouched, stderr_kept
 
-# Read by vLLM when it is imported, when an engine is made, or whenever it likes: so they are set once, and stay.
+# vLLM reads these when it is imported, when an engine is made, or later: so they are set once, and stay set.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with 1, its CPU platform insists on a process of its own
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the other runner keeps its requests differently

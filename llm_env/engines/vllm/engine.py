@@ -22,7 +22,7 @@ from llm_env.engines.registry import register_engine
 from llm_env.engines.sampling import Sampling
 from llm_env.engines.vllm.core import VLLMCore
 from llm_env.models import eos_tokens, load_vocabulary, model_folder
-from llm_env.tokens.stopping import IntArray
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class VLLMEngine(EngineBase):
         verbose: bool = False,
         vllm_args: Mapping[str, Any] | None = None,
     ) -> None:
-        self._core: VLLMCore | None = None  # should something below raise
+        self._core: VLLMCore | None = None  # for `close`, should something below raise an error
         self._failure = self._stale = ""
         check_installed(allow_untested_version)
         with contextlib.ExitStack() as stack:
@@ -190,14 +190,14 @@ class VLLMEngine(EngineBase):
             raise
 
     def _checked_texts(self) -> list[IntArray]:
-        """Texts in the model's own words: rounding changes what it says of others much more."""
+        """Texts that the model writes itself: the log-probs of unlikely texts change much more by rounding."""
         length = min(CHECKED_TOKENS, self.context)
         if length < 3:
             return []
         prompts = np.random.default_rng(0).integers(0, len(self.vocabulary.tokenizer), (CHECKED_TEXTS, 2))
         sampling = Sampling(max_new_tokens=length - 2, seed=0, ignore_eos=True)
-        done = self.generate(list(prompts), sampling)
-        return [np.concatenate([prompts[completion.prompt_index], completion.tokens]) for completion in done]
+        written = self.generate(list(prompts), sampling)
+        return [np.concatenate([prompts[episode.prompt_index], episode.tokens]) for episode in written]
 
     def _check_open(self) -> None:
         if self._failure:
@@ -208,7 +208,7 @@ class VLLMEngine(EngineBase):
 
     @contextlib.contextmanager
     def _failure_explained(self) -> Iterator[None]:
-        """What goes wrong inside vLLM leaves it in no state to go on: say so, with the texts, and let go of it."""
+        """After an error inside vLLM it cannot go on: close this engine, and raise an error that shows its texts."""
         try:
             yield
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""Keeping the process, in which a trainer lives too, as it was while an engine is made."""
+"""Making a vLLM engine without changing the process around it, in which a trainer lives too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backend of vLLM's weight-transfer API for a trainer in the same process: tensors change hands, not bytes.
+"""A backend of vLLM's weight-transfer API for a trainer in the same process: tensors are handed over, not sent.
 
 vLLM's own backends carry weights from process to process: NCCL copies them over, and CUDA IPC cannot open a handle in
 the process that exported it. Here vLLM reads the trainer's tensors where they lie, which on one GPU is the very memory

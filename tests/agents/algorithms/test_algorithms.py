@@ -173,7 +173,7 @@ def test_a_group_that_agrees_teaches_nothing() -> None:
     assert same.tolist() == [0, 0, 0, 0]
 
 
-def test_group_advantages_do_not_hang_on_the_order() -> None:
+def test_group_advantages_do_not_depend_on_the_order() -> None:
     random = torch.Generator().manual_seed(0)
     returns, groups = torch.randn(24, generator=random), torch.arange(24) // 4
     order = torch.randperm(24, generator=random)

@@ -80,7 +80,7 @@ EXPECTED = {
     "reward/style": 0.75 / 2,  # of those that have it
     "return/mean": 1 / 3,
     "text/length": 8 / 3,
-    "text/truncated": 1 / 3,
+    "text/cut": 1 / 3,
     "text/eos": 2 / 3,
     "text/distinct_1": 5 / 8,  # 3 3 2, 3 4 5 6, 2
     "text/distinct_2": 1.0,  # 33 32, 34 45 56
@@ -99,7 +99,7 @@ def test_the_numbers_of_a_batch_by_hand_whatever_its_padding(pad: int) -> None:
     assert batch_metrics(scored(pad), episodes()) == pytest.approx(EXPECTED, abs=1e-6)
 
 
-def test_the_numbers_of_a_batch_do_not_hang_on_its_order() -> None:
+def test_the_numbers_of_a_batch_do_not_depend_on_its_order() -> None:
     assert batch_metrics(scored()[[2, 0, 1]], episodes()) == pytest.approx(EXPECTED, abs=1e-6)
 
 

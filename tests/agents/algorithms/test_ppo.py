@@ -147,7 +147,7 @@ def test_the_size_of_micro_batches_changes_nothing(config: Config, critic: str) 
 
 def test_one_seed_one_run(config: Config) -> None:
     """Bit for bit, and another seed is another run."""
-    made = config(kl__beta=0.05, kl__target=1.0, rollout__over_sample=1.5, rollout__drop_truncated=True)
+    made = config(kl__beta=0.05, kl__target=1.0, rollout__over_sample=1.5, rollout__drop_cut=True)
     (one, first), (two, second) = learn(made), learn(made)
     same(weights_of(one), weights_of(two))
     for row, other in zip(first, second, strict=True):
@@ -163,7 +163,7 @@ def test_one_seed_one_run(config: Config) -> None:
         {"kl__beta": 0.1, "kl__target": 1.0, "kl__horizon": 50, "loss__kind": "penalty"},
         {"model__critic": "separate", "critic_warmup": 1, "actor__warmup": 5, "actor__decay": "linear"},
         {"model__lora__rank": 2, "kl__beta": 0.1, "model__refresh_reference": 2},
-        {"model__refresh_reference": 1, "kl__beta": 0.1, "rollout__drop_truncated": True},
+        {"model__refresh_reference": 1, "kl__beta": 0.1, "rollout__drop_cut": True},
     ],
     ids=["plain", "adaptive", "separate", "LoRA", "refreshed reference"],
 )

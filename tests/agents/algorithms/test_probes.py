@@ -47,7 +47,7 @@ class ProbeConstant(Probe):
 
 @register_task
 class ProbePrompt(Probe):
-    """Which letter is right hangs on the prompt."""
+    """Which letter is right depends on the prompt."""
 
     right = {"a": "x", "b": "y", "c": "z"}  # noqa: RUF012
 
@@ -137,7 +137,7 @@ def test_one_right_token(config: Config, monkeypatch: pytest.MonkeyPatch) -> Non
     assert success(config("ProbeConstant")) < 0.5
 
 
-def test_the_right_token_hangs_on_the_prompt(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_right_token_depends_on_the_prompt(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     assert success(config("ProbePrompt")) > 0.95
     pay_the_neighbour(monkeypatch, 1, 0)
     assert success(config("ProbePrompt")) < 0.5

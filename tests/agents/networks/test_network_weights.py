@@ -186,9 +186,13 @@ def test_weights_go_out_and_in(config: ModelConfig, refreshed: bool) -> None:
         disturb(network, seed=7)
     saved = {name: weight.clone() for name, weight in network.weights().items()}
 
-    def results(of: Network) -> list[torch.Tensor]:
+    def results(network: Network) -> list[torch.Tensor]:
         with torch.no_grad():
-            return [log_probs(of, data), of.critic(data.clone(False))["state_value"], of.reference_log_prob(data)]
+            return [
+                log_probs(network, data),
+                network.critic(data.clone(False))["state_value"],
+                network.reference_log_prob(data),
+            ]
 
     expected = results(network)
     other = small_network(config, trained=False)

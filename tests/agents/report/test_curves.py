@@ -57,7 +57,7 @@ def test_all_is_drawn_against_tokens(tmp_path: Path, figures: list[Figure], leng
         "KL (nats per token)": ["KL to reference", "KL to old"],
         "Entropy (nats per token)": ["entropy"],
         "Critic": ["value loss", "explained variance"],
-        "Length (tokens)": ["length", "share truncated"],
+        "Length (tokens)": ["length", "share cut off"],
         "Policy update": ["gradient norm", "clip fraction"],
     }
     for lines in drawn.values():

@@ -29,7 +29,7 @@ METRICS = {
     "value/explained_variance": -0.5,
     "value/gradient_norm": 0.65,
     "text/length": 6.5,
-    "text/truncated": 0.02,
+    "text/cut": 0.02,
     "speed/rollout_tokens_per_s": 5321.4,
     "speed/update_tokens_per_s": 3213.0,
     "time/rollout": 0.35,
@@ -95,7 +95,7 @@ def test_a_file_gets_one_whole_line_for_each_iteration() -> None:
     assert len(plain.lines) == 3
     # One line, though the console is sixty wide.
     assert plain.lines[1] == (
-        "2/3  reward 0.25  kl 0.0123  clipped 0.11  entropy 1.5  explained -0.5  length 6.5  truncated 0.02  "
+        "2/3  reward 0.25  kl 0.0123  clipped 0.11  entropy 1.5  explained -0.5  length 6.5  cut off 0.02  "
         "written/s 5,321  learned/s 3,213  seconds 1"
     )
 
@@ -161,7 +161,7 @@ def test_a_terminal_shows_the_numbers_one_watches(terminal: Terminal) -> None:
         r"value loss +0.31",
         r"explained variance +-0.5",
         r"length +6.5",
-        r"share truncated +0.02",
+        r"share cut off +0.02",
         r"written tokens/s +5,321",
         r"rollout 0.35 s",
         r"sample \(score 0.5\): go> \| " + re.escape(SHOWN[:20]),

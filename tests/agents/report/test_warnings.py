@@ -25,7 +25,7 @@ HEALTHY = {
     "policy/entropy": 1.0,
     "value/explained_variance": 0.5,
     "text/length": 20.0,
-    "text/truncated": 0.1,
+    "text/cut": 0.1,
     "guard/skipped": 0.0,
 }
 Course = list[dict[str, float]]
@@ -49,7 +49,7 @@ def said(course: Course, warnings: Warnings | None = None, first: int = 1) -> di
         ([{}, {"kl/old": 1.5}], 2, "One iteration moved the policy by 1.5 nats"),
         ([{}, {"policy/entropy": 0.005}], 2, "The entropy has fallen to 0.005 nats"),
         ([{}] * 6 + [{"text/length": 31.0}], 7, "have grown to 31 tokens, from 20"),
-        ([{}] * 6 + [{"text/truncated": 0.6}], 7, "60% of the texts are cut off before they end, 10%"),
+        ([{}] * 6 + [{"text/cut": 0.6}], 7, "60% of the texts are cut off before they end, 10%"),
         ([{"value/explained_variance": -0.6}] * 10, 10, "explained variance was far below 0 for 10 iterations"),
         ([{}, {"kl/mismatch": 0.2}], 2, "disagree by 0.2 nats per token"),
         ([{}, {"reward/failures": 2.0}, {"reward/failures": 2.0}], 2, r"The reward failed .* \(2 times\)"),
@@ -73,10 +73,10 @@ def test_what_is_warned_about(course: Course, iteration: int, words: str) -> Non
         [{"kl/reference": -3.0}] * 5,
         [{"value/explained_variance": -0.6}] * 9 + [{}] + [{"value/explained_variance": -0.6}] * 9,
         # Texts that were always cut off: nothing changes.
-        [{"text/truncated": 1.0}] * 30,
+        [{"text/cut": 1.0}] * 30,
         [{"text/length": 20.0 + place / 2} for place in range(30)],  # slow growth
         # Too early to know what is usual.
-        [{}, {"text/length": 100.0, "text/truncated": 0.9}],
+        [{}, {"text/length": 100.0, "text/cut": 0.9}],
         [dict.fromkeys(HEALTHY, NAN)] * 12,
     ],
 )
@@ -115,7 +115,7 @@ def troubled() -> Course:
     spice: list[dict[str, float]] = [
         {"reward/std": 0.0},
         {"text/length": 60.0},
-        {"text/truncated": 0.8},
+        {"text/cut": 0.8},
         {"kl/reference": 3.0},
         {},
     ]

@@ -246,7 +246,7 @@ def test_a_task_may_talk_and_pay_while_a_text_is_written(model: Any) -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 3, 20])
-def test_replies_do_not_hang_on_what_is_written_beside_them(model: Any, slots: int) -> None:
+def test_replies_do_not_depend_on_what_is_written_beside_them(model: Any, slots: int) -> None:
     """Few slots: replies take a pass of their own. Many: they are read a token at a time beside the other texts."""
     expected = Collector(EngineWriter(TokenMDP(Chatty(), context=90), engine_of(model, 90, 7)), 20, seed=2).collect()
     writer = EngineWriter(TokenMDP(Chatty(), context=90), engine_of(model, 90, slots))
@@ -316,7 +316,7 @@ def test_how_many_texts_are_written_side_by_side_changes_nothing(fresh: Any) -> 
 
 
 def test_texts_that_belong_together_differ(fresh: Any) -> None:
-    """Two completions of one prompt have random numbers of their own."""
+    """Two texts after one prompt have random numbers of their own."""
     data = fresh().collect().data
     pairs: Sequence[TensorDict] = [data[row : row + 2] for row in range(0, 6, 2)]
     assert all(len(set(pair["prompt_index"].tolist())) == 1 for pair in pairs)

@@ -45,7 +45,7 @@ def config_in(out: Path, folder: Path, **changes: object) -> TrainConfig:
         "kl__horizon": 200,
         "actor__warmup": 10,
         "actor__decay": "linear",
-        "rollout__drop_truncated": True,
+        "rollout__drop_cut": True,
         "model__refresh_reference": 5,
         "evaluation__every": 3,
         "checkpoint__every": 2,

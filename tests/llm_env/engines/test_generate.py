@@ -19,8 +19,8 @@ SAMPLINGS = [
 ]
 
 
-def text_of(engine, completion):
-    return engine.vocabulary.tokenizer.decode(completion.tokens.tolist())
+def text_of(engine, episode):
+    return engine.vocabulary.tokenizer.decode(episode.tokens.tolist())
 
 
 def encode(engine, *texts):
@@ -30,9 +30,9 @@ def encode(engine, *texts):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_stepping_the_generated_tokens_gives_the_same_log_probs(sampling):
     engine = make_engine_of(make_model("llama"), num_slots=3)
-    for completion in engine.generate(PROMPTS, sampling):
-        logits = engine.start([1], [PROMPTS[completion.prompt_index]])
-        for token, log_prob in zip(completion.tokens, completion.log_probs, strict=True):
+    for episode in engine.generate(PROMPTS, sampling):
+        logits = engine.start([1], [PROMPTS[episode.prompt_index]])
+        for token, log_prob in zip(episode.tokens, episode.log_probs, strict=True):
             assert abs(process(logits, sampling)[0, token].item() - log_prob) < 1e-4
             logits = engine.step([1], [token]) if engine.lengths[1] < engine.context else None
         engine.stop([1])
@@ -41,33 +41,33 @@ def test_stepping_the_generated_tokens_gives_the_same_log_probs(sampling):
 @pytest.mark.parametrize("sampling", SAMPLINGS[:2])
 def test_an_agent_with_the_public_parts_writes_the_same_text(sampling):
     engine = make_engine_of(make_model("qwen2"), num_slots=2)
-    for completion in engine.generate(PROMPTS, sampling):
-        index, sample = completion.prompt_index, completion.completion_index
+    for episode in engine.generate(PROMPTS, sampling):
+        index, sample = episode.prompt_index, episode.completion_index
         random = uniforms(sampling.seed, index, sample, sampling.max_new_tokens)
         logits, written = engine.start([0], [PROMPTS[index]]), []
         while True:
             log_probs = process(logits, sampling)
             token = int(draw(log_probs, random[len(written) : len(written) + 1]))
-            assert abs(log_probs[0, token].item() - completion.log_probs[len(written)]) < 1e-5
+            assert abs(log_probs[0, token].item() - episode.log_probs[len(written)]) < 1e-5
             written.append(token)
             if token in engine.vocabulary.eos_tokens or len(written) == sampling.max_new_tokens:
                 break
             logits = engine.step([0], [token])
         engine.stop([0])
-        assert written == completion.tokens.tolist()
+        assert written == episode.tokens.tolist()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
 def test_greedy_equals_transformers(family):
     model = make_model(family)
     engine = make_engine_of(model, num_slots=2)
-    for prompt, completion in zip(
+    for prompt, episode in zip(
         PROMPTS, engine.generate(PROMPTS, Sampling(temperature=0, max_new_tokens=12)), strict=True
     ):
         ids = torch.tensor([prompt])
         expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-        assert completion.tokens.tolist() == expected[0, len(prompt) :].tolist()
-        assert (completion.log_probs == 0).all()
+        assert episode.tokens.tolist() == expected[0, len(prompt) :].tolist()
+        assert (episode.log_probs == 0).all()
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -106,8 +106,8 @@ def test_log_probs_are_those_of_generate_at_temperature_one():
     engine = make_engine_of(make_model("gpt2"), num_slots=2)
     done = engine.generate(PROMPTS, Sampling(max_new_tokens=8, seed=0))
     scores = engine.log_probs([PROMPTS[c.prompt_index] + c.tokens.tolist() for c in done])
-    for completion, score in zip(done, scores, strict=True):
-        np.testing.assert_allclose(score[-len(completion.tokens) :], completion.log_probs, atol=1e-4)
+    for episode, score in zip(done, scores, strict=True):
+        np.testing.assert_allclose(score[-len(episode.tokens) :], episode.log_probs, atol=1e-4)
 
 
 @pytest.mark.parametrize("memory", [2**29, 4 * 100 * 5])
@@ -141,18 +141,18 @@ def test_log_probs_equal_a_plain_forward_pass(memory, monkeypatch):
 )
 def test_why_a_text_ends(prompt, options, text, end):
     engine = AlphabetEngine(context=32)
-    (completion,) = engine.generate(encode(engine, prompt), Sampling(seed=0, **options))
-    assert text_of(engine, completion) == text
-    assert completion.end == end
-    assert completion.log_probs.shape == completion.tokens.shape
+    (episode,) = engine.generate(encode(engine, prompt), Sampling(seed=0, **options))
+    assert text_of(engine, episode) == text
+    assert episode.end == end
+    assert episode.log_probs.shape == episode.tokens.shape
     assert engine.lengths.tolist() == [0, 0]
 
 
 def test_stop_sequences_of_token_ids():
     engine = AlphabetEngine()
     stop = [[int(token) for token in engine.vocabulary.encode("de")]]
-    (completion,) = engine.generate(encode(engine, "a"), Sampling(stop=stop))
-    assert (text_of(engine, completion), completion.end) == ("bcde", "stop")
+    (episode,) = engine.generate(encode(engine, "a"), Sampling(stop=stop))
+    assert (text_of(engine, episode), episode.end) == ("bcde", "stop")
 
 
 def test_the_next_request_starts_when_a_slot_falls_free():

@@ -37,20 +37,20 @@ def test_it_chats_and_ends(engine):
 
 def test_greedy_equals_transformers(engine):
     prompts = chats(engine)
-    for prompt, completion in zip(
+    for prompt, episode in zip(
         prompts, engine.generate(prompts, Sampling(temperature=0, max_new_tokens=16)), strict=True
     ):
         ids = torch.tensor(prompt)[None]
         expected = engine.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-        assert completion.tokens.tolist() == expected[0, len(prompt) :].tolist()
+        assert episode.tokens.tolist() == expected[0, len(prompt) :].tolist()
 
 
 def test_stepping_equals_a_full_forward_pass(engine):
     prompts = chats(engine)
-    for completion in engine.generate(prompts, Sampling(max_new_tokens=6, n=2, seed=1)):
-        prompt = prompts[completion.prompt_index]
-        log_probs = full_logits(engine.model, [*prompt, *completion.tokens]).log_softmax(-1)
-        for i, (token, log_prob) in enumerate(zip(completion.tokens, completion.log_probs, strict=True)):
+    for episode in engine.generate(prompts, Sampling(max_new_tokens=6, n=2, seed=1)):
+        prompt = prompts[episode.prompt_index]
+        log_probs = full_logits(engine.model, [*prompt, *episode.tokens]).log_softmax(-1)
+        for i, (token, log_prob) in enumerate(zip(episode.tokens, episode.log_probs, strict=True)):
             assert abs(log_probs[len(prompt) + i - 1, token] - log_prob) < 1e-3
     scores = engine.log_probs(prompts)
     for prompt, score in zip(prompts, scores, strict=True):
@@ -60,6 +60,6 @@ def test_stepping_equals_a_full_forward_pass(engine):
 
 def test_a_stop_string_across_tokens(engine):
     prompt = engine.vocabulary.encode("1, 2, 3, 4, 5, 6,")
-    (completion,) = engine.generate([prompt], Sampling(temperature=0, stop=[" 9,"], max_new_tokens=20))
-    assert engine.vocabulary.decode(completion.tokens) == " 7, 8, 9,"
-    assert completion.end == "stop"
+    (episode,) = engine.generate([prompt], Sampling(temperature=0, stop=[" 9,"], max_new_tokens=20))
+    assert engine.vocabulary.decode(episode.tokens) == " 7, 8, 9,"
+    assert episode.end == "stop"

@@ -1,4 +1,4 @@
-"""vLLM as an engine: the same numbers as transformers, whatever is done to its slots, and errors, not bad ones."""
+"""vLLM as an engine: the same numbers as transformers, whatever is done to its slots, and errors, not wrong ones."""
 
 import gc
 import importlib.util
@@ -138,11 +138,11 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(make):
     engine = make("tiny", 8, 32, dtype=torch.bfloat16)
     model = load_model("tiny")
     done = engine.generate(PROMPTS, Sampling(n=4, max_new_tokens=16, seed=0))
-    for completion in done:
-        text = [*PROMPTS[completion.prompt_index], *completion.tokens]
-        expected = full_logits(model, text).log_softmax(-1)[-len(completion.tokens) - 1 : -1]
-        expected = expected.gather(-1, torch.tensor(completion.tokens)[:, None])[:, 0].numpy()
-        assert np.abs(completion.log_probs - expected).mean() < 0.05
+    for episode in done:
+        text = [*PROMPTS[episode.prompt_index], *episode.tokens]
+        expected = full_logits(model, text).log_softmax(-1)[-len(episode.tokens) - 1 : -1]
+        expected = expected.gather(-1, torch.tensor(episode.tokens)[:, None])[:, 0].numpy()
+        assert np.abs(episode.log_probs - expected).mean() < 0.05
 
 
 @needs_vllm

@@ -115,11 +115,11 @@ def test_an_engine_can_share_the_model_that_is_trained():
     engine = make_engine_of(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(2):
-        completion = engine.generate([TEXT], Sampling(max_new_tokens=5, seed=0))[0]
-        scores = engine.log_probs([[*TEXT, *completion.tokens]])[0]
-        np.testing.assert_allclose(scores[2:], completion.log_probs, atol=1e-4)
+        episode = engine.generate([TEXT], Sampling(max_new_tokens=5, seed=0))[0]
+        scores = engine.log_probs([[*TEXT, *episode.tokens]])[0]
+        np.testing.assert_allclose(scores[2:], episode.log_probs, atol=1e-4)
         model.train()
-        tokens = torch.tensor([[*TEXT, *completion.tokens]])
+        tokens = torch.tensor([[*TEXT, *episode.tokens]])
         model(tokens, labels=tokens).loss.backward()
         optimizer.step()
         engine.load_weights(model.named_parameters(), version=engine.version + 1)

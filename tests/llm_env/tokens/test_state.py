@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import llm_env
 from llm_env.tokens.state import BUDGET, CONTEXT, END_OF_CODE, EOS, IDLE, RUNNING, STOP, TASK, TokenState
 from llm_env.tokens.stopping import match_strings, match_tokens
-from rewards import End
+from rewards import End, Rollout
 
 LETTERS = [b"", b"a", b"b", b"ab", b"ba", b"c"]  # token 0 is the end of sequence, and the padding too
 
@@ -23,6 +23,19 @@ def test_every_code_has_its_end() -> None:
     assert [END_OF_CODE[code] for code in (RUNNING, EOS, STOP, TASK, BUDGET, CONTEXT)] == list(End)
     assert END_OF_CODE[IDLE] is End.RUNNING
     assert llm_env.End is End
+
+
+@pytest.mark.parametrize("cut_is_final", [False, True])
+def test_the_codes_agree_with_their_ends_on_what_is_cut(cut_is_final: bool) -> None:
+    codes = [IDLE, RUNNING, EOS, STOP, TASK, BUDGET, CONTEXT]
+    state = TokenState(len(codes), context=4, vocab_size=10, cut_is_final=cut_is_final)
+    state.end[:] = codes
+    ends = [END_OF_CODE[code] for code in codes]
+    assert [end.is_cut for end in ends] == [False, False, False, False, False, True, True]
+    assert state.running.tolist() == [False, True, False, False, False, False, False]
+    assert state.truncated.tolist() == [end.is_cut and not cut_is_final for end in ends]
+    finished = [Rollout.of("x", end=end).terminated or (end.is_cut and cut_is_final) for end in ends]
+    assert state.terminated.tolist() == finished
 
 
 def test_steps_of_three_rows_spelled_out() -> None:
