@@ -14,7 +14,7 @@ from agents.report.display import Display
 from agents.report.log import METRICS
 from agents.run.interruption import Interruption, interruptible
 from agents.run.loop import CHECKPOINTS, Result, Training
-from agents.run.parts import build
+from agents.run.parts import build, check_parts
 from agents.run.summary import before_and_after, run_title
 from agents.run.warm_start import SFT_CHECKPOINTS, forget_checkpoints, warm_start
 
@@ -75,6 +75,7 @@ def _begin(config: TrainConfig, resume: bool) -> None:
     """Make the run's folder. Checkpoints of another run in it would be taken for those of this one."""
     check_config(config)
     check_algorithm(config)
+    check_parts(config)
     config.out.mkdir(parents=True, exist_ok=True)
     if not resume:
         for name in (CHECKPOINTS, SFT_CHECKPOINTS):
