@@ -55,7 +55,7 @@ class Collector:
         temperature: divides the logits.
         seed: of the texts and of the order of prompts.
         over_sample: write this many times as many, for filters to choose from.
-        filters: each is given a packed batch and returns `[B]` bool, which episodes to keep. Groups of completions are
+        filters: each is given a packed batch and returns `[B]` bool, which episodes to keep. Groups of texts are
             kept whole: a group stays if all its episodes do.
 
     Examples:
@@ -83,7 +83,7 @@ class Collector:
         group = writer.mdp.sampler.completions_per_prompt
         if batch_size < 1 or batch_size % group:
             raise ValueError(
-                f"batch_size must be a positive multiple of the {group} completions of each prompt, got {batch_size}"
+                f"batch_size must be a positive multiple of the {group} texts of each prompt, got {batch_size}"
             )
         if over_sample < 1:
             raise ValueError(f"over_sample must be at least 1, got {over_sample}")

@@ -20,7 +20,7 @@ from rewards import Rollout, Score
 
 
 class SFT:
-    """Teaches the policy to write the answers: the loss is on the completion and its end-of-sequence token only.
+    """Teaches the policy to write the answers: the loss is on the answer and its end-of-sequence token only.
 
     Args:
         config: steps, batch size, learning rate, where the answers are.

@@ -179,7 +179,7 @@ class EngineBase(abc.ABC):
     def generate(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> list[Episode]:
         """Sample every prompt to its end, `sampling.n` times.
 
-        With a seed, a completion depends on the weights, the prompt and its index only, neither on the number of
+        With a seed, a text depends on the weights, the prompt and its index only, neither on the number of
         slots nor on what else is generated (but for the rounding of the arithmetic, which differs between batch
         sizes). Only free slots are used, so texts being stepped are safe.
 
@@ -194,12 +194,12 @@ class EngineBase(abc.ABC):
             >>> from llm_env.engines import Sampling, make_engine
             >>> engine = make_engine("transformers", "tiny", num_slots=4, context=32)
             >>> prompts = [engine.vocabulary.encode(text) for text in ("1+1=", "Hi")]
-            >>> completions = engine.generate(prompts, Sampling(max_new_tokens=5, n=3, seed=0))
-            >>> [completion.prompt_index for completion in completions]
+            >>> episodes = engine.generate(prompts, Sampling(max_new_tokens=5, n=3, seed=0))
+            >>> [episode.prompt_index for episode in episodes]
             [0, 0, 0, 1, 1, 1]
         """
         done = self.stream(prompts, sampling)
-        return sorted(done, key=lambda completion: (completion.prompt_index, completion.completion_index))
+        return sorted(done, key=lambda episode: (episode.prompt_index, episode.completion_index))
 
     def stream(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> Iterator[Episode]:
         """As `generate`, but each text comes as soon as it is done."""

@@ -27,7 +27,7 @@ class Sampling:
         max_new_tokens: how many tokens may be written.
         stop: stop sequences, as strings or as token ids. The text ends with the token that completes one.
         ignore_eos: go on after an end-of-sequence token.
-        n: how many completions of each prompt.
+        n: how many texts after each prompt.
         seed: of the random numbers; None takes fresh ones at every call.
 
     Examples:
@@ -155,15 +155,15 @@ def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 
 def uniforms(seed: int, request: int, completion: int, count: int) -> npt.NDArray[np.float64]:
-    """The random numbers of one completion: number i decides its token i.
+    """The random numbers of one text: number i decides its token i.
 
-    They depend on nothing else, so a completion is the same in any batch and beside any other; asked for more,
+    They depend on nothing else, so a text is the same in any batch and beside any other; asked for more,
     the first ones stay the same.
 
     Args:
         seed: `Sampling.seed`.
         request: which prompt of the call to `generate`.
-        completion: which of its `Sampling.n` completions.
+        completion: which of its `Sampling.n` texts.
         count: how many numbers.
 
     Returns:

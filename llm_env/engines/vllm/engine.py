@@ -197,7 +197,7 @@ class VLLMEngine(EngineBase):
         prompts = np.random.default_rng(0).integers(0, len(self.vocabulary.tokenizer), (CHECKED_TEXTS, 2))
         sampling = Sampling(max_new_tokens=length - 2, seed=0, ignore_eos=True)
         done = self.generate(list(prompts), sampling)
-        return [np.concatenate([prompts[completion.prompt_index], completion.tokens]) for completion in done]
+        return [np.concatenate([prompts[episode.prompt_index], episode.tokens]) for episode in done]
 
     def _check_open(self) -> None:
         if self._failure:

@@ -316,7 +316,7 @@ def test_how_many_texts_are_written_side_by_side_changes_nothing(fresh: Any) -> 
 
 
 def test_texts_that_belong_together_differ(fresh: Any) -> None:
-    """Two completions of one prompt have random numbers of their own."""
+    """Two texts after one prompt have random numbers of their own."""
     data = fresh().collect().data
     pairs: Sequence[TensorDict] = [data[row : row + 2] for row in range(0, 6, 2)]
     assert all(len(set(pair["prompt_index"].tolist())) == 1 for pair in pairs)
