@@ -101,6 +101,7 @@ class _PolicyChooser:
     """Shows a policy the texts as an environment would, and takes its tokens."""
 
     version = 0
+    begins_together = 1
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy

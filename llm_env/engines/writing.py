@@ -45,9 +45,15 @@ class Job(NamedTuple):
 
 
 class Chooser(Protocol):
-    """Chooses the tokens of running texts: a language model with a sampler, or a policy from outside."""
+    """Chooses the tokens of running texts: a language model with a sampler, or a policy from outside.
+
+    Attributes:
+        version: of the weights that choose.
+        begins_together: a free row waits until so many are free, where to begin a single text costs a lot.
+    """
 
     version: int
+    begins_together: int
 
     def begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
         """New texts have begun in these rows."""
@@ -86,6 +92,8 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
             fresh = np.flatnonzero(~state.running)[: len(waiting)]
             if not len(running) and not len(fresh):
                 return
+            if len(running) and len(fresh) < min(chooser.begins_together, len(waiting)):
+                fresh = fresh[:0]
             if len(fresh):
                 begun = [waiting.popleft() for _ in fresh]
                 for row, job in zip(fresh.tolist(), begun, strict=True):
@@ -147,6 +155,8 @@ class EngineChooser:
         self.seed = sampling.seed
         self.sampling = sampling
         self.version = engine.version
+        # Where prompts take a pass of their own, a quarter of the rows shares one.
+        self.begins_together = 1 if engine.one_pass else max(1, len(slots) // 4)
         self._engine = engine
         self._slots = slots
         self._random = np.zeros((len(slots), longest))
@@ -178,22 +188,17 @@ class EngineChooser:
 
     def _read_on(self, state: TokenState, rows: IntArray) -> torch.Tensor:
         """Let the engine read on in all rows; the logits after what it has read of each."""
-        read = self._read[rows]
-        is_new = read == 0
-        old, fresh = rows[~is_new], rows[is_new]
-        until = state.length[old]
-        more = until - read[~is_new]
-        if (more == 1).all():
-            news: IntArray | list[IntArray] = state.tokens[old, until - 1][:, None]
-        elif not self._engine.one_pass and (more - 1).sum() * 2 <= len(rows):
-            # A pass of its own for a few words of the task would take longer than to read one of them at every step,
-            # while the other texts go on.
-            until = self._read[old] + 1
-            news = state.tokens[old, until - 1][:, None]
+        begin, end = self._read[rows], state.length[rows]
+        if not self._engine.one_pass and (end - begin - 1).sum() <= 2 * len(rows):
+            # A pass of its own for a prompt, or for a few words of the task, would take longer than to read one of them
+            # at every step, while the other texts go on.
+            end = begin + 1
+        tokens, is_new = state.tokens, begin == 0
+        slots, old = self._slots[rows], np.flatnonzero(~is_new)
+        if len(old) and (end[old] - begin[old] == 1).all():
+            news: IntArray | list[IntArray] = tokens[rows[old], begin[old]][:, None]
         else:
-            news = [state.tokens[row, begin:end] for row, begin, end in zip(old, self._read[old], until, strict=True)]
-        prompts = [state.tokens[row, : state.length[row]] for row in fresh]
-        logits = self._engine.advance(self._slots[old], news, self._slots[fresh], prompts)
-        self._read[old] = until
-        self._read[fresh] = state.length[fresh]
-        return logits
+            news = [tokens[rows[place], begin[place] : end[place]] for place in old]
+        prompts = [tokens[rows[place], : end[place]] for place in np.flatnonzero(is_new)]
+        self._read[rows] = end
+        return self._engine.advance(slots[old], news, slots[is_new], prompts)

@@ -90,30 +90,37 @@ class TransformersEngine(EngineBase):
     def _advance(
         self, slots: IntArray, token_lists: IntArray | Sequence[IntArray], fresh: IntArray, prompts: Sequence[IntArray]
     ) -> torch.Tensor:
-        # A pass for single tokens, one for several, one for prompts: together they would mostly be padding.
-        logits, order = [], []
-        counts = np.array([len(tokens) for tokens in token_lists], dtype=np.int64)
-        for places, read in ((np.flatnonzero(counts == 1), self._step), (np.flatnonzero(counts != 1), self._extend)):
-            if len(places):
-                logits.append(read(slots[places], [token_lists[place] for place in places]))
-                order.append(places)
-        if len(fresh):
-            logits.append(self._start(fresh, prompts))
-            order.append(np.arange(len(slots), len(slots) + len(fresh)))
-        if len(logits) <= 1:
-            return logits[0] if logits else torch.zeros(0, self.vocab_size, device=self.model.device)
-        return torch.cat(logits)[self._tensor(np.argsort(np.concatenate(order)))]
+        # A text that begins is one that is appended to, from length 0. Those of one token take a pass, those of several
+        # another: together they would mostly be padding.
+        everyone, lists = np.concatenate([slots, fresh]), [*token_lists, *prompts]
+        single = np.array([len(tokens) == 1 for tokens in lists], dtype=np.bool_)
+        if single.all():
+            return self._step(everyone, lists)
+        if not single.any():
+            return self._read(everyone, lists)
+        ones, others = np.flatnonzero(single), np.flatnonzero(~single)
+        logits = torch.cat(
+            [
+                self._step(everyone[ones], [lists[place] for place in ones]),
+                self._read(everyone[others], [lists[place] for place in others]),
+            ]
+        )
+        return logits[self._tensor(np.argsort(np.concatenate([ones, others])))]
 
-    def _start(self, slots: IntArray, prompts: Sequence[IntArray]) -> torch.Tensor:
+    def _read(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
         # Several completions of one prompt are the rule in training: compute it once, and copy its keys.
-        first: dict[bytes, int] = {}
-        source = np.array([first.setdefault(prompt.tobytes(), i) for i, prompt in enumerate(prompts)], dtype=np.int64)
+        first: dict[bytes | int, int] = {}
+        keys = [
+            tokens.tobytes() if self.lengths[slot] == 0 else int(slot)
+            for slot, tokens in zip(slots, token_lists, strict=True)
+        ]
+        source = np.array([first.setdefault(key, place) for place, key in enumerate(keys)], dtype=np.int64)
         own = np.unique(source)
-        logits = self._extend(slots[own], [prompts[i] for i in own])
+        logits = self._extend(slots[own], [token_lists[place] for place in own])
         if len(own) == len(source):
             return logits
         copies = np.flatnonzero(source != np.arange(len(source)))
-        longest = max(len(prompts[i]) for i in copies)
+        longest = max(len(token_lists[place]) for place in copies)
         with torch.inference_mode():
             self._cache.copy_rows(self._tensor(slots[source[copies]]), self._tensor(slots[copies]), longest)
         return logits[self._tensor(np.searchsorted(own, source))]
@@ -132,6 +139,8 @@ class TransformersEngine(EngineBase):
         return torch.cat(logits)[self._tensor(np.argsort(np.concatenate(parts)))]
 
     def _step(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
+        if not len(slots):
+            return torch.zeros(0, self.vocab_size, device=self.model.device)
         return self._forward(slots, np.stack(token_lists), None)
 
     def _forward(self, slots: IntArray, tokens: IntArray, lengths: IntArray | None) -> torch.Tensor:
