@@ -10,6 +10,8 @@ Ways to write the same number of tokens after the same prompts, in tokens per se
                   observation; prompts, infos and rewards as in training
     collect       `VLLMEngine.generate`, then rewards, then a TensorDict
     transformers  as "step", on `TransformersEngine`
+    turns         `engine.write` of a task that answers twice while a text is written, beside `engine.generate` of texts
+                  of the same lengths, on both engines: all tokens of a text, and those that the model chose alone
     resubmit      `LLM.generate` of one token, again and again, with prefix caching: what stepping vLLM takes without us
 
 All ways take turns in every round, in one process; figures are medians over the rounds, and ratios are medians of each
@@ -33,16 +35,17 @@ import torch
 from tensordict import TensorDict
 
 from llm_env import TokenVectorEnv
-from llm_env.engines import Sampling, make_engine
+from llm_env.engines import Job, Sampling, make_engine
 from llm_env.engines.sampling import choose
 from llm_env.models import load_model, model_folder
 from llm_env.tasks import Reverse, Sentiment, Task
-from llm_env.tokens.prompts import Prompt
+from llm_env.tokens.prompts import Prompt, TokenizedPrompts
 from rewards import Rollout
 
 Way = Callable[[], int]  # writes texts, and returns how many tokens they have
 DTYPES = {"tiny": torch.float32, "smollm2-135m": torch.bfloat16}
 LABELS = {"tiny": "tiny", "smollm2-135m": "smollm2"}
+REPLY_TOKENS = 4
 RESUBMITTED = 8  # tokens: resubmitting is far too slow for whole texts
 
 
@@ -105,6 +108,59 @@ def collecting(engine: Any, task: Task, prompts: list[Prompt], prompt_ids: list[
         return int(batch["mask"].sum())
 
     return collect
+
+
+class TwoReplies(Task):
+    """Two short answers, each at the end of a turn; what ends a turn is rare enough for turns to end at all times."""
+
+    def __init__(self, tokens: int, reply: list[int], ends: list[list[int]]) -> None:
+        super().__init__(num_train=1)
+        self.max_new_tokens = tokens
+        self.stop = ends
+        self._reply = reply
+
+    def reply(self, rollout: Rollout) -> list[int]:
+        assert rollout.is_action is not None
+        injected = len(rollout.is_action) - int(rollout.is_action.sum())
+        return self._reply if injected < 2 * len(self._reply) else []
+
+
+def turns(kind: str, model: str, num: int, tokens: int, rounds: int) -> dict[str, float]:
+    """Median ratios of the tokens per second of a task that replies to those of `generate`, at the same lengths."""
+    plain = task_of(model, tokens)
+    engine = make_engine(kind, model, num_slots=num, context=plain.max_prompt_tokens + 2 * tokens, dtype=DTYPES[model])
+    prompts = [engine.vocabulary.encode(prompt.text) for prompt in plain.prompts("train")[: 2 * num]]
+    reply = engine.vocabulary.encode("ok, now go on then")[:REPLY_TOKENS].tolist()
+    # Tokens that the model writes once in eight times, all together.
+    drawn = engine.generate(prompts, Sampling(max_new_tokens=tokens, ignore_eos=True, seed=0))
+    counts = np.bincount(np.concatenate([episode.tokens for episode in drawn]), minlength=engine.vocab_size)
+    likely = np.argsort(-counts)
+    ends = likely[np.cumsum(counts[likely]) > 7 / 8 * counts.sum()]
+    task = TwoReplies(tokens, reply, [[int(token)] for token in ends if counts[token]])
+    texts = TokenizedPrompts([Prompt("")] * len(prompts), prompts)
+    jobs = [Job(index, index, index) for index in range(len(prompts))]
+
+    def with_replies() -> tuple[int, int]:
+        episodes = [episode for _, episode in engine.write(task, texts, jobs, Sampling())]
+        return sum(len(e.tokens) for e in episodes), sum(e.rollout.num_actions for e in episodes)
+
+    def without() -> int:
+        how = Sampling(max_new_tokens=tokens + 2 * len(reply), ignore_eos=True)
+        return sum(len(episode.tokens) for episode in engine.generate(prompts, how))
+
+    ratios: dict[str, list[float]] = {"turns": [], "turns_own_tokens": []}
+    for turn in range(rounds + 1):
+        start = time.perf_counter()
+        all_tokens, own_tokens = with_replies()
+        middle = time.perf_counter()
+        written = without()
+        rate = written / (time.perf_counter() - middle)
+        if turn:
+            ratios["turns"].append(all_tokens / (middle - start) / rate)
+            ratios["turns_own_tokens"].append(own_tokens / (middle - start) / rate)
+    engine.close()
+    label = f"{kind}_{LABELS[model]}_b{num}"
+    return {f"{name}_over_generate_{label}": round(statistics.median(r), 3) for name, r in ratios.items()}
 
 
 def bare_vllm(model: str, num: int, context: int) -> Any:
@@ -235,6 +291,8 @@ def main() -> None:
                 ratios = [ours / theirs for ours, theirs in zip(rates[way], rates["generate"], strict=True)]
                 results[f"{way}_over_generate_{label}"] = round(statistics.median(ratios), 3)
             table.append((label, list(rates)))
+            for kind in ("vllm",) if args.fast else ("vllm", "transformers"):
+                results |= turns(kind, model, num, args.tokens, args.rounds)
         if sizes:
             results |= updating(model, args.rounds)
     if args.json:
@@ -247,7 +305,7 @@ def main() -> None:
         print(f"{label:>14}  " + "   ".join(cell + ratio for cell, ratio in zip(cells, ratios, strict=True)))
     print()
     for name, value in results.items():
-        if name.startswith("weight"):
+        if name.startswith(("weight", "turns")):
             print(f"{name} {value}")
 
 

@@ -189,9 +189,10 @@ class EngineChooser:
     def _read_on(self, state: TokenState, rows: IntArray) -> torch.Tensor:
         """Let the engine read on in all rows; the logits after what it has read of each."""
         begin, end = self._read[rows], state.length[rows]
-        if not self._engine.one_pass and (end - begin - 1).sum() <= 2 * len(rows):
-            # A pass of its own for a prompt, or for a few words of the task, would take longer than to read one of them
-            # at every step, while the other texts go on.
+        ahead = end - begin - 1
+        if not self._engine.one_pass and ahead.sum() <= 2 * np.count_nonzero(ahead == 0):
+            # Beside enough texts that go on, a prompt or a few words of the task are read one token at every step: a
+            # pass of its own would take longer.
             end = begin + 1
         tokens, is_new = state.tokens, begin == 0
         slots, old = self._slots[rows], np.flatnonzero(~is_new)

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from llm_env.engines import Job
 from llm_env.engines.sampling import Sampling, choose, draw, process, uniforms
+from llm_env.tasks import Task
+from llm_env.tokens.prompts import Prompt, TokenizedPrompts
 
 from .conftest import AlphabetEngine, full_logits, make_engine_of, make_model
 
@@ -202,3 +205,62 @@ def test_bad_prompts_are_refused_before_anything_runs():
 def test_a_model_that_has_diverged_is_an_error():
     with pytest.raises(ValueError, match="row 1 has no token of positive probability"):
         choose(torch.tensor([[0.0, 0.0], [torch.nan, 0.0]]), Sampling(), np.array([0.1, 0.1]))
+
+
+def starts(engine):
+    return [slots for kind, slots in engine.calls if kind == "start"]
+
+
+def test_texts_begin_together_where_each_would_take_a_pass():
+    """Eight slots: two free ones are waited for, unless fewer texts than that are left to begin."""
+    engine = AlphabetEngine(num_slots=8)
+    prompts = encode(engine, *["q"] * 7, "y", "x", "w")
+    done = engine.generate(prompts, Sampling(temperature=0))
+    assert starts(engine) == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1]]
+    assert [text_of(engine, c) for c in done[7:]] == ["z<eos>", "yz<eos>", "xyz<eos>"]
+    engine.calls.clear()
+    engine.generate(prompts[:9], Sampling(temperature=0))
+    assert starts(engine) == [[0, 1, 2, 3, 4, 5, 6, 7], [7]]
+    engine.calls.clear()
+    engine.one_pass = True  # beginning costs nothing of its own
+    engine.generate(prompts, Sampling(temperature=0))
+    assert starts(engine) == [[0, 1, 2, 3, 4, 5, 6, 7], [7], [7]]
+
+
+class Echo(Task):
+    """Answers "?" or "??????" at the end of a turn, once."""
+
+    max_new_tokens = 9
+
+    def __init__(self, reply):
+        super().__init__(num_train=1)
+        self.stop = ("z",)
+        self.answer = reply
+
+    def splits(self):
+        return {"train": [Prompt(letter) for letter in "abcdefgy"]}
+
+    def reply(self, rollout):
+        return self.answer if rollout.is_action.all() else None
+
+
+@pytest.mark.parametrize(("reply", "passes"), [("?a", 0), ("?" * 19 + "a", 1)])
+def test_short_replies_are_read_beside_other_texts_and_long_ones_in_a_pass_of_their_own(reply, passes):
+    """Seven texts go on beside the one that is answered: up to 14 tokens ahead are read one at a step."""
+    engine = AlphabetEngine(num_slots=8, context=64)
+    task = Echo(reply).bind(engine.vocabulary)
+    widths = []
+    advance = engine._advance
+
+    def record(slots, token_lists, fresh, begun):
+        widths.extend(len(tokens) for tokens in token_lists)
+        return advance(slots, token_lists, fresh, begun)
+
+    engine._advance = record
+    texts = TokenizedPrompts.encode(task.prompts("train"), engine.vocabulary)
+    jobs = [Job(index, index, index) for index in range(8)]
+    written = {job.prompt_index: e for job, e in engine.write(task, texts, jobs, Sampling(temperature=0))}
+    assert sum(width > 1 for width in widths) == passes
+    assert written[7].text == "z" + reply + "bcdefghi"
+    assert written[7].rollout.is_action.sum() == 9
+    assert written[0].text == "bcdefghij"
