@@ -150,8 +150,9 @@ def seed_everything(seed: int) -> None:
 
 
 def check_parts(config: TrainConfig) -> None:
-    """Raise if there is no such task, reward or engine: a moment's work, to be done before anything is written."""
+    """Raise if there is no such task, reward, model or engine; to be called before anything is written."""
     make_task_of(config)
+    load_tokenizer(config.model.name)
     if config.rollout.engine not in engine_names():
         raise UnknownNameError("engine", config.rollout.engine, engine_names())
 

@@ -53,6 +53,8 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
         KeyboardInterrupt: Ctrl-C was pressed; it can be resumed.
     """
     folder = config.out / "model"
+    if not config.sft.steps:
+        raise ConfigError("--sft.steps is 0, expected how many optimizer steps to take: use, for example, 500")
     if resume and (config.out / METRICS).exists():
         raise ConfigError(
             f"{config.out} holds a run of `llm-env train`, whose warm start is over: go on with it by "
@@ -75,11 +77,11 @@ def _begin(config: TrainConfig, resume: bool) -> None:
     """Make the run's folder. Checkpoints of another run in it would be taken for those of this one."""
     check_config(config)
     check_algorithm(config)
-    check_parts(config)
-    config.out.mkdir(parents=True, exist_ok=True)
     if not resume:
+        check_parts(config)
         for name in (CHECKPOINTS, SFT_CHECKPOINTS):
             shutil.rmtree(config.out / name, ignore_errors=True)
+    config.out.mkdir(parents=True, exist_ok=True)
     save_config(config, config.out / "config.yaml")
     disable_progress_bar()  # transformers would draw bars for loading and saving across our display
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.config import TrainConfig
-from agents.config.files import load_config, save_config
+from agents.config.files import ConfigError, load_config, save_config
 from agents.report.log import read_metrics
 from agents.run.loop import Result, Training
 from agents.run.training import fine_tune, train
@@ -298,6 +298,7 @@ def test_a_reward_that_is_no_number_from_the_first_batch_on(config: Config) -> N
         ({"task__args": {"lenght": 3}}, "cannot make the task"),
         ({"task__reward": "exact"}, "unknown reward 'exact'"),
         ({"rollout__engine": "vlm"}, "unknown engine 'vlm'"),
+        ({"model__name": "tinny"}, "unknown model 'tinny'"),
     ],
 )
 def test_a_wrong_configuration_leaves_nothing_behind(
@@ -307,6 +308,13 @@ def test_a_wrong_configuration_leaves_nothing_behind(
     made = config(**wrong)
     with pytest.raises((ValueError, TypeError), match=message):
         command(made)
+    assert not made.out.exists()
+
+
+def test_a_warm_start_alone_needs_steps(config: Config) -> None:
+    made = config(sft__steps=0)
+    with pytest.raises(ConfigError, match=r"--sft.steps is 0, expected how many"):
+        fine_tune(made)
     assert not made.out.exists()
 
 
