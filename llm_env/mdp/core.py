@@ -174,9 +174,11 @@ class TokenMDP:
             reward[acted] = paid
         if len(ended := episodes.ended(acted)):
             rows_ended = ended.tolist()
-            for row, episode in zip(rows_ended, self.score([episodes.episode(row) for row in rows_ended]), strict=True):
-                reward[row] += episode.score.total
-                self.finished[row] = episode
+            rollouts = [episodes.rollout(row) for row in rows_ended]
+            scores = self._scores(rollouts, [episodes.is_truncated(row) for row in rows_ended])
+            for row, rollout, score in zip(rows_ended, rollouts, scores, strict=True):
+                reward[row] += score.total
+                self.finished[row] = episodes.episode(row, rollout=rollout, score=score)
         self.episode_return += reward
         return reward
 
@@ -213,9 +215,8 @@ class TokenMDP:
 
     def score(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Finished episodes with their scores; what was cut off and is to be valued instead has a score of 0."""
-        scored = [episode.rollout for episode in episodes if not episode.truncated]
-        scores = iter(self.reward(scored) if scored else ())
-        return [replace(each, score=Score(0.0) if each.truncated else next(scores)) for each in episodes]
+        scores = self._scores([each.rollout for each in episodes], [each.truncated for each in episodes])
+        return [replace(each, score=score) for each, score in zip(episodes, scores, strict=True)]
 
     def save(self, rows: Sequence[int] | IntArray) -> SavedMDP:
         """Copy episodes out, for search, best-of-n, or to begin again from a prefix."""
@@ -238,6 +239,11 @@ class TokenMDP:
         """Free the engine, or its slots if it was handed in, and the process that rewards run in, if there is one."""
         self.observer.close()
         self.reward.end_worker()
+
+    def _scores(self, rollouts: Sequence[Rollout], truncated: Sequence[bool]) -> list[Score]:
+        scored = [rollout for rollout, cut in zip(rollouts, truncated, strict=True) if not cut]
+        scores = iter(self.reward(scored) if scored else ())
+        return [Score(0.0) if cut else next(scores) for cut in truncated]
 
     def _chosen(self, prompt_indices: Sequence[int] | IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
         indices = np.asarray(prompt_indices)

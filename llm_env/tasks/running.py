@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from llm_env.tokens.prompts import Prompt, TokenizedPrompts
 from llm_env.tokens.state import END_OF_CODE, RUNNING, SavedRows, TokenState
 from llm_env.tokens.stopping import IntArray
 from llm_env.tokens.vocabulary import Vocabulary
-from rewards import RewardError, Rollout
+from rewards import End, RewardError, Rollout, Score
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -160,25 +159,33 @@ class RunningEpisodes:
             decode=self.vocabulary.decode,
         )
 
-    def episode(self, row: int, **known: Any) -> Episode:
-        """The episode in `row`, which has ended; not scored yet.
+    def episode(
+        self,
+        row: int,
+        *,
+        rollout: Rollout | None = None,
+        score: Score = UNSCORED,
+        log_probs: npt.NDArray[np.float32] | None = None,
+        completion_index: int = 0,
+        version: int = 0,
+    ) -> Episode:
+        """The episode in `row`, which has ended; the rest of what an `Episode` holds is known to others."""
+        state, paid = self.state, self._token_rewards
+        return Episode(
+            rollout=self.rollout(row) if rollout is None else rollout,
+            score=score,
+            log_probs=log_probs,
+            token_rewards=None if paid is None else paid[row, : state.num_actions[row]].copy(),
+            truncated=self.is_truncated(row),
+            prompt_index=int(self.prompt_index[row]),
+            group=int(self.group[row]),
+            completion_index=completion_index,
+            version=version,
+        )
 
-        Args:
-            row: which one.
-            known: further fields of the `Episode`, known to whoever chose its tokens.
-        """
-        state = self.state
-        paid = self._token_rewards
-        fields: dict[str, Any] = {
-            "rollout": self.rollout(row),
-            "score": UNSCORED,
-            "log_probs": None,
-            "token_rewards": None if paid is None else paid[row, : state.num_actions[row]].copy(),
-            "truncated": not state.cut_is_final and bool(state.truncated[row]),
-            "prompt_index": int(self.prompt_index[row]),
-            "group": int(self.group[row]),
-        }
-        return Episode(**{**fields, **known})
+    def is_truncated(self, row: int) -> bool:
+        """Whether the text in `row` was cut off, and is to be valued instead of scored."""
+        return not self.state.cut_is_final and END_OF_CODE[self.state.end[row]] in (End.BUDGET, End.CONTEXT)
 
     def save(self, rows: IntArray) -> SavedEpisodes:
         """Copy some rows out; `restore` puts them back, into the same rows or others, or one into many."""

@@ -15,7 +15,7 @@ UNSCORED = Score(math.nan)
 """The score of an episode before anybody has scored it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: that would take longer to make than all else about it
 class Episode:
     """One finished text: what was written, how likely it was, and what it earned.
 
