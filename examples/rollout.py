@@ -64,7 +64,7 @@ def main() -> None:
         print(f"  {episode['prompt']!r} -> {episode['text']!r}  (return {episode['r']:g}, {episode['end']})")
     returns = np.array([episode["r"] for episode in episodes])
     lengths = np.array([episode["l"] for episode in episodes])
-    ends = {end: sum(e["end"] == end for e in episodes) for end in sorted({e["end"] for e in episodes})}
+    ends = {str(end): sum(e["end"] == end for e in episodes) for end in sorted({e["end"] for e in episodes})}
     print(
         f"mean return {returns.mean():.3f} +- {returns.std() / np.sqrt(len(returns)):.3f} over {len(returns)} episodes"
     )

@@ -1,4 +1,4 @@
-"""GRPO: completions of one prompt are compared with each other, and no critic is needed."""
+"""GRPO: the texts after one prompt are compared with each other, and no critic is needed."""
 
 from __future__ import annotations
 

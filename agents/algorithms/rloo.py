@@ -1,4 +1,4 @@
-"""RLOO: each completion of a prompt is compared with the mean of all the others."""
+"""RLOO: each text after a prompt is compared with the mean of all the others."""
 
 from __future__ import annotations
 

@@ -74,8 +74,6 @@ def _sft(arguments: list[str]) -> None:
     from agents.cli.options import read_options
 
     options = read_options(arguments, "llm-env sft")
-    if not options.settings.sft.steps:
-        raise ConfigError("--sft.steps is 0, expected how many optimizer steps to take: use, for example, 500")
     from agents.run.training import fine_tune
 
     fine_tune(options.settings, resume=options.resume)

@@ -22,13 +22,14 @@ from agents.networks.network import Network
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform
 from agents.rollouts.writers import EngineWriter
 from agents.run.evaluate import Evaluator
-from llm_env.engines import Engine, make_engine
+from llm_env.engines import Engine, engine_names, make_engine
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.mdp.core import TokenMDP
 from llm_env.mdp.options import MDPOptions
 from llm_env.models import load_model, load_tokenizer
 from llm_env.tasks import Task, make_task
 from rewards import make_reward
+from rewards.registry import UnknownNameError
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +155,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
+
+
+def check_parts(config: TrainConfig) -> None:
+    """Raise if there is no such task, reward, model or engine; to be called before anything is written."""
+    make_task_of(config)
+    load_tokenizer(config.model.name)
+    if config.rollout.engine not in engine_names():
+        raise UnknownNameError("engine", config.rollout.engine, engine_names())
 
 
 def make_task_of(config: TrainConfig) -> Task:

@@ -14,7 +14,7 @@ from agents.report.display import Display
 from agents.report.log import METRICS
 from agents.run.interruption import Interruption, interruptible
 from agents.run.loop import CHECKPOINTS, Result, Training
-from agents.run.parts import build
+from agents.run.parts import build, check_parts
 from agents.run.summary import before_and_after, run_title
 from agents.run.warm_start import SFT_CHECKPOINTS, forget_checkpoints, warm_start
 
@@ -69,6 +69,8 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
         ('model', True)
     """
     folder = config.out / "model"
+    if not config.sft.steps:
+        raise ConfigError("--sft.steps is 0, expected how many optimizer steps to take: use, for example, 500")
     if resume and (config.out / METRICS).exists():
         raise ConfigError(
             f"{config.out} holds a run of `llm-env train`, whose warm start is over: go on with it by "
@@ -91,10 +93,11 @@ def _begin(config: TrainConfig, resume: bool) -> None:
     """Make the run's folder. Checkpoints of another run in it would be taken for those of this one."""
     check_config(config)
     check_algorithm(config)
-    config.out.mkdir(parents=True, exist_ok=True)
     if not resume:
+        check_parts(config)
         for name in (CHECKPOINTS, SFT_CHECKPOINTS):
             shutil.rmtree(config.out / name, ignore_errors=True)
+    config.out.mkdir(parents=True, exist_ok=True)
     save_config(config, config.out / "config.yaml")
     disable_progress_bar()  # transformers would draw bars for loading and saving across our display
 

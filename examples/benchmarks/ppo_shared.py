@@ -7,7 +7,6 @@ share of odd token ids). An iteration is one epoch with one optimizer step, and 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import statistics
 import sys
@@ -25,7 +24,6 @@ from agents.config import TrainConfig
 from agents.rollouts.collector import Batch
 from agents.rollouts.packing import pack
 from agents.run.parts import Run, build
-from llm_env.engines import Completion, Engine, Sampling
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt
@@ -83,19 +81,6 @@ class OddIds(Task):
         return float(np.mean(rollout.tokens % 2))
 
 
-class Endless:
-    """An engine whose texts end with their budget only."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def generate(self, prompts: Sequence[Any], sampling: Sampling) -> list[Completion]:
-        return self._engine.generate(prompts, dataclasses.replace(sampling, ignore_eos=True))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-
 def configuration(shape: Shape, **changes: Any) -> TrainConfig:
     """Our side of an iteration; `changes` as in `TrainConfig.replace`."""
     same: dict[str, Any] = {"epochs": 1, "minibatches": 1, "learning_rate": LEARNING_RATE}
@@ -116,11 +101,11 @@ def configuration(shape: Shape, **changes: Any) -> TrainConfig:
 def open_run(config: TrainConfig) -> Run:
     """Our side, ready; close it at the end."""
     run = build(config)
-    rollouts: Any = run.algorithm.collector.writer
-    rollouts.engine = Endless(run.engine)
-    lengths = {len(tokens) for tokens in rollouts.mdp.prompts.tokens}
-    if lengths != {rollouts.mdp.task.max_prompt_tokens}:
-        raise RuntimeError(f"the prompts should have {rollouts.mdp.task.max_prompt_tokens} tokens, but have {lengths}")
+    run.engine.vocabulary.eos_tokens = ()  # so that texts end with their budget only
+    mdp = run.algorithm.collector.writer.mdp
+    lengths = {len(tokens) for tokens in mdp.prompts.tokens}
+    if lengths != {mdp.task.max_prompt_tokens}:
+        raise RuntimeError(f"the prompts should have {mdp.task.max_prompt_tokens} tokens, but have {lengths}")
     return run
 
 

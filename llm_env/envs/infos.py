@@ -16,7 +16,7 @@ from llm_env.tokens.episode import Episode
 
 
 def episode_info(mdp: TokenMDP, row: int) -> dict[str, Any]:
-    """Of the episode in a row: which prompt of the split it answers, and the group of completions it belongs to."""
+    """Of the episode in a row: which prompt of the split it answers, and the group of episodes it belongs to."""
     return {"prompt_index": int(mdp.prompt_index[row]), "group": int(mdp.group[row])}
 
 

@@ -147,7 +147,7 @@ class TokenMDP:
         """Begin new episodes in `rows` (all of them by default), and return those rows.
 
         Args:
-            rows: which rows. Beginning all of them begins a new group of completions, too.
+            rows: which rows. Beginning all of them begins a new group of episodes, too.
             seed: start the order of prompts over, from this seed.
             prompt_indices: begin with these prompts of the split, one for each row, instead of the next in order. Rows
                 that are given the same prompt form a group; its number is negative, unlike those dealt in order.

@@ -1,4 +1,4 @@
-"""Promises 3 and 4 of the design: padding cannot matter, and the size of micro-batches cannot matter."""
+"""Promises 3 and 4: padding cannot matter, and the size of micro-batches cannot matter."""
 
 from __future__ import annotations
 

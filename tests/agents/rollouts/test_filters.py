@@ -133,8 +133,8 @@ def test_the_filters_that_come_with_it() -> None:
 @pytest.mark.parametrize(
     ("size", "over_sample", "message"),
     [
-        (0, 1.0, r"positive multiple of the 2 completions.*got 0"),
-        (3, 1.0, r"positive multiple of the 2 completions.*got 3"),
+        (0, 1.0, r"positive multiple of the 2 texts.*got 0"),
+        (3, 1.0, r"positive multiple of the 2 texts.*got 3"),
         (4, 0.5, r"over_sample must be at least 1, got 0.5"),
     ],
 )

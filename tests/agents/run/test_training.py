@@ -288,10 +288,33 @@ def test_a_reward_that_is_no_number_from_the_first_batch_on(config: Config) -> N
     assert result.finished
 
 
-def test_a_wrong_configuration_leaves_nothing_behind(config: Config) -> None:
-    made = config(rollout__batch_size=0)
-    with pytest.raises(ConfigError, match="batch-size is 0"):
-        train(made)
+@pytest.mark.parametrize("command", [train, fine_tune])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rollout__batch_size": 0}, "batch-size is 0"),
+        ({"algo": "ppq"}, "unknown algorithm 'ppq'"),
+        ({"task__name": "Revers", "task__args": {}}, "unknown task 'Revers'"),
+        ({"task__args": {"lenght": 3}}, "cannot make the task"),
+        ({"task__reward": "exact"}, "unknown reward 'exact'"),
+        ({"rollout__engine": "vlm"}, "unknown engine 'vlm'"),
+        ({"model__name": "tinny"}, "unknown model 'tinny'"),
+    ],
+)
+def test_a_wrong_configuration_leaves_nothing_behind(
+    config: Config, command: Callable[[TrainConfig], object], wrong: dict[str, object], message: str
+) -> None:
+    """A folder with a configuration in it would be taken for a run, when the command is given again, mended."""
+    made = config(**wrong)
+    with pytest.raises((ValueError, TypeError), match=message):
+        command(made)
+    assert not made.out.exists()
+
+
+def test_a_warm_start_alone_needs_steps(config: Config) -> None:
+    made = config(sft__steps=0)
+    with pytest.raises(ConfigError, match=r"--sft.steps is 0, expected how many"):
+        fine_tune(made)
     assert not made.out.exists()
 
 

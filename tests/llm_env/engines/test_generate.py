@@ -85,6 +85,19 @@ def test_the_number_of_slots_does_not_matter(sampling):
             assert one.log_probs.dtype == np.float32
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2])
+def test_prompts_of_a_few_tokens_need_no_text_beside_them(length, count):
+    """What is read token by token waits for others that go on; alone there is nobody who goes on."""
+    model = make_model("llama")
+    prompt = [int(token) for token in PROMPTS[0]][:length]
+    for written in make_engine_of(model).generate([prompt] * count, Sampling(temperature=0, max_new_tokens=2)):
+        text = list(prompt)
+        for token in written.tokens.tolist():
+            assert token == int(full_logits(model, text)[-1].argmax())
+            text.append(token)
+
+
 def test_completions_of_one_prompt_differ_and_seeds_matter():
     engine = make_engine_of(make_model("llama"), num_slots=4)
     first = engine.generate([PROMPTS[0]], Sampling(n=3, max_new_tokens=10, seed=1))
