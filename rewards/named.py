@@ -24,10 +24,10 @@ def register_reward(name: str) -> Callable[[T], T]:
 
     Examples:
         >>> from rewards import Rollout, make_reward, register_reward
-        >>> @register_reward("says")
-        ... def says(rollout, word="please"):
+        >>> @register_reward("mentions")
+        ... def mentions(rollout, word="please"):
         ...     return float(word in rollout.text)
-        >>> make_reward("says", {"word": "thanks"})([Rollout.of("Many thanks")])[0].value
+        >>> make_reward("mentions", {"word": "thanks"})([Rollout.of("Many thanks")])[0].value
         1.0
     """
 

@@ -84,7 +84,7 @@ class Collector:
         group = writer.mdp.sampler.completions_per_prompt
         if batch_size < 1 or batch_size % group:
             raise ValueError(
-                f"batch_size must be a positive multiple of the {group} completions of each prompt, got {batch_size}"
+                f"batch_size must be a positive multiple of the {group} texts of each prompt, got {batch_size}"
             )
         if over_sample < 1:
             raise ValueError(f"over_sample must be at least 1, got {over_sample}")

@@ -25,7 +25,7 @@ STARTED = []
 
 
 @register_task
-class Vowels(Task):
+class OwnVowels(Task):
     max_new_tokens = 4
     max_prompt_tokens = 8
 
@@ -64,14 +64,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_module_brings_a_task_a_reward_an_engine_and_a_metric(config: Config, module: str) -> None:
-    own = config(module=module, task__name="Vowels", rollout__engine="counting", iterations=1)
+    own = config(module=module, task__name="OwnVowels", rollout__engine="counting", iterations=1)
     _, (row,) = learn(own)
     assert 0 <= row["reward/mean"] <= 4
     _, (row,) = learn(own.replace(task__reward="shortness", task__reward_args={"most": 40}))
     assert 100 <= row["reward/mean"] <= 140
     assert row["reward/shortness"] == row["reward/mean"]
     assert sum(sys.modules[module].STARTED) >= 2 * own.rollout.batch_size
-    assert "Vowels" in task_names()
+    assert "OwnVowels" in task_names()
     assert "shortness" in reward_names()
     assert "counting" in engine_names()
     assert metric("reward/shortness").label == "shortness"
