@@ -67,6 +67,9 @@ class Registry(Generic[T]):
         """
         if not isinstance(name, str) or not name:
             raise ValueError(f"{self.kind}: the name is {name!r}; expected a text that is not empty.")
+        room = self._room_to_import
+        if room is not None and not f"{_origin(thing)[0]}.".startswith(f"{room}."):
+            self._all()  # a name that is taken there is refused here, and not when it is first looked up
         known = self._things.get(name)
         if known is not None and known is not thing and _origin(known) != _origin(thing):
             article = "an" if self.kind[0] in "aeiou" else "a"
@@ -106,10 +109,9 @@ class Registry(Generic[T]):
 
     def _all(self) -> dict[str, T]:
         if self._room_to_import is not None:
-            room = importlib.import_module(self._room_to_import)
+            room, self._room_to_import = importlib.import_module(self._room_to_import), None
             for module in pkgutil.iter_modules(room.__path__):
                 importlib.import_module(f"{room.__name__}.{module.name}")
-            self._room_to_import = None
         return self._things
 
 

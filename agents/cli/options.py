@@ -21,14 +21,12 @@ from tyro.constructors import (
 from agents.config import Scalar, TrainConfig
 from agents.config.checks import flag
 from agents.config.explain import help_texts
-from agents.config.files import ConfigError, check_config, differences, load_config, read_value
+from agents.config.files import ConfigError, check_config, differences, load_config, read_value, refuse_a_second_run
 from agents.config.presets import PRESETS
 from rewards.registry import did_you_mean
 
 # What a resumed run may be told anew. Everything else decides what it learns.
 FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at", "sft.checkpoint_every")
-# By these a folder is known to hold a run.
-RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Op
         # The folder may have been moved since.
         options = replace(options, settings=options.settings.replace(out=out))
     else:
-        _refuse_a_second_run(out)
+        refuse_a_second_run(out)
         if options.settings.algo != base.algo:
             options = _parse(arguments, _for_another_algorithm(base, options.settings), program)
     check_config(options.settings)
@@ -130,14 +128,6 @@ def _refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:
         raise ConfigError(
             f"a resumed run goes on as it was told in the beginning, but here\n{listed}\n"
             f"Leave these out, or begin another run with another --out"
-        )
-
-
-def _refuse_a_second_run(out: Path) -> None:
-    found = [name for name in RUN_FILES if (out / name).exists()]
-    if found:
-        raise ConfigError(
-            f"{out} holds a run already ({', '.join(found)}): go on with it (--resume), or use another folder (--out)"
         )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
-from agents.config import TrainConfig
+from agents.config import AdvantageConfig, TrainConfig
 from agents.config.ranges import expected
 
 
@@ -51,6 +51,18 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
                 f"--model.refresh-reference is {c.model.refresh_reference}, but there is no reference to replace "
                 f"(--model.reference none): use --model.reference initial, or --model.refresh-reference 0"
             )
+    if c.task.reward_args and c.task.reward is None:
+        yield (
+            f"--task.reward-args is {c.task.reward_args}, but there is no reward to give them to: name one with "
+            f"--task.reward, or leave them out"
+        )
+    if c.kl.where == "loss" and c.kl.beta == 0:
+        yield "--kl.where is loss, but --kl.beta is 0, so there is no penalty: make it more than 0, or leave it out"
+    if c.advantage.length_adaptive is not None and c.advantage.actor_lambda != AdvantageConfig().actor_lambda:
+        yield (
+            f"--advantage.actor-lambda is {c.advantage.actor_lambda}, but --advantage.length-adaptive makes a "
+            f"lambda for each text: leave one of them out"
+        )
     if c.kl.target is not None and c.kl.beta == 0:
         yield f"--kl.target is {c.kl.target}, but an adapted --kl.beta grows from where it begins: make it more than 0"
     if c.kl.estimator != "k1" and c.kl.where == "reward":

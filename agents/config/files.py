@@ -20,6 +20,9 @@ from agents.config.checks import flatten, problems
 from llm_env.files import replace_file
 from rewards.registry import did_you_mean
 
+# By these a folder is known to hold a run.
+RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says which field, what was expected, and what to do."""
@@ -46,6 +49,15 @@ def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
         return config
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def refuse_a_second_run(out: Path) -> None:
+    """Raise if a folder holds a run already: another one there would take what is left of it for its own."""
+    found = [name for name in RUN_FILES if (out / name).exists()]
+    if found:
+        raise ConfigError(
+            f"{out} holds a run already ({', '.join(found)}): go on with it (--resume), or use another folder (--out)"
+        )
 
 
 def check_config(config: TrainConfig) -> None:

@@ -172,7 +172,14 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
         for name, weight, term in self._terms():
             out[f"loss_{name}"] = weight * weighted_sum(term(log_prob, distribution, data), data)
         out.update(policy_metrics(data["mask"], log_prob - data["action_log_prob"], distribution.entropy()))
-        return out.update({name: masked_mean(values.detach(), data["mask"]) for name, values in own.items()})
+        for name, values in own.items():
+            if name in out or name.startswith("loss_"):
+                raise ValueError(
+                    f"the loss {type(self).__name__} has a metric {name!r}, a name that is taken (those that begin "
+                    "with loss_ are losses): give it another, such as 'policy/my_share'"
+                )
+            out[name] = masked_mean(values.detach(), data["mask"])
+        return out
 
     def _terms(self) -> Iterator[tuple[str, float, Term]]:
         """Names, weights and costs of what is added to the objective."""

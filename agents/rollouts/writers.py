@@ -109,7 +109,7 @@ class PolicyWriter:
             mdp.task,
             mdp.prompts,
             mdp.vocabulary,
-            num_rows=min(self.num_rows, len(indices)),
+            num_rows=max(1, min(self.num_rows, len(indices))),
             context=mdp.context,
             max_new_tokens=mdp.max_new_tokens,
         )

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
 from agents.algorithms.registry import check_algorithm
 from agents.config import TrainConfig
-from agents.config.files import ConfigError, check_config, save_config
+from agents.config.files import ConfigError, check_config, refuse_a_second_run, save_config
 from agents.report.display import Display
 from agents.report.log import METRICS
 from agents.run.interruption import Interruption, interruptible
-from agents.run.loop import CHECKPOINTS, Result, Training
+from agents.run.loop import Result, Training
 from agents.run.parts import build, check_parts
 from agents.run.summary import before_and_after, run_title
-from agents.run.warm_start import SFT_CHECKPOINTS, forget_checkpoints, warm_start
+from agents.run.warm_start import forget_checkpoints, warm_start
 
 
 def train(config: TrainConfig, resume: bool = False) -> Result:
@@ -54,7 +53,7 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
     """The supervised warm start of a run alone; gives the folder of the model, `config.out / "model"`.
 
     Args:
-        config: of the run; what only reinforcement learning reads is ignored.
+        config: of the run. What only reinforcement learning reads is checked, too, and then not used.
         resume: go on from the last checkpoint in `config.out`.
 
     Raises:
@@ -90,13 +89,12 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
 
 
 def _begin(config: TrainConfig, resume: bool) -> None:
-    """Make the run's folder. Checkpoints of another run in it would be taken for those of this one."""
+    """Check what can be checked before anything heavy is done, and make the run's folder."""
     check_config(config)
     check_algorithm(config)
     if not resume:
+        refuse_a_second_run(config.out)
         check_parts(config)
-        for name in (CHECKPOINTS, SFT_CHECKPOINTS):
-            shutil.rmtree(config.out / name, ignore_errors=True)
     config.out.mkdir(parents=True, exist_ok=True)
     save_config(config, config.out / "config.yaml")
     disable_progress_bar()  # transformers would draw bars for loading and saving across our display

@@ -82,9 +82,7 @@ class EngineBase(EngineSlots):
         """As `generate`, but each text comes as soon as it is done."""
         self._check_open()
         sampling = sampling or Sampling()
-        arrays = [as_token_ids(prompt, self.vocab_size, "a prompt") for prompt in prompts]
-        for prompt in arrays:
-            check_prompt(prompt, self.context, 1, self.vocabulary.bos_token)
+        arrays = self._checked_prompts(prompts, self.context)
         if not len(self._free()):
             raise ValueError(f"all {self.num_slots} slots hold texts or are claimed: stop some before you generate")
         jobs = [Job(index, index, index, number) for index in range(len(arrays)) for number in range(sampling.n)]
@@ -107,8 +105,9 @@ class EngineBase(EngineSlots):
     ) -> Iterator[tuple[Job, Episode]]:
         """Write episodes of a task, by its rules, each handed out with its job as soon as it has ended.
 
-        When a text ends, the next one begins in its slot at once, while the others go on; the same holds while the task
-        replies to one of them. As with `generate`, a text depends on its random numbers only, not on what is beside it.
+        When a text ends, the next one begins in its slot while the others go on (where a prompt takes a pass of its
+        own, as soon as a quarter of the slots is free); the same holds while the task replies to one of them. As with
+        `generate`, a text depends on its random numbers only, not on what is beside it.
 
         Args:
             task: bound to the tokens of this engine's model.
@@ -125,7 +124,14 @@ class EngineBase(EngineSlots):
                 f"texts of {context} tokens do not fit this engine, whose slots hold {self.context}: make the engine "
                 f"with a context of at least {context}"
             )
+        self._checked_prompts([prompts.tokens[index] for index in {job.prompt_index for job in jobs}], context)
         return self._write(task, prompts, jobs, sampling, context, max_new_tokens, None)
+
+    def _checked_prompts(self, prompts: Sequence[Tokens], context: int) -> list[IntArray]:
+        arrays = [as_token_ids(prompt, self.vocab_size, "a prompt") for prompt in prompts]
+        for prompt in arrays:
+            check_prompt(prompt, context, 1, self.vocabulary.bos_token)
+        return arrays
 
     def _write(
         self,

@@ -183,7 +183,7 @@ class RunningEpisodes:
 
     def is_truncated(self, row: int) -> bool:
         """Whether the text in `row` was cut off, and is to be valued instead of scored."""
-        return not self.state.cut_is_final and END_OF_CODE[self.state.end[row]].is_cut
+        return self.state.is_truncated(row)
 
     def save(self, rows: IntArray) -> SavedEpisodes:
         """Copy some rows out; `restore` puts them back, into the same rows or others, or one into many."""
@@ -197,6 +197,12 @@ class RunningEpisodes:
 
     def restore(self, rows: IntArray, saved: SavedEpisodes) -> None:
         """Put saved rows back: one each, or a single one copied into all of them."""
+        ours, theirs = (None if paid is None else paid.shape[1] for paid in (self._token_rewards, saved.token_rewards))
+        if ours != theirs:
+            raise ValueError(
+                f"the saved rows have room for {theirs} rewards of single tokens, these for {ours}: they come from "
+                "another kind of environment"
+            )
         self.state.restore(rows, saved.state)
         self.prompt_index[rows] = saved.prompt_index
         self.group[rows] = saved.group

@@ -151,6 +151,10 @@ class TokenState:
         """`[num_rows]` rows that were cut off: their last state still has a value."""
         return np.zeros_like(self.end, dtype=np.bool_) if self.cut_is_final else self.end >= BUDGET
 
+    def is_truncated(self, row: int) -> bool:
+        """`truncated` of a single row."""
+        return not self.cut_is_final and int(self.end[row]) >= BUDGET
+
     def reset(
         self,
         rows: Sequence[int] | IntArray,

@@ -103,7 +103,7 @@ def test_did_you_mean_shows_the_nearest_first():
     assert did_you_mean("length_", ["length", "length"]) == "did you mean 'length'? "  # each name once
 
 
-def test_a_room_is_imported_before_the_first_look_and_not_before(tmp_path, monkeypatch):
+def test_a_room_is_imported_at_the_first_look_or_addition_from_outside(tmp_path, monkeypatch):
     (tmp_path / "plug_ins").mkdir()
     (tmp_path / "plug_ins" / "__init__.py").write_text(
         "from rewards.registry import Registry\nshapes = Registry('shape', 'plug_ins')"
@@ -113,9 +113,10 @@ def test_a_room_is_imported_before_the_first_look_and_not_before(tmp_path, monke
     plug_ins = importlib.import_module("plug_ins")
     try:
         assert "plug_ins.round" not in sys.modules
-        plug_ins.shapes.add("square", shape(4))  # adding is not looking
-        assert "plug_ins.round" not in sys.modules
-        assert "circle" in plug_ins.shapes
+        with pytest.raises(ValueError, match="a shape named 'circle' is already registered"):
+            plug_ins.shapes.add("circle", shape(9))
+        assert "plug_ins.round" in sys.modules
+        plug_ins.shapes.add("square", shape(4))
         assert plug_ins.shapes["circle"] is round
         assert plug_ins.shapes.names() == ["circle", "square"]
     finally:

@@ -175,8 +175,9 @@ def test_a_torn_checkpoint_is_refused_and_the_one_before_it_is_used(
 
 def test_begun_anew_it_does_not_take_up_what_another_left(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither with the function nor with a whole run: the configuration may have changed since."""
-    made = config()
     for begin in (start, train, fine_tune):
+        made = config()
+        made = made.replace(out=made.out.with_name(begin.__name__))
         break_at(monkeypatch, 7)
         with pytest.raises(RuntimeError, match="power"):
             start(made)
@@ -185,7 +186,17 @@ def test_begun_anew_it_does_not_take_up_what_another_left(config: Config, monkey
         begin(made.replace(iterations=1))
         assert not [line for line in said if "going on" in line]
         assert SFT_CHECKPOINTS not in names(made.out)
-        (made.out / "config.yaml").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("begin", [train, fine_tune])
+def test_a_folder_that_holds_a_run_is_left_alone(config: Config, begin: Callable[..., Any]) -> None:
+    """Nothing of it is deleted, nor taken for a part of the new run."""
+    made = config(iterations=1)
+    train(made)
+    before = {path: path.stat().st_mtime_ns for path in made.out.rglob("*")}
+    with pytest.raises(ConfigError, match=r"run holds a run already \(config.yaml, metrics.jsonl, checkpoints\)"):
+        begin(made.replace(seed=1))
+    assert before == {path: path.stat().st_mtime_ns for path in made.out.rglob("*")}
 
 
 def test_a_finished_one_is_found_again(config: Config, judged: list[Evaluation]) -> None:

@@ -277,3 +277,17 @@ def test_short_replies_are_read_beside_other_texts_and_long_ones_in_a_pass_of_th
     assert written[7].text == "z" + reply + "bcdefghi"
     assert written[7].rollout.is_action.sum() == 9
     assert written[0].text == "bcdefghij"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "a prompt is empty"), ([4] * 16, "does not fit a context of 16 with a token after it"), ([100], "id 100")],
+)
+def test_the_prompts_of_a_task_are_checked_before_anything_runs(prompt, message):
+    engine = AlphabetEngine(context=32)
+    task = Echo("?").bind(engine.vocabulary)
+    texts = TokenizedPrompts([Prompt("")] * 2, [np.array([5]), np.array(prompt, dtype=np.int64)])
+    with pytest.raises(ValueError, match=message):
+        engine.write(task, texts, [Job(0, 0, 0), Job(1, 1, 1)], Sampling(), context=16)
+    assert engine.calls == []
+    assert len(list(engine.write(task, texts, [Job(0, 0, 0)], Sampling(), context=16))) == 1
