@@ -11,14 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.algorithms.a2c import A2C
     from agents.algorithms.advantages import register_advantage
     from agents.algorithms.base import Algorithm
-    from agents.algorithms.grpo import GRPO
-    from agents.algorithms.ppo import PPO
-    from agents.algorithms.registry import register_algorithm
-    from agents.algorithms.reinforce import Reinforce
-    from agents.algorithms.rloo import RLOO
+    from agents.algorithms.registry import algorithm_class, algorithm_names, register_algorithm
     from agents.config import TrainConfig
     from agents.config.presets import PRESETS
     from agents.losses import TokenLoss, register_loss, register_term
@@ -31,23 +26,20 @@ if TYPE_CHECKING:
     from agents.run.training import fine_tune, train
 
 _HOME = {
-    "A2C": "algorithms.a2c",
     "Algorithm": "algorithms.base",
     "Batch": "rollouts.collector",
     "Collector": "rollouts.collector",
     "EngineWriter": "rollouts.writers",
-    "GRPO": "algorithms.grpo",
     "Network": "networks.network",
-    "PPO": "algorithms.ppo",
     "PRESETS": "config.presets",
     "PolicyWriter": "rollouts.writers",
-    "RLOO": "algorithms.rloo",
-    "Reinforce": "algorithms.reinforce",
     "Result": "run.loop",
     "Run": "run.parts",
     "TokenLoss": "losses",
     "TrainConfig": "config",
     "Writer": "rollouts.writers",
+    "algorithm_class": "algorithms.registry",
+    "algorithm_names": "algorithms.registry",
     "build": "run.parts",
     "fine_tune": "run.training",
     "pack": "rollouts.packing",
@@ -59,23 +51,20 @@ _HOME = {
 }
 
 __all__ = [
-    "A2C",
-    "GRPO",
-    "PPO",
     "PRESETS",
-    "RLOO",
     "Algorithm",
     "Batch",
     "Collector",
     "EngineWriter",
     "Network",
     "PolicyWriter",
-    "Reinforce",
     "Result",
     "Run",
     "TokenLoss",
     "TrainConfig",
     "Writer",
+    "algorithm_class",
+    "algorithm_names",
     "build",
     "fine_tune",
     "pack",

@@ -47,12 +47,22 @@ def register_algorithm(name: str) -> Callable[[AlgorithmClass], AlgorithmClass]:
 
 
 def algorithm_class(name: str) -> type[Algorithm]:
-    """The algorithm of that name."""
+    """The algorithm of that name.
+
+    Examples:
+        >>> algorithm_class("ppo").has_critic, algorithm_class("grpo").has_critic
+        (True, False)
+    """
     return _ALGORITHMS[name]
 
 
 def algorithm_names() -> list[str]:
-    """The names of all algorithms."""
+    """The names of all algorithms.
+
+    Examples:
+        >>> {"a2c", "grpo", "ppo", "reinforce", "rloo"} <= set(algorithm_names())
+        True
+    """
     return _ALGORITHMS.names()
 
 

@@ -76,7 +76,8 @@ def test_later_ones_win(trained: Trained, tmp_path: Path) -> None:
 
 
 OWN_PARTS = """
-from agents import GRPO, register_algorithm, register_term
+from agents import register_algorithm, register_term
+from agents.algorithms.grpo import GRPO
 
 for name in ("extra", "other"):
     register_term(name)(lambda log_prob, distribution, data: -log_prob)
