@@ -93,7 +93,7 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
             if not len(running) and not len(fresh):
                 return
             if len(running) and len(fresh) < min(chooser.begins_together, len(waiting)):
-                fresh = fresh[:0]
+                fresh = fresh[:0]  # wait for more free rows, to begin several texts in one pass
             if len(fresh):
                 begun = [waiting.popleft() for _ in fresh]
                 for row, job in zip(fresh.tolist(), begun, strict=True):
