@@ -107,11 +107,6 @@ class RunningEpisodes:
         """How many episodes live side by side."""
         return self.state.num_rows
 
-    @property
-    def pays_tokens(self) -> bool:
-        """Whether the task pays for single tokens."""
-        return self._token_rewards is not None
-
     def begin(self, rows: IntArray, prompt_indices: IntArray, groups: IntArray | None = None) -> None:
         """Begin new episodes in `rows`, with these prompts. The arguments are not checked again."""
         chosen = prompt_indices.tolist()

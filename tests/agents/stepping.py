@@ -64,7 +64,7 @@ class SteppingWriter:
         episodes = []
         for row in range(count):
             episode = finished[row]
-            assert sum(paid[row]) == np.float32(episode.total) or abs(sum(paid[row]) - episode.total) < 1e-5
+            assert abs(sum(paid[row]) - episode.total) < 1e-5
             log_probs = np.array(drawn[row], dtype=np.float32)
             episodes.append(
                 dataclasses.replace(
