@@ -121,7 +121,6 @@ class _PolicyChooser:
     """Shows a policy the texts as an environment would, and takes its tokens."""
 
     version = 0
-    begins_together = 1
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -129,7 +128,7 @@ class _PolicyChooser:
     def begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
         """A policy reads whole texts: there is nothing to begin."""
 
-    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, np.ndarray]:
+    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, np.ndarray]:
         """Ask the policy."""
         observation = {
             "tokens": state.tokens[rows],
@@ -140,7 +139,7 @@ class _PolicyChooser:
             data = self._policy(
                 TensorDict({name: torch.from_numpy(array) for name, array in observation.items()}, [len(rows)])
             )
-        return rows, data["action"].cpu().numpy(), _log_prob(data).float().cpu().numpy()
+        return data["action"].cpu().numpy(), _log_prob(data).float().cpu().numpy()
 
     def end(self, rows: IntArray) -> None:
         """There is nothing to free."""

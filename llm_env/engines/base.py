@@ -36,9 +36,6 @@ class EngineBase(EngineSlots):
     Attributes:
         lengths: `[num_slots]` how many tokens each slot holds; 0 for a free slot.
         version: of the weights, as `load_weights` was told.
-        one_pass: whether `advance` takes one pass of the model, however many tokens each slot is given; set by the
-            subclass. Where it takes more, the writing loop feeds the few words that a task replies one by one, beside
-            the tokens of the other texts.
 
     Examples:
         >>> from llm_env.engines import make_engine
@@ -50,7 +47,6 @@ class EngineBase(EngineSlots):
         (torch.Size([1, 100]), [4, 3])
     """
 
-    one_pass = False
     version = 0
 
     def generate(self, prompts: Sequence[Tokens], sampling: Sampling | None = None) -> list[Episode]:
@@ -105,9 +101,8 @@ class EngineBase(EngineSlots):
     ) -> Iterator[tuple[Job, Episode]]:
         """Write episodes of a task, by its rules, each handed out with its job as soon as it has ended.
 
-        When a text ends, the next one begins in its slot while the others go on (where a prompt takes a pass of its
-        own, as soon as a quarter of the slots is free); the same holds while the task replies to one of them. As with
-        `generate`, a text depends on its random numbers only, not on what is beside it.
+        When a text ends, the next one begins in its slot while the others go on; the same holds while the task replies
+        to one of them. As with `generate`, a text depends on its random numbers only, not on what is beside it.
 
         Args:
             task: bound to the tokens of this engine's model.

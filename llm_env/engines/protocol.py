@@ -31,7 +31,6 @@ class Engine(Protocol):
         vocab_size: how many logits there are.
         vocabulary: the tokens and their text; its size is `vocab_size`.
         version: of the weights, as given to `load_weights`.
-        one_pass: whether `advance` takes one pass of the model, however many tokens each slot is given.
 
     Examples:
         >>> from llm_env.engines import make_engine
@@ -44,7 +43,6 @@ class Engine(Protocol):
     vocab_size: int
     vocabulary: Vocabulary
     version: int
-    one_pass: bool
 
     def start(self, slots: Tokens, prompts: Sequence[Tokens]) -> torch.Tensor:
         """Begin texts; `[n, V]` float32 logits of the next token."""

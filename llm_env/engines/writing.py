@@ -49,16 +49,14 @@ class Chooser(Protocol):
 
     Attributes:
         version: of the weights that choose.
-        begins_together: a free row waits until so many are free, where to begin a single text costs a lot.
     """
 
     version: int
-    begins_together: int
 
     def begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
         """New texts have begun in these rows."""
 
-    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, LogProbs]:
+    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, LogProbs]:
         """Choose the next token of running rows.
 
         Args:
@@ -66,8 +64,7 @@ class Chooser(Protocol):
             rows: those that are running; those that have just begun come last.
 
         Returns:
-            The rows that act now (some may still be reading what the task has replied), `[n]` their tokens, and `[n]`
-            log-probs under the distribution they were drawn from.
+            `[n]` tokens, and `[n]` log-probs under the distributions they were drawn from.
         """
 
     def end(self, rows: IntArray) -> None:
@@ -92,8 +89,6 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
             fresh = np.flatnonzero(~state.running)[: len(waiting)]
             if not len(running) and not len(fresh):
                 return
-            if len(running) and len(fresh) < min(chooser.begins_together, len(waiting)):
-                fresh = fresh[:0]  # wait for more free rows, to begin several texts in one pass
             if len(fresh):
                 begun = [waiting.popleft() for _ in fresh]
                 for row, job in zip(fresh.tolist(), begun, strict=True):
@@ -101,7 +96,8 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
                 prompt_indices, groups = np.array([job[:2] for job in begun], dtype=np.int64).T
                 episodes.begin(fresh, prompt_indices, groups)
                 chooser.begin(fresh, begun)
-            rows, tokens, chosen = chooser.choose(state, np.concatenate([running, fresh]))
+            rows = np.concatenate([running, fresh])
+            tokens, chosen = chooser.choose(state, rows)
             log_probs[rows, state.num_actions[rows]] = chosen
             episodes.step(tokens, rows)
             episodes.pay(rows)
@@ -124,7 +120,6 @@ class SlotReader(Protocol):
 
     context: int
     version: int
-    one_pass: bool
 
     def advance(
         self,
@@ -155,8 +150,6 @@ class EngineChooser:
         self.seed = sampling.seed
         self.sampling = sampling
         self.version = engine.version
-        # Where prompts take a pass of their own, a quarter of the rows shares one.
-        self.begins_together = 1 if engine.one_pass else max(1, len(slots) // 4)
         self._engine = engine
         self._slots = slots
         self._random = np.zeros((len(slots), longest))
@@ -168,35 +161,28 @@ class EngineChooser:
         for row, job in zip(rows.tolist(), jobs, strict=True):
             self._random[row] = uniforms(self.seed, job.request, job.completion, self._random.shape[1])
 
-    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, IntArray, LogProbs]:
-        """Read what is new in these rows, then draw the next token of each that has been read to its end."""
+    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, LogProbs]:
+        """Read what is new in these rows, then draw the next token of each."""
         if self._engine.version != self.version:
             raise RuntimeError(
                 f"the engine's weights were replaced (version {self.version}, now {self._engine.version}) while texts "
                 "were being written, whose slots are lost with that: finish or close the stream first"
             )
-        logits = self._read_on(state, rows)
-        done = self._read[rows] == state.length[rows]
-        if not done.all():
-            rows, logits = rows[done], logits[torch.from_numpy(done).to(logits.device)]
-        tokens, log_probs = choose(logits, self.sampling, self._random[rows, state.num_actions[rows]])
-        return rows, tokens.cpu().numpy(), log_probs.cpu().numpy()
+        tokens, log_probs = choose(
+            self._read_on(state, rows), self.sampling, self._random[rows, state.num_actions[rows]]
+        )
+        return tokens.cpu().numpy(), log_probs.cpu().numpy()
 
     def end(self, rows: IntArray) -> None:
         """The texts in these rows have ended: free their slots."""
         self._engine.stop(self._slots[rows])
 
     def _read_on(self, state: TokenState, rows: IntArray) -> torch.Tensor:
-        """Let the engine read on in all rows; the logits after what it has read of each."""
+        """Let the engine read all that is new in the rows; the logits after it."""
         begin, end = self._read[rows], state.length[rows]
-        ahead = end - begin - 1
-        if not self._engine.one_pass and ahead.sum() <= 2 * np.count_nonzero(ahead == 0):
-            # Beside enough texts that go on, a prompt or a few words of the task are read one token at every step: a
-            # pass of its own would take longer.
-            end = begin + 1
         tokens, is_new = state.tokens, begin == 0
         slots, old = self._slots[rows], np.flatnonzero(~is_new)
-        if len(old) and (end[old] - begin[old] == 1).all():
+        if (end[old] - begin[old] == 1).all():
             news: IntArray | list[IntArray] = tokens[rows[old], begin[old]][:, None]
         else:
             news = [tokens[rows[place], begin[place] : end[place]] for place in old]

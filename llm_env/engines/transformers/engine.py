@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from llm_env.engines.base import EngineBase
 from llm_env.engines.registry import register_engine
-from llm_env.engines.transformers.attention import grouped
+from llm_env.engines.transformers.attention import Part, can_pack, packed
 from llm_env.engines.transformers.slot_cache import Plan, SlotCache
 from llm_env.engines.weights import copy_weights
 from llm_env.models import eos_tokens, load_model, load_tokenizer
@@ -77,6 +77,8 @@ class TransformersEngine(EngineBase):
         )
         super().__init__(num_slots=num_slots, context=context, vocabulary=vocabulary)
         self.model: Any = model
+        self._config = model.config.get_text_config()
+        self._packs = can_pack(model)
         self._cache = self._new_cache()
 
     def close(self) -> None:
@@ -85,97 +87,122 @@ class TransformersEngine(EngineBase):
         self.model = self._cache = None  # type: ignore[assignment]
 
     def _new_cache(self) -> SlotCache:
-        return SlotCache(self.model.config.get_text_config().num_hidden_layers, self.num_slots, self.context)
+        return SlotCache(self._config.num_hidden_layers, self.num_slots, self.context)
 
     def _advance(
         self, slots: IntArray, token_lists: IntArray | Sequence[IntArray], fresh: IntArray, prompts: Sequence[IntArray]
     ) -> torch.Tensor:
-        # A text that begins is one that is appended to, from length 0. Those of one token take a pass, those of several
-        # another: together they would mostly be padding.
-        everyone, lists = np.concatenate([slots, fresh]), [*token_lists, *prompts]
-        single = np.array([len(tokens) == 1 for tokens in lists], dtype=np.bool_)
-        if single.all():
-            return self._step(everyone, lists)
-        if not single.any():
-            return self._read(everyone, lists)
-        ones, others = np.flatnonzero(single), np.flatnonzero(~single)
-        logits = torch.cat(
-            [
-                self._step(everyone[ones], [lists[place] for place in ones]),
-                self._read(everyone[others], [lists[place] for place in others]),
-            ]
-        )
-        return logits[self._tensor(np.argsort(np.concatenate([ones, others])))]
-
-    def _read(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
-        # In training, several texts usually begin with the same prompt: compute it once, and copy its keys.
-        first: dict[bytes | int, int] = {}
-        keys = [
-            tokens.tobytes() if self.lengths[slot] == 0 else int(slot)
-            for slot, tokens in zip(slots, token_lists, strict=True)
-        ]
-        source = np.array([first.setdefault(key, place) for place, key in enumerate(keys)], dtype=np.int64)
-        own = np.unique(source)
-        logits = self._extend(slots[own], [token_lists[place] for place in own])
-        if len(own) == len(source):
+        # A text that begins is one that is appended to, from length 0. In training, several texts usually begin with
+        # the same prompt: compute it once, and copy its keys.
+        first: dict[bytes, int] = {}
+        same = [first.setdefault(prompt.tobytes(), place) for place, prompt in enumerate(prompts)]
+        own = np.unique(np.array(same, dtype=np.int64))
+        logits = self._extend(np.concatenate([slots, fresh[own]]), [*token_lists, *(prompts[place] for place in own)])
+        if len(own) == len(prompts):
             return logits
-        copies = np.flatnonzero(source != np.arange(len(source)))
-        longest = max(len(token_lists[place]) for place in copies)
+        copies = [place for place, source in enumerate(same) if place != source]
         with torch.inference_mode():
-            self._cache.copy_rows(self._tensor(slots[source[copies]]), self._tensor(slots[copies]), longest)
-        return logits[self._tensor(np.searchsorted(own, source))]
+            self._cache.copy_rows(
+                self._tensor(fresh[[same[place] for place in copies]]),
+                self._tensor(fresh[copies]),
+                max(len(prompts[place]) for place in copies),
+            )
+        places = np.concatenate([np.arange(len(slots)), len(slots) + np.searchsorted(own, same)])
+        return logits[self._tensor(places)]
 
     def _extend(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
-        lengths = np.array([len(tokens) for tokens in token_lists], dtype=np.int64)
-        parts = list(_batches(lengths, PREFILL_TOKENS))
-        logits = []
-        for part in parts:
-            # Padding on the left puts the last token of every row into the last column, the only one whose logits
-            # are wanted. Positions are explicit and padding is not written to the cache: its side does not matter.
-            padded = np.zeros((len(part), lengths[part].max()), dtype=np.int64)
-            for row, index in enumerate(part):
-                padded[row, padded.shape[1] - lengths[index] :] = token_lists[index]
-            logits.append(self._forward(slots[part], padded, lengths[part]))
-        return torch.cat(logits)[self._tensor(np.argsort(np.concatenate(parts)))]
-
-    def _step(self, slots: IntArray, token_lists: list[IntArray]) -> torch.Tensor:
+        """Append to slots, in as many passes as the memory of one asks for."""
         if not len(slots):
             return torch.zeros(0, self.vocab_size, device=self.model.device)
-        return self._forward(slots, np.stack(token_lists), None)
+        lengths = np.array([len(tokens) for tokens in token_lists], dtype=np.int64)
+        parts = list(_batches(lengths, PREFILL_TOKENS))
+        run = self._packed_pass if self._packs else self._padded_pass
+        logits = [run(slots[part], [token_lists[place] for place in part], lengths[part]) for part in parts]
+        if len(parts) == 1:
+            return logits[0]  # in the order given
+        return torch.cat(logits)[self._tensor(np.argsort(np.concatenate(parts)))]
 
-    def _forward(self, slots: IntArray, tokens: IntArray, lengths: IntArray | None) -> torch.Tensor:
-        """Run `[n, width]` tokens, of which the last `lengths` of each row are real (None: all)."""
-        n, width = tokens.shape
-        padding = np.zeros_like(slots) if lengths is None else width - lengths
-        positions = (self.lengths[slots] - padding)[:, None] + np.arange(width)
-        real = np.flatnonzero(np.arange(width) >= padding[:, None]) if padding.any() else None
-        # Padding needs a valid position and something to attend to, or it would be NaN; no token attends to padding.
-        positions = np.maximum(positions, 0)
-        places = (slots[:, None] * self.context + positions).ravel()
-        in_order = bool((slots == np.arange(slots[0], slots[0] + n)).all())
+    def _packed_pass(self, slots: IntArray, token_lists: list[IntArray], lengths: IntArray) -> torch.Tensor:
+        """One pass over the tokens alone, without padding but in attention."""
+        order = np.argsort(slots)  # slots that lie in order need no copy of their cache
+        new = np.concatenate(token_lists)
+        begin = (np.cumsum(lengths) - lengths)[order]  # where in `new` the tokens of a text begin
+        slots, lengths = slots[order], lengths[order]
+        before, spans = self.lengths[slots], _spans(lengths)
+        tokens, positions, places, parts = [], [], [], []
+        for texts, first, counts in spans:
+            columns = np.arange(counts.max())
+            real = columns < counts[:, None]
+            ahead = first[:, None] + np.where(real, columns, 0)
+            padded = before[texts, None] + ahead
+            tokens.append(new[(begin[texts, None] + ahead)[real]])
+            positions.append(padded[real])
+            places.append((padded + slots[texts, None] * self.context)[real])
+            parts.append((int(counts.sum()), self._part(slots[texts], padded, real)))
+        last = np.cumsum(spans[0][2]) - 1
+        with packed(self._config, parts):
+            return self._forward(
+                Plan(target=self._tensor(np.concatenate(places))),
+                np.concatenate(tokens)[None],
+                np.concatenate(positions)[None],
+                mask=torch.zeros(1, 1, 1, 1, device=self.model.device),  # not read; without one, transformers would make one
+                wanted=last[np.argsort(order)],
+            )
+
+    def _part(self, slots: IntArray, positions: IntArray, real: npt.NDArray[np.bool_]) -> Part:
+        tokens = real_places = None
+        if real.shape[1] > 1:
+            tokens = self._tensor((np.cumsum(real) - 1).reshape(real.shape))
+            real_places = None if real.all() else self._tensor(np.flatnonzero(real))
+        in_order = bool(slots[-1] - slots[0] == len(slots) - 1)
+        return Part(
+            tokens=tokens,
+            real=real_places,
+            slots=slice(int(slots[0]), int(slots[-1]) + 1) if in_order else self._tensor(slots),
+            hidden=self._hidden(positions),
+        )
+
+    def _padded_pass(self, slots: IntArray, token_lists: list[IntArray], lengths: IntArray) -> torch.Tensor:
+        """One pass of `[n, width]` tokens, for models whose attention cannot be replaced."""
+        # Padding on the left puts the last token of every text into the last column. Padding needs a valid position and
+        # something to attend to, or it would be NaN; it is not written to the cache, and no token attends to it.
+        width = int(lengths.max())
+        ahead = np.arange(width) - (width - lengths)[:, None]
+        real = ahead >= 0
+        tokens = np.zeros(real.shape, dtype=np.int64)
+        tokens[real] = np.concatenate(token_lists)
+        positions = np.maximum(self.lengths[slots][:, None] + ahead, 0)
         plan = Plan(
-            target=self._tensor(places if real is None else places[real]),
-            source=None if real is None else self._tensor(real),
-            rows=slice(int(slots[0]), int(slots[0]) + n) if in_order else self._tensor(slots),
+            target=self._tensor((slots[:, None] * self.context + positions)[real]),
+            source=self._tensor(np.flatnonzero(real)),
+            rows=self._tensor(slots),
             columns=int(positions.max()) + 1,
         )
-        position_ids = self._tensor(positions)
-        with torch.inference_mode(), _evaluating(self.model), grouped(self.model.config):
-            dtype = self.model.dtype
-            hidden = torch.arange(plan.columns, device=position_ids.device) > position_ids[:, None, :, None]
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-            mask.masked_fill_(hidden, torch.finfo(dtype).min)
+        return self._forward(plan, tokens, positions, mask=self._hidden(positions), wanted=None)
+
+    def _hidden(self, positions: IntArray) -> torch.Tensor:
+        """`[n, 1, width, columns]` added to scores: a token at a position sees itself and what is before it."""
+        dtype, own = self.model.dtype, self._tensor(positions)[:, None, :, None]
+        behind = torch.arange(int(positions.max()) + 1, device=own.device) > own
+        return torch.zeros(behind.shape, dtype=dtype, device=own.device).masked_fill_(behind, torch.finfo(dtype).min)
+
+    def _forward(
+        self, plan: Plan, tokens: IntArray, positions: IntArray, mask: torch.Tensor, wanted: IntArray | None
+    ) -> torch.Tensor:
+        """`[n, V]` logits of the `wanted` tokens of a single row, or of the last column."""
+        with torch.inference_mode(), _evaluating(self.model):
             self._cache.use(plan)
             output = self.model(
                 input_ids=self._tensor(tokens),
                 attention_mask=mask,
-                position_ids=position_ids,
+                position_ids=self._tensor(positions),
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=1 if wanted is None else self._tensor(wanted),
             )
+            logits = output.logits[:, -1] if wanted is None else output.logits[0]
         # Out of inference mode, so that these are ordinary tensors, which autograd takes as constants.
-        return torch.empty(n, self.vocab_size, device=output.logits.device).copy_(output.logits[:, -1])
+        return torch.empty(logits.shape, device=logits.device).copy_(logits)
 
     def _log_probs(self, sequences: list[IntArray]) -> list[npt.NDArray[np.float32]]:
         scores: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(sequences)
@@ -213,6 +240,21 @@ class TransformersEngine(EngineBase):
 
     def _tensor(self, array: IntArray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.model.device)
+
+
+def _spans(lengths: IntArray) -> list[tuple[IntArray, IntArray, IntArray]]:
+    """How texts that add so many tokens are attended to: which texts, from which new token on, how many of each.
+
+    The last token of every text is in the first span. Most passes add one token to most texts, while some read a prompt
+    or a reply: the last tokens are then a span without padding, and what comes before them is another.
+    """
+    everyone, longer = np.arange(len(lengths)), np.flatnonzero(lengths > 1)
+    if len(longer) in (0, len(lengths)):
+        return [(everyone, np.zeros_like(lengths), lengths)]
+    return [
+        (everyone, lengths - 1, np.ones_like(lengths)),
+        (longer, np.zeros_like(longer), lengths[longer] - 1),
+    ]
 
 
 def _batches(lengths: IntArray, most: int) -> Iterator[IntArray]:

@@ -16,14 +16,14 @@ class Plan:
     Attributes:
         target: `[m]` places in the flattened cache (`slot * context + position`) of the pass's m real tokens.
         source: `[m]` which of the pass's `n * width` tokens they are; None if all are real, in this order.
-        rows: the slots to read, one for each row of the pass: a slice if they lie in order, else `[n]` indices.
-        columns: how many positions to read, from the first.
+        rows: the slots that the model's attention is given, `[n]`, one for each row of the pass; None for all slots.
+        columns: how many positions it is given, from the first; None for all.
     """
 
     target: torch.Tensor
-    source: torch.Tensor | None
-    rows: slice | torch.Tensor
-    columns: int
+    source: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    columns: int | None = None
 
 
 class SlotLayer(CacheLayerMixin):
@@ -98,4 +98,4 @@ def _write_and_read(cache: torch.Tensor, new: torch.Tensor, plan: Plan) -> torch
     if plan.source is not None:
         tokens = tokens[plan.source]
     cache.flatten(0, 1).index_copy_(0, plan.target, tokens)
-    return cache[plan.rows, : plan.columns].transpose(1, 2)
+    return (cache if plan.rows is None else cache[plan.rows, : plan.columns]).transpose(1, 2)

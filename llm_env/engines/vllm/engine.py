@@ -66,8 +66,6 @@ class VLLMEngine(EngineBase):
         torch.Size([1, 100])
     """
 
-    one_pass = True
-
     def __init__(
         self,
         model: str | PreTrainedModel,

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from llm_env.engines.base import EngineBase
 from llm_env.engines.transformers import TransformersEngine
@@ -42,6 +51,9 @@ def make_model(family: str, seed: int = 0, **more: Any) -> Any:
         return LlamaForCausalLM(LlamaConfig(**{**llama_like, "tie_word_embeddings": True, **more})).eval()
     if family == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**{**llama_like, **more})).eval()
+    if family == "gptj":  # writes its attention out itself, so that ours cannot take its place
+        gptj_like = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64}
+        return GPTJForCausalLM(GPTJConfig(**{**gptj_like, **SMALL, **WIDE, **more})).eval()
     assert family == "gpt2"
     config = GPT2Config(**{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **SMALL, **WIDE, **more})
     return GPT2LMHeadModel(config).eval()

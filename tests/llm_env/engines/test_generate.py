@@ -224,24 +224,16 @@ def starts(engine):
     return [slots for kind, slots in engine.calls if kind == "start"]
 
 
-def test_texts_begin_together_where_each_would_take_a_pass():
-    """Eight slots: two free ones are waited for, unless fewer texts than that are left to begin."""
+def test_a_text_begins_as_soon_as_a_slot_is_free():
     engine = AlphabetEngine(num_slots=8)
     prompts = encode(engine, *["q"] * 7, "y", "x", "w")
     done = engine.generate(prompts, Sampling(temperature=0))
-    assert starts(engine) == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1]]
-    assert [text_of(engine, c) for c in done[7:]] == ["z<eos>", "yz<eos>", "xyz<eos>"]
-    engine.calls.clear()
-    engine.generate(prompts[:9], Sampling(temperature=0))
-    assert starts(engine) == [[0, 1, 2, 3, 4, 5, 6, 7], [7]]
-    engine.calls.clear()
-    engine.one_pass = True  # beginning costs nothing of its own
-    engine.generate(prompts, Sampling(temperature=0))
     assert starts(engine) == [[0, 1, 2, 3, 4, 5, 6, 7], [7], [7]]
+    assert [text_of(engine, c) for c in done[7:]] == ["z<eos>", "yz<eos>", "xyz<eos>"]
 
 
 class Echo(Task):
-    """Answers "?" or "??????" at the end of a turn, once."""
+    """Answers at the end of a turn, once."""
 
     max_new_tokens = 9
 
@@ -257,23 +249,22 @@ class Echo(Task):
         return self.answer if rollout.is_action.all() else None
 
 
-@pytest.mark.parametrize(("reply", "passes"), [("?a", 0), ("?" * 19 + "a", 1)])
-def test_short_replies_are_read_beside_other_texts_and_long_ones_in_a_pass_of_their_own(reply, passes):
-    """Seven texts go on beside the one that is answered: up to 14 tokens ahead are read one at a step."""
+def test_a_reply_is_read_in_one_pass_while_the_other_texts_go_on():
     engine = AlphabetEngine(num_slots=8, context=64)
+    reply = "?" * 19 + "a"
     task = Echo(reply).bind(engine.vocabulary)
     widths = []
     advance = engine._advance
 
     def record(slots, token_lists, fresh, begun):
-        widths.extend(len(tokens) for tokens in token_lists)
+        widths.append([len(tokens) for tokens in token_lists])
         return advance(slots, token_lists, fresh, begun)
 
     engine._advance = record
     texts = TokenizedPrompts.encode(task.prompts("train"), engine.vocabulary)
     jobs = [Job(index, index, index) for index in range(8)]
     written = {job.prompt_index: e for job, e in engine.write(task, texts, jobs, Sampling(temperature=0))}
-    assert sum(width > 1 for width in widths) == passes
+    assert widths == [[], [1] * 7 + [21], *[[1] * 8] * 7]
     assert written[7].text == "z" + reply + "bcdefghi"
     assert written[7].rollout.is_action.sum() == 9
     assert written[0].text == "bcdefghij"

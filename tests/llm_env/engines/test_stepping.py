@@ -1,5 +1,7 @@
 """Whatever is done to the slots, in whatever order, the logits are those of a plain forward pass over the text."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ def walk(model, num_slots, seed, num_moves=40, context=24):
     engine = make_engine_of(model, num_slots, context)
     texts = {}
     for _ in range(num_moves):
-        move = rng.choice(["start", "step", "step", "step", "extend", "stop"])
+        move = rng.choice(["start", "step", "step", "step", "extend", "advance", "advance", "stop"])
         chosen = rng.permutation(num_slots)[: rng.integers(1, num_slots + 1)]
         if rng.random() < 0.4:
             chosen = np.arange(num_slots)
@@ -41,6 +43,18 @@ def walk(model, num_slots, seed, num_moves=40, context=24):
                 prompts = [prompts[i] for i in rng.integers(0, len(prompts), len(prompts))]
             texts.update({slot: prompt.tolist() for slot, prompt in zip(chosen, prompts, strict=True)})
             assert_plain(engine.start(chosen, prompts), model, [texts[slot] for slot in chosen])
+        elif move == "advance":  # some texts go on, mostly by one token, while others begin
+            begins = rng.random(num_slots) < 0.3
+            old = np.array([s for s in texts if s in chosen and not begins[s] and len(texts[s]) + 4 <= context], int)
+            fresh = np.array([slot for slot in chosen if begins[slot]], dtype=int)
+            added = [rng.integers(0, 100, rng.choice([1, 1, 1, 4])) for _ in old]
+            prompts = [rng.integers(0, 100, rng.integers(1, 9)) for _ in fresh]
+            if len(fresh) and rng.random() < 0.5:
+                prompts = [prompts[i] for i in rng.integers(0, len(prompts), len(prompts))]
+            texts.update({slot: texts[slot] + tokens.tolist() for slot, tokens in zip(old, added, strict=True)})
+            texts.update({slot: prompt.tolist() for slot, prompt in zip(fresh, prompts, strict=True)})
+            logits = engine.advance(old, added, fresh, prompts)
+            assert_plain(logits, model, [texts[slot] for slot in (*old, *fresh)])
         elif move == "stop":
             stopped = chosen[:1]
             engine.stop(stopped)
@@ -59,7 +73,7 @@ def walk(model, num_slots, seed, num_moves=40, context=24):
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 5])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gptj"])
 def test_random_walk(family, num_slots):
     model = make_model(family)
     for seed in range(3):
@@ -87,14 +101,37 @@ def test_batches_hold_every_row_once_and_bound_the_padding():
     assert together.tolist() == list(range(8))
 
 
-def test_step_of_all_slots_does_not_copy_the_cache():
-    engine = make_engine_of(make_model("llama"), num_slots=2)
-    engine.start([0, 1], [[5, 6], [7]])
-    engine.step([0, 1], [8, 9])
+def test_a_pass_over_all_slots_does_not_copy_the_cache(monkeypatch):
+    """Neither the last tokens of slots that are stepped, in any order, nor those beside a prompt, which is padded."""
+    passes = []
+
+    @contextlib.contextmanager
+    def recorded(config, parts):
+        passes.append([(size, part.slots, part.hidden.shape[2]) for size, part in parts])
+        with packed(config, parts):
+            yield
+
+    packed = engine_module.packed
+    monkeypatch.setattr(engine_module, "packed", recorded)
+    engine = make_engine_of(make_model("llama"), num_slots=4)
+    engine.start([0, 1, 3], [[5, 6], [7], [8]])
+    engine.advance(np.array([3, 0, 1]), [[8], [9], [9, 9]], np.array([2]), [np.array([1, 2, 3, 4])])
+    engine.step([2, 1, 3, 0], [8, 9, 8, 9])
+    (_, behind), (step,) = passes[1:]
+    assert passes[1][0] == step == (4, slice(0, 4), 1)
+    assert behind == (4, slice(1, 3), 3)
     layer = engine._cache.slot_layers[0]
     with torch.inference_mode():
-        keys, _ = layer.update(torch.zeros(2, 2, 1, 8), torch.zeros(2, 2, 1, 8))
+        keys, _ = layer.update(torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 4, 8))
     assert keys.untyped_storage().data_ptr() == layer.keys.untyped_storage().data_ptr()
+
+
+def test_a_model_whose_attention_has_a_bias_of_its_own_is_refused():
+    engine = make_engine_of(make_model("llama"), num_slots=1)
+    forward = engine.model.forward
+    engine.model.forward = lambda **arguments: forward(**arguments, position_bias=torch.zeros(1))
+    with pytest.raises(NotImplementedError, match="a bias of its own"):
+        engine.start([0], [[1]])
 
 
 def test_a_slot_can_be_filled_to_the_last_token():
