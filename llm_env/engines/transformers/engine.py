@@ -140,12 +140,13 @@ class TransformersEngine(EngineBase):
             places.append((padded + slots[texts, None] * self.context)[real])
             parts.append((int(counts.sum()), self._part(slots[texts], padded, real)))
         last = np.cumsum(spans[0][2]) - 1
+        unread = torch.zeros(1, 1, 1, 1, device=self.model.device)  # without a mask, transformers would make one
         with packed(self._config, parts):
             return self._forward(
                 Plan(target=self._tensor(np.concatenate(places))),
                 np.concatenate(tokens)[None],
                 np.concatenate(positions)[None],
-                mask=torch.zeros(1, 1, 1, 1, device=self.model.device),  # not read; without one, transformers would make one
+                mask=unread,
                 wanted=last[np.argsort(order)],
             )
 
