@@ -62,7 +62,7 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
                 specs[name] = Bounded(0, high - 1, shape=array.shape, dtype=torch.int64, device=device)
             else:
                 specs[name] = Unbounded(shape=array.shape, dtype=torch.float32, device=device)
-        if mdp.masks_actions:
+        if mdp.episodes.masks_actions:
             specs["action_mask"] = Binary(vocab, shape=(rows, vocab), dtype=torch.bool, device=device)
         self.observation_spec = Composite(specs, shape=self.batch_size, device=device)
         self.action_spec = Categorical(vocab, shape=(rows,), dtype=torch.int64, device=device)

@@ -125,7 +125,6 @@ class TokenMDP:
         self.episode_return = np.zeros(num_envs)
         self.finished: dict[int, Episode] = {}
         self._chosen_groups = 0
-        self.masks_actions = self.task.overrides("action_mask")
 
     @property
     def prompt_index(self) -> IntArray:
@@ -202,15 +201,13 @@ class TokenMDP:
         return {name: array.copy() for name, array in arrays.items()} if copy else arrays
 
     def action_mask(self) -> npt.NDArray[np.int8] | None:
-        """`[num_envs, vocab_size]` 1 for the tokens the task allows, or None where it allows all."""
-        if not self.masks_actions:
+        """`[num_envs, vocab_size]` 1 for the tokens the task allows next (all, where a text has ended); None: any."""
+        if not self.episodes.masks_actions:
             return None
-        mask = np.array(self.task.action_mask(self.state), dtype=np.int8)
-        if mask.shape != (self.num_envs, self.vocabulary.size):
-            raise ValueError(
-                f"the task {self.task.name} gave an action_mask of shape {mask.shape}; expected "
-                f"[num_envs, vocab_size] = {(self.num_envs, self.vocabulary.size)}"
-            )
+        mask = np.ones((self.num_envs, self.vocabulary.size), dtype=np.int8)
+        running = np.flatnonzero(self.state.running)
+        if len(running) and (allowed := self.episodes.action_mask(running)) is not None:
+            mask[running] = allowed
         return mask
 
     def rollout(self, row: int) -> Rollout:

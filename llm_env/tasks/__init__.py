@@ -1,6 +1,6 @@
 """Language tasks: the base class, the registry, and those built in."""
 
-from llm_env.tasks.base import Task
+from llm_env.tasks.base import Episodes, Task
 from llm_env.tasks.characters import Addition, Copy, Reverse
 from llm_env.tasks.countdown import Countdown
 from llm_env.tasks.dataset import Dataset
@@ -13,6 +13,7 @@ __all__ = [
     "Copy",
     "Countdown",
     "Dataset",
+    "Episodes",
     "ReasoningGym",
     "Reverse",
     "Sentiment",

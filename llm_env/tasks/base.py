@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 from llm_env.tokens.prompts import Prompt
@@ -18,6 +17,29 @@ from rewards import Reward, Rollout, Score, as_reward
 
 Splits = Mapping[str, Sequence[Prompt]]
 _PATIENCE = 1000  # so many repeated samples in a row mean that a task has no further prompts
+
+
+class Episodes(Protocol):
+    """The episodes that a task is asked about while they are being written, side by side in rows.
+
+    Attributes:
+        state: their tokens, see `TokenState`.
+
+    Examples:
+        >>> class FirstWord(Task):
+        ...     def over(self, episodes, rows):
+        ...         return np.array([" " in episodes.rollout(row).text for row in rows])
+        ...     def token_reward(self, episodes, rows):
+        ...         return np.array([-0.01 * len(episodes.prompt(row).metadata["answer"]) for row in rows])
+    """
+
+    state: TokenState
+
+    def prompt(self, row: int) -> Prompt:
+        """The prompt of the episode in a row, with its metadata."""
+
+    def rollout(self, row: int) -> Rollout:
+        """The episode in a row as it stands, as a reward sees it."""
 
 
 class Task:
@@ -116,8 +138,8 @@ class Task:
     def setup(self, vocabulary: Vocabulary) -> None:
         """Prepare for the tokens of one environment; `self.vocabulary` is set by then."""
 
-    def over(self, state: TokenState) -> BoolArray:
-        """`[num_envs]` which episodes the task ends after this step. It sees the whole batch, once a step."""
+    def over(self, episodes: Episodes, rows: IntArray) -> BoolArray:
+        """`[len(rows)]` which of these episodes the task ends after the step that they have just made."""
         raise NotImplementedError
 
     def reply(self, rollout: Rollout) -> str | Sequence[int] | None:
@@ -128,12 +150,12 @@ class Task:
         """
         raise NotImplementedError
 
-    def token_reward(self, state: TokenState, rows: IntArray) -> FloatArray:
-        """`[len(rows)]` reward of the step that these rows just made, besides the score at the end."""
+    def token_reward(self, episodes: Episodes, rows: IntArray) -> FloatArray:
+        """`[len(rows)]` reward of the step that these episodes have just made, besides the score at the end."""
         raise NotImplementedError
 
-    def action_mask(self, state: TokenState) -> npt.NDArray[np.int8]:
-        """`[num_envs, vocab_size]` int8, 1 for tokens worth choosing; advice to the agent, found in the infos."""
+    def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
+        """`[len(rows), vocab_size]` which tokens may be chosen next in these episodes, at least one in each."""
         raise NotImplementedError
 
     # What the library asks of a task.

@@ -6,12 +6,11 @@ import string
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_env.tasks.base import Task
+from llm_env.tasks.base import Episodes, Task
 from llm_env.tasks.registry import register_task
+from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.prompts import Prompt
-from llm_env.tokens.state import TokenState
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Rollout
 
@@ -34,14 +33,12 @@ class _CharacterTask(Task):
         """Find the tokens that an answer can consist of."""
         letters = {character.encode() for character in self.alphabet}
         allowed = [t for t, text in enumerate(vocabulary.token_bytes) if text in letters]
-        self._mask = np.zeros((1, vocabulary.size), dtype=np.int8)
-        self._mask[0, [*allowed, *vocabulary.eos_tokens]] = 1
+        self._allowed = np.zeros(vocabulary.size, dtype=np.bool_)
+        self._allowed[[*allowed, *vocabulary.eos_tokens]] = True
 
-    def action_mask(self, state: TokenState) -> npt.NDArray[np.int8]:
+    def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         """The characters that answers are made of, and the end-of-sequence tokens."""
-        if len(self._mask) != state.num_rows:
-            self._mask = np.repeat(self._mask[:1], state.num_rows, axis=0)
-        return self._mask
+        return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
     def score(self, rollout: Rollout) -> float:
         """1 if the text is the answer; see the class for `dense`."""

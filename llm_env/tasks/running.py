@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_env.tasks.base import Task
-from llm_env.tokens.arrays import FloatArray, IntArray
+from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 from llm_env.tokens.episode import UNSCORED, Episode
 from llm_env.tokens.prompts import Prompt, TokenizedPrompts
 from llm_env.tokens.state import END_OF_CODE, RUNNING, SavedRows, TokenState
@@ -49,6 +49,7 @@ class RunningEpisodes:
 
     Attributes:
         state: the tokens, see `TokenState`.
+        masks_actions: whether the task allows some tokens only, see `action_mask`.
         prompt_index: `[num_rows]` which prompt each row answers.
         group: `[num_rows]` rows of one group are to be compared with each other.
 
@@ -94,12 +95,13 @@ class RunningEpisodes:
             stop=vocabulary.matchers(task.stop),
             budget=budget,
             cut_is_final=task.when_cut == "score",
-            over=task.over if task.overrides("over") else None,
+            over=self._over if task.overrides("over") else None,
             reply=self._reply if task.overrides("reply") else None,
         )
         self.prompt_index: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.group: IntArray = np.zeros(num_rows, dtype=np.int64)
         self._prompts: list[Prompt] = [Prompt("")] * num_rows
+        self.masks_actions = task.overrides("action_mask")
         self._token_rewards = np.zeros((num_rows, min(budget, context))) if task.overrides("token_reward") else None
 
     @property
@@ -126,7 +128,7 @@ class RunningEpisodes:
         """`[len(rows)]` what the task pays for the step that these rows have just made; None if it never does."""
         if self._token_rewards is None or not len(rows):
             return None
-        paid = np.asarray(self.task.token_reward(self.state, rows))
+        paid = np.asarray(self.task.token_reward(self, rows))
         if paid.shape != rows.shape or paid.dtype.kind not in "biuf" or not np.isfinite(paid).all():
             raise RewardError(
                 f"the task {self.task.name} gave a token_reward of {paid!r}; expected a finite number for each of "
@@ -134,6 +136,26 @@ class RunningEpisodes:
             )
         self._token_rewards[rows, self.state.num_actions[rows] - 1] = paid
         return paid.astype(np.float64)
+
+    def action_mask(self, rows: IntArray) -> BoolArray | None:
+        """`[len(rows), vocab_size]` which tokens the task allows next in these running rows; None if it allows all."""
+        if not self.masks_actions:
+            return None
+        given = np.asarray(self.task.action_mask(self, rows))
+        expected = (len(rows), self.vocabulary.size)
+        if given.shape != expected or given.dtype.kind not in "biu":
+            raise ValueError(
+                f"the task {self.task.name} gave an action_mask of shape {given.shape} of {given.dtype}; expected "
+                f"bools [rows, vocab_size] = {expected}"
+            )
+        mask: BoolArray = given.astype(np.bool_)
+        if not (allowed := mask.any(1)).all():
+            row = int(rows[~allowed][0])
+            raise ValueError(
+                f"the task {self.task.name} allows no token at all next in {self.rollout(row)!r}: let `over` end the "
+                "text there, or allow an end-of-sequence token"
+            )
+        return mask
 
     def prompt(self, row: int) -> Prompt:
         """The prompt that the episode in `row` began with."""
@@ -210,6 +232,9 @@ class RunningEpisodes:
         """Those of `rows` whose episode is over."""
         ended: IntArray = rows[self.state.end[rows] != RUNNING]
         return ended
+
+    def _over(self, state: TokenState, rows: IntArray) -> BoolArray:
+        return self.task.over(self, rows)
 
     def _reply(self, state: TokenState, row: int) -> Sequence[int] | None:
         reply = self.task.reply(self.rollout(row))

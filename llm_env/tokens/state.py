@@ -17,7 +17,7 @@ from llm_env.tokens.checks import as_indices, as_token_ids
 from llm_env.tokens.stopping import StopMatcher
 from rewards import End
 
-Over = Callable[["TokenState"], BoolArray]
+Over = Callable[["TokenState", IntArray], BoolArray]
 Reply = Callable[["TokenState", int], Sequence[int] | None]
 
 
@@ -70,7 +70,8 @@ class TokenState:
         stop: matchers of stop sequences. They see what the agent wrote in one go: not the prompt, not across a reply.
         budget: how many tokens the agent may choose in an episode; None means as many as fit.
         cut_is_final: a text that is cut off counts as finished.
-        over: given this state, says which rows the task ends (`[num_rows]` bool). Called once a step.
+        over: given this state and rows that have acted and go on, says which of them the task ends (`[n]` bool). Called
+            at most once a step.
         reply: given this state and a row whose turn has ended, the token ids that the task answers, or None if the
             episode ends here. Called only for those rows.
 
@@ -211,8 +212,8 @@ class TokenState:
         if self.reply is not None:
             for row in rows[end != RUNNING].tolist():
                 self._inject(row, self.reply(self, row))
-        if self.over is not None:
-            self._end_running(rows, self._asked_over()[rows], TASK)
+        if self.over is not None and len(going := rows[self.end[rows] == RUNNING]):
+            self._end_running(going, self._asked_over(going), TASK)
         self._end_running(rows, self.num_actions[rows] >= self.budget[rows], BUDGET)
         self._end_running(rows, self.length[rows] >= self.context, CONTEXT)
 
@@ -279,12 +280,12 @@ class TokenState:
         self._stop_state[row] = 0
         self.end[row] = RUNNING
 
-    def _asked_over(self) -> BoolArray:
+    def _asked_over(self, rows: IntArray) -> BoolArray:
         assert self.over is not None
-        answer = np.asarray(self.over(self))
-        if answer.shape != (self.num_rows,) or answer.dtype != np.bool_:
+        answer = np.asarray(self.over(self, rows))
+        if answer.shape != rows.shape or answer.dtype != np.bool_:
             raise ValueError(
-                f"`over` must return a bool for each of the {self.num_rows} rows, "
+                f"`over` must return a bool for each of the {len(rows)} rows it was asked about, "
                 f"got shape {answer.shape} of {answer.dtype}"
             )
         return answer

@@ -35,16 +35,18 @@ class Probe(Task):
         self.z = int(vocabulary.encode("z")[0])
         self.x = int(vocabulary.encode("x")[0])
 
-    def over(self, state: Any) -> np.ndarray:
+    def over(self, episodes: Any, rows: np.ndarray) -> np.ndarray:
         """Two z in the text end it."""
-        return ((state.tokens == self.z) & state.is_action).sum(1) >= 2
+        state = episodes.state
+        return ((state.tokens[rows] == self.z) & state.is_action[rows]).sum(1) >= 2
 
     def reply(self, rollout: Any) -> str | None:
         """To a stop, an answer; to an end of sequence, none."""
         return "ok" if self.multi_turn and rollout.end == "stop" else None
 
-    def token_reward(self, state: Any, rows: np.ndarray) -> np.ndarray:
+    def token_reward(self, episodes: Any, rows: np.ndarray) -> np.ndarray:
         """An x earns an eighth."""
+        state = episodes.state
         actions = np.array([state.tokens[r][state.is_action[r]][-1] for r in rows])
         return 0.125 * (actions == self.x)
 

@@ -46,6 +46,7 @@ PUBLIC = {
         "Copy",
         "Countdown",
         "Dataset",
+        "Episodes",
         "ReasoningGym",
         "Reverse",
         "Sentiment",

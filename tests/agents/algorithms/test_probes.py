@@ -82,7 +82,7 @@ class ProbeValue(Probe):
     max_new_tokens = 4
     when_cut = "bootstrap"
 
-    def token_reward(self, state: Any, rows: np.ndarray) -> np.ndarray:
+    def token_reward(self, episodes: Any, rows: np.ndarray) -> np.ndarray:
         return np.ones(len(rows))
 
     def score(self, rollout: Rollout) -> float:

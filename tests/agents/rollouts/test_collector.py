@@ -73,12 +73,12 @@ class Talking(Letters):
     def reply(self, rollout: Rollout) -> str | None:
         return "(go on)" if rollout.end == "stop" else None
 
-    def token_reward(self, state: Any, rows: np.ndarray) -> np.ndarray:
-        return 0.25 * (state.num_actions[rows] % 2)
+    def token_reward(self, episodes: Any, rows: np.ndarray) -> np.ndarray:
+        return 0.25 * (episodes.state.num_actions[rows] % 2)
 
-    def over(self, state: Any) -> np.ndarray:
-        last = state.tokens[np.arange(state.num_rows), np.maximum(state.length - 1, 0)]
-        return np.asarray((last % 7 == 3) & state.running)
+    def over(self, episodes: Any, rows: np.ndarray) -> np.ndarray:
+        last = episodes.state.tokens[rows, episodes.state.length[rows] - 1]
+        return np.asarray(last % 7 == 3)
 
 
 class Chatty(Talking):
@@ -101,8 +101,8 @@ class OnlySteps(Task):
     def sample(self, rng: np.random.Generator) -> Prompt:
         return Prompt(str(rng.integers(100)))
 
-    def over(self, state: Any) -> np.ndarray:
-        return np.asarray(state.num_actions >= 2)
+    def over(self, episodes: Any, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(episodes.state.num_actions[rows] >= 2)
 
     def score(self, rollout: Rollout) -> float:
         return 1.0

@@ -74,7 +74,7 @@ class TestRewards:
             name = "Paying"
             answer_with: Any = None
 
-            def token_reward(self, state: Any, rows: Any) -> Any:
+            def token_reward(self, episodes: Any, rows: Any) -> Any:
                 return self.answer_with
 
         for answer in (None, np.array([np.nan]), np.zeros(2), [[1.0]]):
@@ -89,18 +89,20 @@ class TestRewards:
         class Over(Copy):
             name = "Over"
 
-            def over(self, state: Any) -> Any:
+            def over(self, episodes: Any, rows: Any) -> Any:
                 return True
 
         env = TokenEnv(Over(2))
         env.reset(seed=0)
-        with pytest.raises(ValueError, match="`over` must return a bool for each of the 1 rows, got shape"):
+        with pytest.raises(
+            ValueError, match="`over` must return a bool for each of the 1 rows it was asked about, got"
+        ):
             env.step(5)
 
         class Masking(Copy):
             name = "Masking"
 
-            def action_mask(self, state: Any) -> Any:
+            def action_mask(self, episodes: Any, rows: Any) -> Any:
                 return np.ones(100)
 
         with pytest.raises(ValueError, match="the task Masking gave an action_mask of shape"):

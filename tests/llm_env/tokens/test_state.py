@@ -133,7 +133,7 @@ def test_a_reply_that_leaves_no_room_truncates() -> None:
 
 
 def test_the_task_may_end_rows_that_run() -> None:
-    state = TokenState(2, context=4, vocab_size=10, eos_tokens=[0], over=lambda state: state.length >= 3)
+    state = TokenState(2, context=4, vocab_size=10, eos_tokens=[0], over=lambda state, rows: state.length[rows] >= 3)
     state.reset([0, 1], [[1, 1], [1]])
     state.step([5, 5])
     assert labels(state) == ["task", "running"]

@@ -36,7 +36,8 @@ class Weighing(Task):
     def splits(self) -> dict[str, list[Prompt]]:
         return {"train": [Prompt(letter) for letter in "abc"]}
 
-    def token_reward(self, state: Any, rows: np.ndarray) -> np.ndarray:
+    def token_reward(self, episodes: Any, rows: np.ndarray) -> np.ndarray:
+        state = episodes.state
         return state.tokens[rows, state.length[rows] - 1] / 64
 
     def score(self, rollout: Any) -> float:
