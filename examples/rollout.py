@@ -61,7 +61,7 @@ def main() -> None:
     episodes = rollout(**vars(args))
 
     for episode in episodes[:3]:
-        print(f"  {episode['prompt']!r} -> {episode['text']!r}  (return {episode['r']:g}, {episode['end']})")
+        print(f"  {episode['prompt']!r} -> {episode['transcript']!r}  (return {episode['r']:g}, {episode['end']})")
     returns = np.array([episode["r"] for episode in episodes])
     lengths = np.array([episode["l"] for episode in episodes])
     ends = {str(end): sum(e["end"] == end for e in episodes) for end in sorted({e["end"] for e in episodes})}

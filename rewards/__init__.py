@@ -21,15 +21,17 @@ hangs, wrap it in a `Guard`. To choose a reward by its name, as a configuration 
 
 from rewards.base import Product, Reward, RewardLike, WeightedSum, as_reward, reward
 from rewards.combine import Clip, Ensemble
-from rewards.guard import Failure, Guard
+from rewards.failures import AlwaysFailsError, Failure
+from rewards.guard import Guard
 from rewards.match import ExactMatch, Format, NumericMatch
 from rewards.named import make_reward, register_reward, reward_names
-from rewards.rollout import End, Rollout
+from rewards.rollout import End, Rollout, Turn
 from rewards.score import RewardError, Score
 from rewards.shaping import LengthPenalty, MissingEosPenalty, RepetitionPenalty
 from rewards.vader import VaderSentiment
 
 __all__ = [
+    "AlwaysFailsError",
     "Clip",
     "End",
     "Ensemble",
@@ -47,6 +49,7 @@ __all__ = [
     "RewardLike",
     "Rollout",
     "Score",
+    "Turn",
     "VaderSentiment",
     "WeightedSum",
     "as_reward",

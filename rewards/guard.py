@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import traceback
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rewards.base import Reward, RewardLike, as_reward
+from rewards.failures import GIVE_UP_AFTER, AlwaysFailsError, Failure, FailureLog, counting, is_power_of_two
 from rewards.isolated import Isolated, IsolationError, StartupError
-from rewards.rollout import Rollout, shown
+from rewards.rollout import Rollout
 from rewards.score import RewardError, Score
 
 logger = logging.getLogger("rewards")
 
-KEPT_FAILURES = 100
-FULL_REPORTS = 3
-
-# Protects the counts of all guards. A lock in each guard would make guards impossible to pickle.
-_counting = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Failure:
-    """A rollout whose scoring failed.
-
-    Args:
-        rollout: The rollout.
-        error: What happened, in a line, such as "ZeroDivisionError: division by zero".
-        trace: The traceback, where there is one.
-
-    Example:
-        >>> guard = Guard(lambda rollout: 1 / len(rollout.text), on_error=-1.0)
-        >>> [score.value for score in guard([Rollout.of("ab"), Rollout.of("")])]
-        [0.5, -1.0]
-        >>> [failure.error for failure in guard.failures]
-        ['ZeroDivisionError: division by zero']
-    """
-
-    rollout: Rollout
-    error: str
-    trace: str = ""
+_ADVICE = (
+    "To go on would pay the fallback for every text, from which nothing can be learned: mend the reward (the error is "
+    "the cause of this one). If these texts are worth a fixed score, let the reward return it instead of raising; to "
+    "go on all the same, wrap the reward: Guard(reward, give_up_after=None)."
+)
 
 
 class Guard(Reward):
@@ -55,7 +33,8 @@ class Guard(Reward):
 
     Some exceptions are raised all the same, since going on would not help: a `RewardError` (NaN, infinity: a bug
     in the reward), a `NotImplementedError` (the reward has no `score`), a `rewards.isolated.StartupError` (no worker
-    process can load the reward), and those that are not errors, such as KeyboardInterrupt.
+    process can load the reward), and those that are not errors, such as KeyboardInterrupt. So is an `AlwaysFailsError`
+    when the first twenty rollouts have all failed by the same error, which is a time-out for all that do not return.
 
     Without a timeout, batches are passed on whole; if one raises, its rollouts are scored again one at a
     time, so that only those which raise fail. With a timeout, rollouts are scored one at a time in a worker
@@ -66,11 +45,8 @@ class Guard(Reward):
         reward: The reward, or a function.
         on_error: The value of a rollout whose scoring failed.
         timeout: Seconds that scoring a rollout may take; None for no limit and no worker process.
-
-    Attributes:
-        num_failures: How many rollouts failed.
-        num_rollouts: How many there were.
-        failures: The latest 100 of them, oldest first.
+        give_up_after: How many rollouts must have failed by the same error, with no success before, to raise an
+            `AlwaysFailsError`; None to go on whatever happens.
 
     Example:
         >>> guard = Guard(lambda rollout: 1 / len(rollout.text), on_error=-1.0)
@@ -80,17 +56,36 @@ class Guard(Reward):
         (1, 'ZeroDivisionError: division by zero')
     """
 
-    def __init__(self, reward: RewardLike, on_error: float = 0.0, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        reward: RewardLike,
+        on_error: float = 0.0,
+        timeout: float | None = None,
+        give_up_after: int | None = GIVE_UP_AFTER,
+    ) -> None:
         if not math.isfinite(on_error):
             raise ValueError(f"Guard: on_error is {on_error}; expected a finite number.")
         self.reward = as_reward(reward)
         self.name = self.reward.name
         self.on_error = float(on_error)
-        self.num_failures = 0
-        self.num_rollouts = 0
-        self.failures: deque[Failure] = deque(maxlen=KEPT_FAILURES)
+        self._log = FailureLog(f"reward {self.name!r}", logger, _ADVICE, give_up_after)
         self._num_failed_batches = 0
         self._isolated = None if timeout is None else Isolated(self.reward, timeout)
+
+    @property
+    def num_failures(self) -> int:
+        """How many rollouts failed."""
+        return self._log.num_failures
+
+    @property
+    def num_rollouts(self) -> int:
+        """How many rollouts there were."""
+        return self._log.num_calls
+
+    @property
+    def failures(self) -> deque[Failure]:
+        """The latest 100 failures, oldest first."""
+        return self._log.failures
 
     @property
     def timeout(self) -> float | None:
@@ -99,13 +94,15 @@ class Guard(Reward):
 
     def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Score several rollouts; the failure of one does not affect the others."""
-        with _counting:
-            self.num_rollouts += len(rollouts)
+        self._log.called(len(rollouts))
         if self._isolated is not None or len(rollouts) == 1:
             return [self._score_one(rollout) for rollout in rollouts]
         try:
-            return [_succeeded(score) for score in self.reward(rollouts)]
-        except (RewardError, NotImplementedError):
+            scores = [_succeeded(score) for score in self.reward(rollouts)]
+            if rollouts:
+                self._log.succeeded()
+            return scores
+        except (RewardError, NotImplementedError, AlwaysFailsError):
             raise
         except Exception:
             trace = traceback.format_exc()
@@ -124,54 +121,40 @@ class Guard(Reward):
         if self._isolated is not None:
             self._isolated.close()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to count on from here, as JSON can hold it."""
+        return self._log.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count on where another guard was."""
+        self._log.load_state_dict(state)
+
     def _score_one(self, rollout: Rollout) -> Score:
+        cause: Exception
         try:
-            if self._isolated is None:
-                return _succeeded(self.reward([rollout])[0])
-            return _succeeded(self._isolated.score(rollout))
-        except (RewardError, StartupError, NotImplementedError):
+            score = self.reward([rollout])[0] if self._isolated is None else self._isolated.score(rollout)
+        except (RewardError, StartupError, NotImplementedError, AlwaysFailsError):
             raise
         except IsolationError as error:
-            failure = Failure(rollout, str(error), error.trace)
+            failure, cause = Failure(rollout, str(error), error.trace), error
+            error.add_note(error.trace)  # the traceback of the worker, should this error end the program
         except Exception as error:
-            summary = "".join(traceback.format_exception_only(error)).strip()
-            failure = Failure(rollout, summary, traceback.format_exc())
-        self._report(failure)
+            failure, cause = Failure.of(rollout, error), error
+        else:
+            self._log.succeeded()
+            return _succeeded(score)
+        self._log.failed(failure, f"gave {self.on_error} instead", cause)
         return Score(self.on_error, {self.name: self.on_error, "reward_failed": 1.0})
 
     def _checked(self, score: float | Score, rollout: Rollout) -> Score:
         assert isinstance(score, Score)  # the guarded reward has checked it; checking again would double the cost
         return score
 
-    def _report(self, failure: Failure) -> None:
-        with _counting:
-            self.num_failures += 1
-            self.failures.append(failure)
-            failures, rollouts = self.num_failures, self.num_rollouts
-        if failures <= FULL_REPORTS:
-            logger.warning(
-                "reward %r failed and gave %s instead: %s\nprompt: %s\ntext: %s\n%s",
-                self.name,
-                self.on_error,
-                failure.error,
-                shown(failure.rollout, "prompt", limit=2000),
-                shown(failure.rollout, "text", limit=2000),
-                failure.trace,
-            )
-        elif _is_power_of_two(failures):
-            logger.warning(
-                "reward %r failed on %d of %d rollouts; the latest: %s",
-                self.name,
-                failures,
-                rollouts,
-                failure.error,
-            )
-
     def _report_batch(self, size: int, trace: str) -> None:
-        with _counting:
+        with counting:
             self._num_failed_batches += 1
             batches = self._num_failed_batches
-        if _is_power_of_two(batches):
+        if is_power_of_two(batches):
             logger.warning(
                 "reward %r failed on a batch of %d rollouts, though on none of them alone (so far %d times). "
                 "They got their scores; look for a combination of rollouts that its score_batch cannot handle.\n%s",
@@ -183,10 +166,6 @@ class Guard(Reward):
 
     def __repr__(self) -> str:
         return f"Guard({self.reward!r}, on_error={self.on_error}, timeout={self.timeout})"
-
-
-def _is_power_of_two(number: int) -> bool:
-    return number & (number - 1) == 0
 
 
 def _succeeded(score: Score) -> Score:

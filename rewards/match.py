@@ -11,7 +11,7 @@ from typing import Any
 
 from rewards.base import Reward
 from rewards.named import register_reward
-from rewards.rollout import Rollout, shown
+from rewards.rollout import Rollout
 
 
 @register_reward("exact_match")
@@ -169,5 +169,5 @@ def _metadata(rollout: Rollout, key: str, name: str) -> Any:
         # Not a KeyError, which would print this message as a quoted string.
         raise LookupError(
             f"reward {name!r} looks for {key!r} in the rollout's metadata, whose keys are: {keys}. Add "
-            f"{key!r} to the task's metadata, or give the reward another key. (Text: {shown(rollout)})"
+            f"{key!r} to the task's metadata, or give the reward another key."
         ) from None

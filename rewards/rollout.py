@@ -1,15 +1,18 @@
-"""What a reward is given: a `Rollout`, and why it is over, an `End`."""
+"""What a reward is given: a `Rollout`, the `Turn`s in it, and why it is over, an `End`."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["End", "Rollout", "excerpt", "shown"]
+__all__ = ["End", "Rollout", "Turn", "excerpt", "new_episode", "shown"]
+
+Decode = Callable[[NDArray[np.int64]], str]
 
 
 class End(enum.StrEnum):
@@ -37,14 +40,79 @@ class End(enum.StrEnum):
         return self is End.BUDGET or self is End.CONTEXT
 
 
+class Turn:
+    """What one side wrote in one go: the agent, or the task that replied to it.
+
+    Args:
+        who: "agent" or "task".
+        tokens: Token ids, int64 `[T]`.
+        text: Their text, where it is known already; else it is decoded on first use and kept.
+        decode: Turns token ids into text.
+
+    Attributes:
+        who: "agent" or "task".
+        tokens: Token ids, int64 `[T]`.
+
+    Example:
+        >>> asked, replied = Rollout.of(["6 * 7?", "42"]).turns
+        >>> asked.who, asked.text, replied.who, replied.text
+        ('agent', '6 * 7?', 'task', '42')
+    """
+
+    __slots__ = ("_decode", "_text", "tokens", "who")
+
+    def __init__(
+        self,
+        who: Literal["agent", "task"],
+        tokens: NDArray[np.int64],
+        text: str | None = None,
+        decode: Decode | None = None,
+    ) -> None:
+        self.who = who
+        self.tokens = tokens
+        self._text = text
+        self._decode = decode
+
+    @property
+    def text(self) -> str:
+        """Its text. Each turn is decoded by itself: what is said across a change of turns is nobody's word."""
+        if self._text is None:
+            self._text = _decoded(self.tokens, self._decode)
+        return self._text
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its text is known without decoding it."""
+        return self._text is not None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        text = self._text if self._decode is None else self.text
+        return Turn, (self.who, self.tokens, text)
+
+    def __repr__(self) -> str:
+        text = "" if self._text is None else f"{excerpt(self._text)}, "
+        return f"Turn({self.who!r}, {text}{len(self.tokens)} tokens)"
+
+
 _NO_METADATA: Mapping[str, Any] = {}
+_episodes = itertools.count(1)
+
+
+def new_episode() -> int:
+    """The identity of an episode that begins: a number that no other has had in this process.
+
+    Example:
+        >>> new_episode() == new_episode()
+        False
+    """
+    return next(_episodes)
 
 
 class Rollout:
-    """One finished episode: a prompt, the tokens that followed, and what the task knows about it.
+    """One finished episode: a prompt, the turns that followed, and what the task knows about it.
 
-    Environments build one per episode, so making one only stores references; `prompt` and `text` are
-    decoded on first use and kept. To make one by hand, use `Rollout.of`.
+    Environments build one per episode, so making one only stores references; texts are decoded on first use and kept.
+    To make one by hand, use `Rollout.of`.
 
     Args:
         prompt_tokens: Token ids of the prompt, int64 `[P]`.
@@ -55,10 +123,19 @@ class Rollout:
             None means it chose all of them.
         decode: Turns token ids into text.
         prompt: The prompt's text, where it is known already.
-        text: The text of `tokens`, where it is known already.
+        turns: The turns, where they are known already; else they are the runs of equal `is_action`.
+        episode: Which episode this is (of); None for one of its own.
+
+    Attributes:
+        episode: Which episode this is (of), a number that is unique in the process: the same each time that the
+            episode is shown, to a task's `reply` as to the reward at its end, and in a copy that was pickled. A copy
+            of the episode itself, made to go on in another way (`TokenMDP.restore`), is another episode and has a
+            number of its own: a tool that remembers episodes by it finds one that it does not know with replies in
+            it, and makes up what it must remember from `turns`. It says which episode and nothing else; a run that
+            is resumed counts anew, so draw no random numbers from it.
     """
 
-    __slots__ = ("_decode", "_prompt", "_text", "end", "is_action", "metadata", "prompt_tokens", "tokens")
+    __slots__ = ("_decode", "_prompt", "_turns", "end", "episode", "is_action", "metadata", "prompt_tokens", "tokens")
 
     def __init__(
         self,
@@ -67,23 +144,25 @@ class Rollout:
         metadata: Mapping[str, Any] = _NO_METADATA,
         end: End | str = End.EOS,
         is_action: NDArray[np.bool_] | None = None,
-        decode: Callable[[NDArray[np.int64]], str] | None = None,
+        decode: Decode | None = None,
         prompt: str | None = None,
-        text: str | None = None,
+        turns: tuple[Turn, ...] | None = None,
+        episode: int | None = None,
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.tokens = tokens
         self.metadata = metadata
         self.end: End = end if type(end) is End else _as_end(end)  # the enum's own look-up is slow
         self.is_action = is_action
+        self.episode = new_episode() if episode is None else episode
         self._decode = decode
         self._prompt = prompt
-        self._text = text
+        self._turns = turns
 
     @classmethod
     def of(
         cls,
-        text: str,
+        text: str | Sequence[str],
         prompt: str = "",
         metadata: Mapping[str, Any] | None = None,
         end: End | str = End.EOS,
@@ -92,40 +171,68 @@ class Rollout:
         """Make a rollout from text, to try a reward out or to test it.
 
         Args:
-            text: What the agent wrote.
+            text: What the agent wrote; or several turns, the agent's and the task's by turns, the agent's first.
             prompt: What it was given.
             metadata: What the task knows.
             end: Why the rollout is over: an `End` or its string.
-            tokens: Token ids of `text`; None stands for one token per character.
+            tokens: Token ids of `text`, if that is a single turn; None stands for one token per character.
 
         Example:
             >>> rollout = Rollout.of("42", prompt="6 * 7 =", metadata={"answer": "42"})
             >>> rollout.text, rollout.num_actions, rollout.terminated
             ('42', 2, True)
+            >>> Rollout.of(["6 * 7?", "That is 42.", "so 42"]).text.splitlines()
+            ['6 * 7?', 'so 42']
         """
-        ids = [ord(char) for char in text] if tokens is None else tokens
+        texts = [text] if isinstance(text, str) else list(text)
+        if tokens is None:
+            ids = [_one_per_character(each) for each in texts]
+        elif len(texts) == 1:
+            ids = [np.asarray(tokens, dtype=np.int64)]
+        else:
+            raise ValueError(
+                f"Rollout.of got {len(texts)} turns and the tokens {tokens!r}; expected tokens with a single text. "
+                "Leave them out, or use Rollout(...) with is_action."
+            )
+        agent = [place % 2 == 0 for place in range(len(texts))]
+        parts = zip(agent, ids, texts, strict=True)
+        turns = [Turn("agent" if own else "task", each, text) for own, each, text in parts]
         return cls(
-            prompt_tokens=np.array([ord(char) for char in prompt], dtype=np.int64),
-            tokens=np.asarray(ids, dtype=np.int64),
+            prompt_tokens=_one_per_character(prompt),
+            tokens=np.concatenate([np.zeros(0, dtype=np.int64), *ids]),
             metadata={} if metadata is None else metadata,
             end=end,
+            is_action=None if len(texts) == 1 else np.repeat(agent, [len(each) for each in ids]),
             prompt=prompt,
-            text=text,
+            turns=tuple(turns),
         )
 
     @property
     def prompt(self) -> str:
         """The prompt's text."""
         if self._prompt is None:
-            self._prompt = self._decoded(self.prompt_tokens)
+            self._prompt = _decoded(self.prompt_tokens, self._decode)
         return self._prompt
 
     @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Who wrote what after the prompt, in order. A reply without tokens makes no turn: the agent's goes on."""
+        if self._turns is None:
+            self._turns = self._found_turns()
+        return self._turns
+
+    @property
     def text(self) -> str:
-        """The text of everything after the prompt."""
-        if self._text is None:
-            self._text = self._decoded(self.tokens)
-        return self._text
+        """What the agent wrote, and nothing that the task replied. Its turns stand on lines of their own.
+
+        Between two turns stands a line break, so that 4 and then 2 do not read as 42.
+        """
+        return "\n".join([turn.text for turn in self.turns if turn.who == "agent"])
+
+    @property
+    def transcript(self) -> str:
+        """Everything after the prompt, the agent's words and the task's as they follow each other."""
+        return "".join([turn.text for turn in self.turns])
 
     @property
     def num_actions(self) -> int:
@@ -137,24 +244,41 @@ class Rollout:
         """Whether the text is finished (its end is EOS, STOP or TASK) rather than cut off or still running."""
         return self.end is not End.RUNNING and not self.end.is_cut
 
-    def _decoded(self, ids: NDArray[np.int64]) -> str:
-        if self._decode is None:
-            raise ValueError(
-                "This Rollout has token ids but no way to read them as text: "
-                "pass decode=tokenizer.decode, or prompt= and text=, to Rollout(...)."
-            )
-        return self._decode(ids)
+    def _found_turns(self) -> tuple[Turn, ...]:
+        if not len(self.tokens):
+            return ()
+        if self.is_action is None:
+            return (Turn("agent", self.tokens, decode=self._decode),)
+        starts = [0, *(np.flatnonzero(np.diff(self.is_action)) + 1).tolist(), len(self.tokens)]
+        return tuple(
+            Turn("agent" if self.is_action[start] else "task", self.tokens[start:stop], decode=self._decode)
+            for start, stop in itertools.pairwise(starts)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # `decode` is left out, since a tokenizer may be large or impossible to pickle; the texts are pickled instead.
         # Metadata becomes a dict because a read-only mapping proxy cannot be pickled.
-        texts = (self._prompt, self._text) if self._decode is None else (self.prompt, self.text)
+        texts = (self._prompt, self._turns) if self._decode is None else (self.prompt, self.turns)
         state = (self.prompt_tokens, self.tokens, dict(self.metadata), self.end, self.is_action, None)
-        return Rollout, (*state, *texts)
+        return Rollout, (*state, *texts, self.episode)
 
     def __repr__(self) -> str:
-        text = "" if self._text is None else f"{excerpt(self._text)}, "
+        known = self._turns is not None and all(turn.is_read for turn in self._turns)
+        text = f"{excerpt(self.transcript)}, " if known else ""
         return f"Rollout({text}{len(self.tokens)} tokens, end={self.end.value!r})"
+
+
+def _decoded(ids: NDArray[np.int64], decode: Decode | None) -> str:
+    if decode is None:
+        raise ValueError(
+            "This Rollout has token ids but no way to read them as text: "
+            "pass decode=tokenizer.decode, or prompt= and turns=, to Rollout(...)."
+        )
+    return decode(ids)
+
+
+def _one_per_character(text: str) -> NDArray[np.int64]:
+    return np.array([ord(char) for char in text], dtype=np.int64)
 
 
 def _as_end(end: str) -> End:
@@ -164,10 +288,10 @@ def _as_end(end: str) -> End:
         raise ValueError(f"a rollout's end is {end!r}; expected one of {', '.join(End)}.") from None
 
 
-def shown(rollout: Rollout, which: Literal["prompt", "text"] = "text", limit: int = 200) -> str:
-    """Quote a rollout's text or prompt for a message, where it can be decoded at all."""
+def shown(rollout: Rollout, which: Literal["prompt", "text", "transcript"] = "text", limit: int = 200) -> str:
+    """Quote a part of a rollout for a message, where it can be decoded at all."""
     try:
-        return excerpt(rollout.prompt if which == "prompt" else rollout.text, limit)
+        return excerpt(str(getattr(rollout, which)), limit)
     except Exception as error:
         return f"(cannot be shown: {error!r})"
 

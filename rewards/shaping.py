@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import repeat
 
 from rewards.base import Reward
 from rewards.named import register_reward
@@ -80,8 +79,9 @@ class MissingEosPenalty(Reward):
 class RepetitionPenalty(Reward):
     """A penalty for repeating oneself: the share of n-grams that occurred before, times `penalty`.
 
-    The n-grams of `rollout.tokens` are counted whose last token the agent chose; to repeat what the environment
-    wrote is a repetition too. A text without any n-gram is not penalized.
+    Counted are the n-grams within each of the agent's turns; one that occurred in an earlier turn is a repetition, too.
+    What the task replied is no part of it, so that to quote a tool costs nothing. A text without any n-gram is not
+    penalized.
 
     Args:
         ngram: How many tokens make an n-gram.
@@ -103,17 +103,16 @@ class RepetitionPenalty(Reward):
 
     def score(self, rollout: Rollout) -> float:
         """Score one rollout."""
-        tokens = rollout.tokens.tolist()
-        chosen = repeat(True) if rollout.is_action is None else rollout.is_action[self.ngram - 1 :].tolist()
-        ngrams = zip(*(tokens[start:] for start in range(self.ngram)), strict=False)
         # A set of tuples is several times faster here than np.unique over rows.
         seen: set[tuple[int, ...]] = set()
         counted = repeated = 0
-        for ngram, is_action in zip(ngrams, chosen, strict=False):
-            if is_action:
-                counted += 1
-                repeated += ngram in seen
-            seen.add(ngram)
+        for turn in rollout.turns:
+            if turn.who == "agent":
+                tokens = turn.tokens.tolist()
+                for ngram in zip(*(tokens[start:] for start in range(self.ngram)), strict=False):
+                    counted += 1
+                    repeated += ngram in seen
+                    seen.add(ngram)
         return -self.penalty * repeated / counted if repeated else 0.0
 
 

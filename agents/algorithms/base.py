@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from agents.algorithms.advantages import advantage_estimator
 from agents.algorithms.kl_control import KLController
 from agents.algorithms.learner import Learner
-from agents.algorithms.numbers import batch_metrics
+from agents.algorithms.numbers import batch_metrics, reply_metrics
 from agents.algorithms.scoring import score
 from agents.algorithms.shaping import shape_rewards
 from agents.algorithms.steps import StepCheck
@@ -152,13 +152,16 @@ class Algorithm:
         self.tokens += batch.written_tokens
         self.batch = batch
         real = int(data["mask"].sum())
+        mdp = self.collector.writer.mdp
         metrics |= batch_metrics(data, batch.episodes)
+        if mdp.task.overrides("reply"):
+            metrics |= reply_metrics(mdp.task.replies, batch.episodes)
         metrics |= {
             "iteration": self.iteration,
             "episodes": len(batch.episodes),
             "tokens": self.tokens,
             "rollout/refilled": batch.refilled,
-            "reward/failures": self.collector.writer.mdp.reward.num_failures,
+            "reward/failures": mdp.reward.num_failures,
             "kl/beta": self.kl.beta,
             "time/rollout": collected - start,
             "time/score": scored - collected,
@@ -212,6 +215,7 @@ class Algorithm:
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything that decides how the run goes on: tensors by file, and JSON."""
         tensors, state = self.learner.state()
+        mdp = self.collector.writer.mdp
         tensors["weights"] = self.network.weights()
         state |= {
             "iteration": self.iteration,
@@ -220,7 +224,7 @@ class Algorithm:
             "kl": self.kl.state_dict(),
             "loss": self.loss.state(),
             "step_check": self.step_check.state_dict(),
-            "reward_failures": self.collector.writer.mdp.reward.num_failures,
+            "failures": {"reward": mdp.reward.state_dict(), "reply": mdp.task.replies.state_dict()},
         }
         return tensors, state
 
@@ -230,7 +234,9 @@ class Algorithm:
         self.learner.load_state(tensors, state)
         self.iteration, self.tokens = state["iteration"], state["tokens"]
         self.collector.load_state_dict(state["collector"])
-        self.collector.writer.mdp.reward.num_failures = state["reward_failures"]
+        mdp = self.collector.writer.mdp
+        mdp.reward.load_state_dict(state["failures"]["reward"])
+        mdp.task.replies.load_state_dict(state["failures"]["reply"])
         self.kl.load_state_dict(state["kl"])
         self.loss.load_state(state["loss"])
         self.step_check.load_state_dict(state["step_check"])

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from agents.losses.ops import explained_variance, masked_mean, zero_padding
+from llm_env.tasks.replies import Replies
 from llm_env.tokens.episode import Episode
 from rewards import End
 
@@ -49,6 +50,15 @@ def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, fl
         metrics["value/mean"] = masked_mean(value, mask)
         metrics["value/explained_variance"] = explained_variance(value, target, mask)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def reply_metrics(replies: Replies, episodes: Sequence[Episode]) -> dict[str, float]:
+    """How a task's replies went: in this batch, and since the run began."""
+    return {
+        "reply/failures": replies.num_failures,
+        "reply/failed": sum(episode.failed_replies > 0 for episode in episodes) / max(1, len(episodes)),
+        "reply/left_out": replies.num_left_out,
+    }
 
 
 def distinct(tokens: Tensor, mask: Tensor, n: int) -> Tensor:

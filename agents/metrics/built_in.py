@@ -5,6 +5,7 @@ from __future__ import annotations
 from agents.metrics.entry import Metric
 
 CRITIC, REFERENCE = "a critic", "a reference to compare with (kl.beta or kl.target)"
+REPLIES = "a task that replies"
 HELD_OUT = "a task with held-out prompts"
 ENGINE = "an engine with weights or a precision of its own"
 
@@ -75,6 +76,30 @@ BUILT_IN = (
         meaning="Share of this iteration's texts whose reward function failed, and got its fallback.",
         column="score",
         quiet=True,
+    ),
+    Metric(
+        name="reply/failures",
+        label="reply failures",
+        meaning="How often the task's reply has failed since the run began, and on_reply_error was used.",
+        column="score",
+        quiet=True,
+        needs=REPLIES,
+    ),
+    Metric(
+        name="reply/failed",
+        label="replies failed",
+        meaning="Share of this iteration's texts in which a reply of the task failed.",
+        column="score",
+        quiet=True,
+        needs=REPLIES,
+    ),
+    Metric(
+        name="reply/left_out",
+        label="replies left out",
+        meaning="How many texts ended since the run began because a reply found no room in the context.",
+        column="texts",
+        quiet=True,
+        needs=REPLIES,
     ),
     Metric(
         name="return/mean",

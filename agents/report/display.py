@@ -42,7 +42,8 @@ class Display:
     Examples:
         >>> with Display(2, "demo", enabled=True, console=Console(width=80, force_terminal=False)) as display:
         ...     display.phase("writing texts")
-        ...     display.update({"iteration": 1, "reward/mean": 0.25}, [{"prompt": "ab>", "text": "[b]a", "score": 0.5}])
+        ...     sample = {"prompt": "ab>", "transcript": "[b]a", "score": 0.5}
+        ...     display.update({"iteration": 1, "reward/mean": 0.25}, [sample])
         ...     display.warn("All rewards are equal.")
         1/2  reward 0.25
           sample (score 0.5): ab> | [b]a
@@ -125,7 +126,7 @@ class Display:
         Args:
             title: its headline.
             rows: name, before and after of each number; None leaves a place empty.
-            samples: some rollouts, each with `prompt`, `text` and `score`.
+            samples: some rollouts, each with `prompt`, `transcript` and `score`.
             paths: what lies where, such as `{"model": out / "model", "curves": out / "curves.png"}`.
         """
         self._stop()

@@ -45,11 +45,11 @@ def sample_line(sample: Mapping[str, Any], encoding: str = "utf-8") -> Text:
     """A text that the policy wrote, with its prompt and score, on one line.
 
     Examples:
-        >>> sample_line({"prompt": "ab>", "text": "ba", "score": 0.5}).plain
+        >>> sample_line({"prompt": "ab>", "transcript": "ba", "score": 0.5}).plain
         '  sample (score 0.5): ab> | ba'
     """
     score = sample.get("score")
-    prompt, text = (literal(str(sample.get(key, "")), encoding) for key in ("prompt", "text"))
+    prompt, text = (literal(str(sample.get(key, "")), encoding) for key in ("prompt", "transcript"))
     # The end of a long prompt matters most, and the beginning of a long text.
     prompt = prompt if len(prompt) <= LONGEST else "..." + prompt[-LONGEST:]
     text = text if len(text) <= LONGEST else text[:LONGEST] + "..."

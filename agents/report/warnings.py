@@ -178,6 +178,26 @@ def _failing_rewards(self: Warnings, metrics: Mapping[str, float]) -> str | None
     )
 
 
+def _failing_replies(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    more = self.rise("reply/failures", metrics)
+    if more <= 0:
+        return None
+    return (
+        f"The task's reply failed in this iteration ({more:.0f} times): the agent was answered by on_reply_error, or "
+        "its text ended there. The first failures are logged in full; mend `reply`: it must cope with any text."
+    )
+
+
+def _replies_left_out(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    more = self.rise("reply/left_out", metrics)
+    if more <= 0:
+        return None
+    return (
+        f"Replies of the task found no room in this iteration ({more:.0f} times), which ended the texts there. Raise "
+        "the task's max_reply_tokens, or --task.context."
+    )
+
+
 def _skipped(self: Warnings, metrics: Mapping[str, float]) -> str | None:
     more = self.rise("guard/skipped", metrics)
     if more <= 0:
@@ -198,5 +218,7 @@ _RULES: dict[str, Callable[[Warnings, Mapping[str, float]], str | None]] = {
     "explained variance": _explained_variance,
     "mismatch": _mismatch,
     "failing rewards": _failing_rewards,
+    "failing replies": _failing_replies,
+    "replies left out": _replies_left_out,
     "skipped": _skipped,
 }

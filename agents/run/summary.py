@@ -44,7 +44,7 @@ def samples_of(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     return [
         {
             "prompt": episode.rollout.prompt,
-            "text": episode.rollout.text,
+            "transcript": episode.rollout.transcript,
             "score": episode.score.total,
             "end": episode.rollout.end,
         }

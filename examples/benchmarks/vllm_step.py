@@ -120,9 +120,7 @@ class TwoReplies(Task):
         self._reply = reply
 
     def reply(self, rollout: Rollout) -> list[int]:
-        assert rollout.is_action is not None
-        injected = len(rollout.is_action) - int(rollout.is_action.sum())
-        return self._reply if injected < 2 * len(self._reply) else []
+        return self._reply if sum(turn.who == "task" for turn in rollout.turns) < 2 else []
 
 
 def turns(kind: str, model: str, num: int, tokens: int, rounds: int) -> dict[str, float]:

@@ -30,6 +30,6 @@ def render_row(mdp: TokenMDP, row: int, *, color: bool | None = None) -> str:
     progress = "running" if rollout.end is End.RUNNING else f"ended ({rollout.end})"
     budget = int(mdp.state.budget[row])
     return (
-        f"{dim}{rollout.prompt}{reset}{bold}{rollout.text}{reset}\n"
+        f"{dim}{rollout.prompt}{reset}{bold}{rollout.transcript}{reset}\n"
         f"{dim}[{mdp.task.name}] token {actions}/{budget}, return {mdp.episode_return[row]:g}, {progress}{reset}"
     )

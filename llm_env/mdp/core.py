@@ -22,6 +22,7 @@ from llm_env.tokens.checks import as_indices
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt, PromptSampler, TokenizedPrompts
 from rewards import Guard, Rollout, Score
+from rewards.base import FunctionReward
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -84,7 +85,6 @@ class TokenMDP:
                 f"max_new_tokens={max_new_tokens}"
             )
         unbound = make_task(task, chosen["task_kwargs"])
-        reward = unbound.as_reward()
         if model is None:
             model = "tiny" if engine is None or isinstance(engine, str) else engine
         elif not (engine is None or isinstance(engine, str)):
@@ -92,10 +92,11 @@ class TokenMDP:
         self.model = model
         self.vocabulary = vocabulary_of(model, engine)
         self.task = unbound.bind(self.vocabulary)
+        self.reward = _guarded(self.task, chosen["on_reward_error"], chosen["reward_timeout"])
         self.num_envs = num_envs
         self.max_new_tokens = self.task.max_new_tokens if max_new_tokens is None else max_new_tokens
         context = chosen["context"]
-        self.context = self.task.max_prompt_tokens + self.max_new_tokens if context is None else context
+        self.context = self.task.default_context(self.max_new_tokens) if context is None else context
         self.prompts = TokenizedPrompts.encode(
             self.task.prompts(chosen["split"]),
             self.vocabulary,
@@ -109,7 +110,6 @@ class TokenMDP:
             shuffle=chosen["shuffle"],
         )
         self.sampler.reseed(int(np.random.SeedSequence().generate_state(1)[0]))  # until a reset brings a seed
-        self.reward = Guard(reward, on_error=chosen["on_reward_error"], timeout=chosen["reward_timeout"])
         self.episodes = RunningEpisodes(
             self.task,
             self.prompts,
@@ -261,3 +261,17 @@ class TokenMDP:
         distinct, groups = np.unique(indices, return_inverse=True)
         self._chosen_groups += len(distinct)
         return indices.astype(np.int64), groups.astype(np.int64) - self._chosen_groups
+
+
+def _guarded(task: Task, on_error: float, timeout: float | None) -> Guard:
+    """The reward of a bound task, which is one object with it."""
+    reward = task.as_reward()
+    scores_itself = isinstance(reward, FunctionReward) and getattr(reward.function, "__self__", None) is task
+    writes = [method for method in ("over", "reply", "token_reward") if task.overrides(method)]
+    if timeout is not None and scores_itself and writes:
+        raise ValueError(
+            f"reward_timeout={timeout} lets the task {task.name} score in another process, by a copy made now, which "
+            f"would not see what `{writes[0]}` writes on the task while texts are written. Make `reward` of a function "
+            "that needs nothing but the rollout instead of writing `score`, or leave reward_timeout out"
+        )
+    return Guard(reward, on_error=on_error, timeout=timeout)

@@ -41,7 +41,8 @@ class MDPOptions(TypedDict, total=False):
     on_reward_error: float
     """The score of a rollout whose reward raised or took longer than `reward_timeout`; 0 by default."""
     reward_timeout: float | None
-    """Seconds a reward may take for one rollout; it then runs in a killable process of its own."""
+    """Seconds a reward may take for one rollout; it then runs in a killable process of its own, as a copy. A task that
+    scores by itself (`score`) and acts while texts are written (`reply`, `over`, `token_reward`) is refused then."""
 
 
 DEFAULTS: MDPOptions = {

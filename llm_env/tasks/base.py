@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 
+from llm_env.tasks.replies import Replies
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 from llm_env.tokens.prompts import Prompt
 from llm_env.tokens.state import TokenState
@@ -50,13 +51,17 @@ class Task:
 
     Class attributes (an instance may set its own):
         max_new_tokens: how many tokens the agent may write in an episode.
-        max_prompt_tokens: the longest prompt expected; with `max_new_tokens` it makes the default context.
+        max_prompt_tokens: the longest prompt expected.
+        max_reply_tokens: how many tokens the task replies in an episode, at most, all replies together. The default
+            context is the sum of the three; a reply that finds no room in the context ends its episode.
         stop: strings, or sequences of token ids, that end the text.
         when_cut: what becomes of a text that has used up its budget, or the context. "score": it is taken as it stands,
             scored, and the episode terminates. "bootstrap": it is not scored, the episode is truncated, and the learner
             is to value its last state. Never both: a score and a bootstrapped value would count the text twice.
         chat: prompts go through the tokenizer's chat template; None: where the tokenizer has one.
-        reward: the reward of a finished rollout.
+        on_reply_error: what the agent is answered when `reply` fails; None: the episode ends there.
+        reward: the reward of a finished rollout. One that is made of the task's own methods (a sum of them, say) is
+            best made in `setup`: what is made in `__init__` belongs to a task that has no vocabulary yet.
         num_train: how many prompts `sample` makes for the split "train".
         num_test: how many for the held-out split "test". No training prompt repeats one of them.
         seed: of the prompts made. It is not the seed of the environment: the task stays the same between runs.
@@ -81,9 +86,11 @@ class Task:
 
     max_new_tokens: int = 64
     max_prompt_tokens: int = 192
+    max_reply_tokens: int = 0
     stop: Sequence[str | Sequence[int]] = ()
     when_cut: Literal["score", "bootstrap"] = "score"
     chat: bool | None = False
+    on_reply_error: str | None = None
     reward: Reward | Callable[[Rollout], float] | None = None
 
     name: ClassVar[str]
@@ -130,7 +137,11 @@ class Task:
         return {"train": prompts[held_out:], "test": prompts[:held_out]}
 
     def score(self, rollout: Rollout) -> float | Score:
-        """What a finished text is worth. Not called where `reward` is set."""
+        """What a finished text is worth. Not called where `reward` is set.
+
+        It is asked of the very task that `reply` and the others are asked of, with its vocabulary, and finds what they
+        and `setup` have written on `self`; `rollout.episode` says which episode it is.
+        """
         raise NotImplementedError
 
     # What a task may write.
@@ -139,14 +150,26 @@ class Task:
         """Prepare for the tokens of one environment; `self.vocabulary` is set by then."""
 
     def over(self, episodes: Episodes, rows: IntArray) -> BoolArray:
-        """`[len(rows)]` which of these episodes the task ends after the step that they have just made."""
+        """`[len(rows)]` which of these episodes the task ends after the step that they have just made.
+
+        As it speaks of many episodes at once, an error in it is no affair of one of them: it ends the program. So do
+        errors in `token_reward` and `action_mask`.
+        """
         raise NotImplementedError
 
     def reply(self, rollout: Rollout) -> str | Sequence[int] | None:
         """The answer to an agent that has ended its turn (a tool's output, the next question), or None to end there.
 
-        It is called only when a turn ends, with what was written so far. The episode goes on after a reply. A string is
-        encoded as it is: where the model expects a chat, it must bring the markers of its turn along.
+        It is called only when a turn ends, with what was written so far: `rollout.turns`, of which the last is the one
+        that has ended. The episode goes on after a reply. A string is encoded as it is: where the model expects a chat,
+        it must bring the markers of its turn along. Say in `max_reply_tokens` how much room replies need.
+
+        What it remembers of an episode it finds again under `rollout.episode`. A number that it does not know comes
+        with the first turn of an episode, or with a copy of one (see `rewards.Rollout`), which has more turns already.
+
+        If it raises, or gives anything but text, token ids or None, the episode goes on or ends as `on_reply_error`
+        says, the failure is counted in `replies` and logged (logger "llm_env"), and the other episodes do not notice.
+        A `reply` that has failed twenty times by the same error and never worked is an `AlwaysFailsError`.
         """
         raise NotImplementedError
 
@@ -170,10 +193,17 @@ class Task:
         return prompts
 
     def bind(self, vocabulary: Vocabulary) -> Self:
-        """A copy of this task, set up for a vocabulary (one task may serve several environments)."""
+        """A copy of this task, set up for a vocabulary (one task may serve several environments).
+
+        It shares what this task holds, but counts its own replies; and a method of this task that is kept in an
+        attribute, such as `self.reward = self.judge`, becomes the copy's.
+        """
         bound = type(self).__new__(type(self))
         self._splits  # noqa: B018  (made once, shared by the copies)
-        bound.__dict__.update(self.__dict__)
+        for name, value in self.__dict__.items():
+            own = inspect.ismethod(value) and value.__self__ is self
+            bound.__dict__[name] = value.__func__.__get__(bound) if own else value
+        bound.__dict__.pop("replies", None)
         bound.vocabulary = vocabulary
         bound.setup(vocabulary)
         return bound
@@ -181,6 +211,21 @@ class Task:
     def overrides(self, method: str) -> bool:
         """Whether this task writes one of the optional methods."""
         return getattr(type(self), method) is not getattr(Task, method)
+
+    @cached_property
+    def replies(self) -> Replies:
+        """How this task's replies went so far."""
+        return Replies(self.name)
+
+    def default_context(self, max_new_tokens: int) -> int:
+        """How many tokens a prompt, this many of the agent's and all replies may have together."""
+        if self.overrides("reply") and self.max_reply_tokens < 1:
+            raise ValueError(
+                f"the task {self.name} replies, but has max_reply_tokens={self.max_reply_tokens}, so that the default "
+                "context has no room for what it replies: set max_reply_tokens to how many tokens all replies of an "
+                "episode may have together, or give a context"
+            )
+        return self.max_prompt_tokens + max_new_tokens + self.max_reply_tokens
 
     def as_reward(self) -> Reward:
         """The reward of this task: `reward` if set, else `score`."""

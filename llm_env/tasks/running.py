@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_env.tasks.base import Task
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
+from llm_env.tokens.checks import as_token_ids
 from llm_env.tokens.episode import UNSCORED, Episode
 from llm_env.tokens.prompts import Prompt, TokenizedPrompts
 from llm_env.tokens.state import END_OF_CODE, RUNNING, SavedRows, TokenState
 from llm_env.tokens.vocabulary import Vocabulary
-from rewards import RewardError, Rollout, Score
+from rewards import Failure, RewardError, Rollout, Score
+from rewards.rollout import new_episode
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class SavedEpisodes:
     prompt_index: IntArray
     group: IntArray
     token_rewards: FloatArray | None
+    failed_replies: IntArray
 
     def __len__(self) -> int:
         return len(self.state)
@@ -52,6 +56,7 @@ class RunningEpisodes:
         masks_actions: whether the task allows some tokens only, see `action_mask`.
         prompt_index: `[num_rows]` which prompt each row answers.
         group: `[num_rows]` rows of one group are to be compared with each other.
+        number: `[num_rows]` which episode is in each row, see `rewards.Rollout.episode`.
 
     Examples:
         >>> from llm_env.models import load_vocabulary
@@ -100,6 +105,9 @@ class RunningEpisodes:
         )
         self.prompt_index: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.group: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.number: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self._failed_replies: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self._answer_to_failure = self._checked_answer()
         self._prompts: list[Prompt] = [Prompt("")] * num_rows
         self.masks_actions = task.overrides("action_mask")
         self._token_rewards = np.zeros((num_rows, min(budget, context))) if task.overrides("token_reward") else None
@@ -117,18 +125,22 @@ class RunningEpisodes:
             self._prompts[row] = self.prompts.prompts[index]
         self.prompt_index[rows] = prompt_indices
         self.group[rows] = prompt_indices if groups is None else groups
+        self.number[rows] = [new_episode() for _ in chosen]
+        self._failed_replies[rows] = 0
         if self._token_rewards is not None:
             self._token_rewards[rows] = 0.0
 
     def step(self, actions: Sequence[int] | IntArray, rows: Sequence[int] | IntArray | None = None) -> None:
         """Let `rows` (all by default) each take an action; see `TokenState.step`."""
         self.state.step(actions, rows)
+        for row, length in self.state.left_out.items():
+            self.task.replies.left_out(length, int(self.state.length[row]), self.state.context)
 
     def pay(self, rows: IntArray) -> FloatArray | None:
         """`[len(rows)]` what the task pays for the step that these rows have just made; None if it never does."""
         if self._token_rewards is None or not len(rows):
             return None
-        paid = np.asarray(self.task.token_reward(self, rows))
+        paid = np.asarray(self._ask("token_reward", rows))
         if paid.shape != rows.shape or paid.dtype.kind not in "biuf" or not np.isfinite(paid).all():
             raise RewardError(
                 f"the task {self.task.name} gave a token_reward of {paid!r}; expected a finite number for each of "
@@ -141,7 +153,7 @@ class RunningEpisodes:
         """`[len(rows), vocab_size]` which tokens the task allows next in these running rows; None if it allows all."""
         if not self.masks_actions:
             return None
-        given = np.asarray(self.task.action_mask(self, rows))
+        given = np.asarray(self._ask("action_mask", rows))
         expected = (len(rows), self.vocabulary.size)
         if given.shape != expected or given.dtype.kind not in "biu":
             raise ValueError(
@@ -172,6 +184,7 @@ class RunningEpisodes:
             end=END_OF_CODE[state.end[row]],
             is_action=state.is_action[row, start:stop].copy() if state.reply is not None else None,
             decode=self.vocabulary.decode,
+            episode=int(self.number[row]),
         )
 
     def episode(
@@ -194,6 +207,7 @@ class RunningEpisodes:
             truncated=self.is_truncated(row),
             prompt_index=int(self.prompt_index[row]),
             group=int(self.group[row]),
+            failed_replies=int(self._failed_replies[row]),
             completion_index=completion_index,
             version=version,
         )
@@ -210,10 +224,14 @@ class RunningEpisodes:
             self.prompt_index[rows],
             self.group[rows],
             None if self._token_rewards is None else self._token_rewards[rows],
+            self._failed_replies[rows],
         )
 
     def restore(self, rows: IntArray, saved: SavedEpisodes) -> None:
-        """Put saved rows back: one each, or a single one copied into all of them."""
+        """Put saved rows back: one each, or a single one copied into all of them.
+
+        Each goes on as an episode of its own, with a new `number`.
+        """
         ours, theirs = (None if paid is None else paid.shape[1] for paid in (self._token_rewards, saved.token_rewards))
         if ours != theirs:
             raise ValueError(
@@ -223,6 +241,8 @@ class RunningEpisodes:
         self.state.restore(rows, saved.state)
         self.prompt_index[rows] = saved.prompt_index
         self.group[rows] = saved.group
+        self.number[rows] = [new_episode() for _ in rows]
+        self._failed_replies[rows] = saved.failed_replies
         if self._token_rewards is not None:
             self._token_rewards[rows] = saved.token_rewards
         for place, row in enumerate(rows.tolist()):
@@ -234,11 +254,45 @@ class RunningEpisodes:
         return ended
 
     def _over(self, state: TokenState, rows: IntArray) -> BoolArray:
-        return self.task.over(self, rows)
+        answer: BoolArray = self._ask("over", rows)
+        return answer
 
-    def _reply(self, state: TokenState, row: int) -> Sequence[int] | None:
-        reply = self.task.reply(self.rollout(row))
-        if not isinstance(reply, str):
-            return reply
-        # In the middle of a text, the special tokens that a tokenizer puts around one would be out of place.
-        return [int(token) for token in self.vocabulary.encode(reply, add_special_tokens=False)]
+    def _ask(self, method: Literal["over", "token_reward", "action_mask"], rows: IntArray) -> Any:
+        """Ask the task about several episodes; an error in its answer is not that of one of them."""
+        try:
+            return getattr(self.task, method)(self, rows)
+        except Exception as error:
+            raise RuntimeError(
+                f"`{method}` of the task {self.task.name} raised {type(error).__name__}: {error} (asked about rows "
+                f"{rows.tolist()}). The step was left in the middle: mend the task, and reset the rows before another"
+            ) from error
+
+    def _reply(self, state: TokenState, row: int) -> IntArray | None:
+        rollout, replies = self.rollout(row), self.task.replies
+        replies.called()
+        try:
+            reply = self.task.reply(rollout)
+            tokens = None if reply is None else self._reply_tokens(reply)
+        except Exception as error:
+            self._failed_replies[row] += 1
+            what = "its episode ended there" if self._answer_to_failure is None else "was answered by on_reply_error"
+            replies.failed(Failure.of(rollout, error), what, error)
+            return self._answer_to_failure
+        replies.succeeded()
+        return tokens
+
+    def _reply_tokens(self, reply: str | Sequence[int]) -> IntArray:
+        if isinstance(reply, str):
+            # In the middle of a text, the special tokens that a tokenizer puts around one would be out of place.
+            return self.vocabulary.encode(reply, add_special_tokens=False)
+        return as_token_ids(reply, self.vocabulary.size, "a task's reply")
+
+    def _checked_answer(self) -> IntArray | None:
+        """The tokens of the task's `on_reply_error`."""
+        answer = self.task.on_reply_error
+        if answer is not None and not isinstance(answer, str):
+            raise TypeError(
+                f"on_reply_error of the task {self.task.name} is {answer!r}; expected the text that answers the agent "
+                "when `reply` fails, or None to end the episode there"
+            )
+        return None if answer is None else self._reply_tokens(answer)

@@ -32,6 +32,7 @@ class Episode:
         group: episodes of one group are to be compared with each other.
         completion_index: which of the texts that were asked for after this prompt.
         version: of the weights that wrote it, as the engine counts them.
+        failed_replies: how often the task's `reply` failed in it.
     """
 
     rollout: Rollout
@@ -43,6 +44,7 @@ class Episode:
     group: int
     completion_index: int = 0
     version: int = 0
+    failed_replies: int = 0
 
     @property
     def tokens(self) -> IntArray:
@@ -51,7 +53,7 @@ class Episode:
 
     @property
     def text(self) -> str:
-        """The text after the prompt."""
+        """What the agent wrote; `rollout.transcript` has the replies of the task as well."""
         return self.rollout.text
 
     @property

@@ -18,7 +18,7 @@ from llm_env.tokens.stopping import StopMatcher
 from rewards import End
 
 Over = Callable[["TokenState", IntArray], BoolArray]
-Reply = Callable[["TokenState", int], Sequence[int] | None]
+Reply = Callable[["TokenState", int], Sequence[int] | IntArray | None]
 
 
 # Why a row's episode has ended, as codes in an int8 array. They are plain numbers because a step compares a dozen of
@@ -82,6 +82,7 @@ class TokenState:
         prompt_length: `[num_rows]` how many of them were the prompt.
         num_actions: `[num_rows]` how many the agent chose.
         end: `[num_rows]` int8, a code of this module; `END_OF_CODE` has its `End`.
+        left_out: the rows whose reply found no room in the last step, and how many tokens it had.
 
     Examples:
         >>> state = TokenState(2, context=6, vocab_size=10, eos_tokens=[9], budget=3)
@@ -123,6 +124,7 @@ class TokenState:
         self.cut_is_final = cut_is_final
         self.over = over
         self.reply = reply
+        self.left_out: dict[int, int] = {}
         self._default_budget = context if budget is None else budget
         self.all_rows: IntArray = np.arange(num_rows)
         self._end_of_token = np.zeros(vocab_size, dtype=np.int8)
@@ -210,6 +212,7 @@ class TokenState:
             end[(state == matcher.found) & (end == RUNNING)] = STOP
         self.end[rows] = end
         if self.reply is not None:
+            self.left_out = {}
             for row in rows[end != RUNNING].tolist():
                 self._inject(row, self.reply(self, row))
         if self.over is not None and len(going := rows[self.end[rows] == RUNNING]):
@@ -263,7 +266,7 @@ class TokenState:
             ending = rows[condition]
             self.end[ending[self.end[ending] == RUNNING]] = reason
 
-    def _inject(self, row: int, reply: Sequence[int] | None) -> None:
+    def _inject(self, row: int, reply: Sequence[int] | IntArray | None) -> None:
         """Append a task's reply, unless the agent could not act on it: for want of budget, or of room after it."""
         if reply is None:
             return
@@ -274,6 +277,7 @@ class TokenState:
             return
         if stop >= self.context:
             self.end[row] = CONTEXT
+            self.left_out[row] = len(tokens)
             return
         self.tokens[row, start:stop] = tokens
         self.length[row] = stop

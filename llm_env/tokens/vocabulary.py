@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -50,7 +51,7 @@ class Vocabulary:
         size: int | None = None,
         eos_tokens: Sequence[int] | None = None,
     ) -> None:
-        self.tokenizer: Any = tokenizer
+        self.tokenizer = tokenizer
         # Ids need not be consecutive, so the count of tokens alone may be less than the largest id.
         known = max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values(), default=-1))
         self.size = known if size is None else size
@@ -68,6 +69,24 @@ class Vocabulary:
         pad = self.tokenizer.pad_token_id
         self.pad_token: int = next(iter(self.eos_tokens), 0) if pad is None else pad
         self._matchers: dict[StopKey, tuple[StopMatcher, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling: what can be computed again is left out, and the tokenizer waits until it is used.
+
+        A task takes its vocabulary along into a process that scores its texts, where most never read it; importing
+        transformers there would cost a second or more each time that such a process is begun.
+        """
+        left_out = ("tokenizer", "token_bytes", "_plain_text")
+        kept = {name: value for name, value in self.__dict__.items() if name not in left_out}
+        pickled = pickle.dumps(self.tokenizer) if "tokenizer" in self.__dict__ else self._pickled
+        return {**kept, "_matchers": {}, "_pickled": pickled}
+
+    _pickled: bytes
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, which a vocabulary that was pickled reads when it is first used."""
+        return pickle.loads(self._pickled)
 
     def __repr__(self) -> str:
         return f"Vocabulary({type(self.tokenizer).__name__}, size={self.size}, eos_tokens={self.eos_tokens})"

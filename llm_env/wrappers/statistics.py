@@ -21,6 +21,7 @@ def describe(finished: Episode, episode_return: float) -> dict[str, Any]:
         "l": rollout.num_actions,
         "prompt": rollout.prompt,
         "text": rollout.text,
+        "transcript": rollout.transcript,
         "end": rollout.end,
         "prompt_index": finished.prompt_index,
         "group": finished.group,
@@ -62,6 +63,7 @@ class EpisodeStatisticsLayer(Layer):
 class EpisodeStatistics(TokenWrapper):
     """Report a finished episode in `info["rollout"]`: prompt, text, why it ended, return `r` and length `l`.
 
+    `text` is what the agent wrote, `transcript` has what the task replied as well.
     The return is what the environment paid, wrappers inside this one included. `prompt_index` and `group` are those
     that `reset` reported when the episode began.
 

@@ -22,6 +22,7 @@ class Probe(Task):
     stop = ("ba?", "aa")
     max_new_tokens = 5
     max_prompt_tokens = 8
+    max_reply_tokens = 2  # which is room for one reply, and sometimes for two
 
     def __init__(self, multi_turn: bool = True, when_cut: Literal["score", "bootstrap"] = "bootstrap") -> None:
         super().__init__()

@@ -11,6 +11,7 @@ import rewards
 from tests.public import has_example, undocumented
 
 PUBLIC = [
+    "AlwaysFailsError",
     "Clip",
     "End",
     "Ensemble",
@@ -28,6 +29,7 @@ PUBLIC = [
     "RewardLike",
     "Rollout",
     "Score",
+    "Turn",
     "VaderSentiment",
     "WeightedSum",
     "as_reward",

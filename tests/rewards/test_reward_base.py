@@ -16,6 +16,8 @@ import pytest
 from rewards import (
     End,
     ExactMatch,
+    Format,
+    NumericMatch,
     Product,
     Reward,
     RewardError,
@@ -41,7 +43,7 @@ class TestRollout:
 
         rollout = Rollout(ids(65), ids(66, 67), {}, "eos", None, decode)
         assert calls == []
-        assert (rollout.text, rollout.text, rollout.prompt, rollout.prompt) == ("BC", "BC", "A", "A")
+        assert (rollout.text, rollout.transcript, rollout.prompt, rollout.prompt) == ("BC", "BC", "A", "A")
         assert calls == [[66, 67], [65]]
 
     def test_without_decode_it_says_what_is_missing(self):
@@ -64,10 +66,15 @@ class TestRollout:
         mask = np.array([True, False])
         rollout = Rollout(ids(65), ids(66, 67), metadata, "stop", mask, lambda t: "".join(map(chr, t)))
         copy = pickle.loads(pickle.dumps(rollout))
-        assert (copy.prompt, copy.text, copy.metadata, copy.end) == ("A", "BC", {"answer": "BC"}, "stop")
+        assert (copy.prompt, copy.transcript, copy.metadata, copy.end) == ("A", "BC", {"answer": "BC"}, "stop")
+        assert [(turn.who, turn.text, turn.tokens.tolist()) for turn in copy.turns] == [
+            ("agent", "B", [66]),
+            ("task", "C", [67]),
+        ]
         np.testing.assert_array_equal(copy.prompt_tokens, [65])
         np.testing.assert_array_equal(copy.tokens, [66, 67])
         np.testing.assert_array_equal(copy.is_action, [True, False])
+        assert copy.episode == rollout.episode
 
     def test_of(self):
         rollout = Rollout.of("ab", prompt="c")
@@ -91,6 +98,72 @@ class TestRollout:
         assert [str(end) for end in End] == ["running", "eos", "stop", "task", "budget", "context"]
         assert not Rollout.of("x", end=End.RUNNING).terminated
         assert [end for end in End if end.is_cut] == ["budget", "context"]
+
+
+class TestTurns:
+    def test_the_text_is_what_the_agent_wrote(self):
+        calls = []
+
+        def decode(tokens):
+            calls.append(tokens.tolist())
+            return "".join(map(chr, tokens))
+
+        own = np.array([True, True, False, True, False, False, True])
+        rollout = Rollout(ids(65), ids(52, 59, 63, 50, 33, 33, 55), is_action=own, decode=decode)
+        assert (rollout.text, rollout.transcript) == ("4;\n2\n7", "4;?2!!7")
+        assert calls == [[52, 59], [50], [55], [63], [33, 33]]  # each turn by itself
+        assert [(turn.who, turn.text) for turn in rollout.turns] == [
+            ("agent", "4;"),
+            ("task", "?"),
+            ("agent", "2"),
+            ("task", "!!"),
+            ("agent", "7"),
+        ]
+        assert np.concatenate([turn.tokens for turn in rollout.turns]).tolist() == rollout.tokens.tolist()
+        assert rollout.num_actions == 4
+
+    def test_a_character_that_two_turns_would_make_together_is_nobodys(self):
+        def decode(tokens):
+            return bytes(tokens.tolist()).decode(errors="replace")
+
+        rollout = Rollout(ids(), ids(0xC3, 0xA9), is_action=np.array([True, False]), decode=decode)
+        assert (decode(rollout.tokens), rollout.text, rollout.transcript) == ("é", "\ufffd", "\ufffd\ufffd")
+
+    def test_by_hand(self):
+        rollout = Rollout.of(["4", "sure?", "2"], prompt="p")
+        assert (rollout.text, rollout.transcript, rollout.num_actions) == ("4\n2", "4sure?2", 2)
+        assert rollout.is_action.tolist() == [True, *[False] * 5, True]
+        assert rollout.tokens.tolist() == [ord(char) for char in "4sure?2"]
+        assert repr(rollout) == "Rollout('4sure?2', 7 tokens, end='eos')"
+        assert repr(rollout.turns[1]) == "Turn('task', 'sure?', 5 tokens)"
+        assert Rollout.of("ab").is_action is None
+        with pytest.raises(ValueError, match=r"got 3 turns and the tokens \[1\]"):
+            Rollout.of(["a", "b", "c"], tokens=[1])
+
+    def test_nothing_written(self):
+        rollout = Rollout(ids(65), ids(), decode=lambda tokens: "never asked")
+        assert (rollout.turns, rollout.text, rollout.transcript) == ((), "", "")
+        assert Rollout.of("").text == ""
+
+    def test_a_tools_number_earns_nothing(self):
+        rewards = NumericMatch(), ExactMatch(), Format("42")
+        told, wrong, right = (
+            Rollout.of(turns, metadata={"answer": "42"}) for turns in (["6*7?", "42"], ["4", "go on", "2"], ["42", "!"])
+        )
+        assert [reward([rollout])[0].value for rollout in (told, wrong, right) for reward in rewards] == [
+            *(0.0, 0.0, 0.0),
+            *(0.0, 0.0, 0.0),
+            *(1.0, 1.0, 1.0),
+        ]
+
+
+class TestIdentity:
+    def test_each_rollout_made_by_hand_is_an_episode_of_its_own(self):
+        assert len({Rollout.of("a").episode, Rollout.of("a").episode, Rollout(ids(), ids(1)).episode}) == 3
+
+    def test_it_is_kept(self):
+        assert pickle.loads(pickle.dumps(Rollout(ids(), ids(1), episode=7))).episode == 7
+        assert Rollout(ids(), ids(1), episode=7).episode == 7
 
 
 class TestScore:

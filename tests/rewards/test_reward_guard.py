@@ -1,6 +1,7 @@
 """Guard: rewards that raise, hang, die, print and misbehave otherwise."""
 
 import ctypes
+import json
 import logging
 import os
 import re
@@ -10,13 +11,14 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import cloudpickle
 import numpy as np
 import pytest
 
-from rewards import ExactMatch, Guard, Reward, RewardError, Rollout, Score, as_reward, isolated
+from rewards import AlwaysFailsError, ExactMatch, Guard, Reward, RewardError, Rollout, Score, as_reward, isolated
 from rewards.isolated import Isolated, StartupError
 
 
@@ -77,7 +79,7 @@ class TestWithoutTimeout:
         for expected in (
             "reward 'divide' failed",
             "'prompt of '",
-            "text: ''",
+            "transcript: ''",
             "ZeroDivisionError",
             "in divide",
         ):
@@ -118,7 +120,7 @@ class TestWithoutTimeout:
         assert "too many values to unpack" in messages[0]
 
     def test_later_failures_are_summed_up(self, caplog):
-        guard = Guard(divide)
+        guard = Guard(divide, give_up_after=None)
         for _ in range(150):
             guard(rollouts(""))
         messages = [record.getMessage() for record in caplog.records]
@@ -161,6 +163,77 @@ class TestWithoutTimeout:
         for timeout in (0, -1, float("nan"), float("inf")):
             with pytest.raises(ValueError, match=f"timeout is {timeout}; expected"):
                 Guard(divide, timeout=timeout)
+
+
+class TestNeverWorking:
+    """A reward that fails on its first twenty rollouts by the same error."""
+
+    def test_is_an_error_with_its_cause(self, caplog):
+        guard = Guard(divide)
+        assert values(guard(rollouts(*[""] * 12))) == [0.0] * 12
+        with pytest.raises(AlwaysFailsError, match="'divide' has not worked once, and has failed on 20") as caught:
+            guard(rollouts(*[""] * 12))
+        assert "same error: ZeroDivisionError: division by zero. " in str(caught.value)
+        assert "give_up_after=None" in str(caught.value)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert caught.traceback[-1].name == "failed"
+        assert "in divide" in "".join(traceback.format_exception(caught.value))
+        assert guard.num_failures == 20
+
+    def test_one_success_ends_the_watch(self, caplog):
+        alone, batched = Guard(divide), Guard(divide)
+        alone(rollouts(*[""] * 19, "a"))
+        batched(rollouts("ab", "cd"))
+        for guard in (alone, batched):
+            guard(rollouts(*[""] * 30))
+            assert guard.num_failures >= 30
+
+    def test_another_error_begins_the_count_anew(self, caplog):
+        errors = iter([*["one"] * 19, "two", *["one"] * 19, *["two"] * 20])
+
+        def failing(rollout):
+            raise ValueError(next(errors))
+
+        guard = Guard(failing)
+        for _ in range(19 + 1 + 19 + 19):
+            guard(rollouts("a"))
+        with pytest.raises(AlwaysFailsError, match="on 20 rollouts in a row by the same error: ValueError: two"):
+            guard(rollouts("a"))
+
+    def test_the_number_may_be_another_or_none(self, caplog):
+        with pytest.raises(AlwaysFailsError, match="on 2 rollouts"):
+            Guard(divide, give_up_after=2)(rollouts("", ""))
+        assert values(Guard(divide, give_up_after=None)(rollouts(*[""] * 50))) == [0.0] * 50
+        assert values(Guard(Guard(divide, give_up_after=None))(rollouts(*[""] * 50))) == [0.0] * 50
+        with pytest.raises(AlwaysFailsError):
+            Guard(Guard(divide))(rollouts(*[""] * 50))
+        with pytest.raises(ValueError, match="give_up_after is 0; expected a number of failures >= 1"):
+            Guard(divide, give_up_after=0)
+
+    def test_a_missing_key_is_found_whatever_the_texts_are(self, caplog):
+        with pytest.raises(AlwaysFailsError, match="looks for 'answer' in the rollout's metadata"):
+            Guard(ExactMatch())([Rollout.of(str(number)) for number in range(20)])
+
+    def test_in_a_worker_process(self, guarded, caplog):
+        guard = guarded(divide, timeout=10)
+        with pytest.raises(AlwaysFailsError, match="ZeroDivisionError: division by zero") as caught:
+            guard(rollouts(*[""] * 20))
+        assert "in divide" in "".join(traceback.format_exception(caught.value))
+
+    def test_time_outs_count_too(self, guarded, caplog):
+        guard = guarded(lambda rollout: time.sleep(60), timeout=0.05, give_up_after=2)
+        with pytest.raises(AlwaysFailsError, match=r"on 2 rollouts in a row .* TimeoutError: no score after 0\.05 s"):
+            guard(rollouts("a", "b"))
+
+    def test_counting_goes_on_from_a_state(self, caplog):
+        old, new, fresh = Guard(divide), Guard(divide), Guard(divide)
+        old(rollouts("a", ""))
+        new.load_state_dict(json.loads(json.dumps(old.state_dict())))
+        new(rollouts(*[""] * 20))
+        assert (new.num_failures, new.num_rollouts) == (21, 22)
+        fresh.load_state_dict(Guard(divide).state_dict())
+        with pytest.raises(AlwaysFailsError):
+            fresh(rollouts(*[""] * 20))
 
 
 def worker_pid(guard):

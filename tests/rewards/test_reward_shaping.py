@@ -18,9 +18,7 @@ def test_length_penalty(length, expected):
 
 
 def test_length_penalty_counts_what_the_agent_chose():
-    rollout = Rollout.of("abcd")
-    rollout.is_action = np.array([True, False, False, True])
-    assert value(LengthPenalty(free=1, cost=0.5), rollout) == -0.5
+    assert value(LengthPenalty(free=1, cost=0.5), Rollout.of(["a", "bc", "d"])) == -0.5
 
 
 @pytest.mark.parametrize(
@@ -47,16 +45,14 @@ def test_repetition_penalty(text, ngram, expected):
     assert value(RepetitionPenalty(ngram, penalty=3.0), Rollout.of(text)) == pytest.approx(3 * expected)
 
 
-def test_repetition_penalty_blames_the_agent_for_its_own_tokens_only():
-    rollout = Rollout.of("aabab")
-    rollout.is_action = np.array([False, False, True, True, True])
-    # The agent wrote b (new), a (the environment wrote one before), b (its own came before).
-    assert value(RepetitionPenalty(ngram=1), rollout) == pytest.approx(-2 / 3)
-    # Of aa, ab, ba, ab it wrote the end of the last two.
-    rollout.is_action = np.array([False, False, False, True, True])
-    assert value(RepetitionPenalty(ngram=2), rollout) == -0.5
-    rollout.is_action = np.zeros(5, dtype=bool)
-    assert value(RepetitionPenalty(ngram=1), rollout) == 0.0
+def test_repetition_penalty_looks_at_the_agents_turns_only():
+    # The agent wrote aab and then ab; the task, which repeats itself, counts for nothing.
+    rollout = Rollout.of(["aab", "abab", "ab"])
+    assert value(RepetitionPenalty(ngram=1), rollout) == pytest.approx(-3 / 5)  # a, a, b, a, b
+    assert value(RepetitionPenalty(ngram=2), rollout) == pytest.approx(-1 / 3)  # aa, ab, ab: none across a reply
+    assert value(RepetitionPenalty(ngram=2), Rollout.of(["xy", "ab", "ab"])) == 0.0  # a tool may be quoted
+    by_the_task = Rollout(np.zeros(0, np.int64), np.zeros(5, np.int64), is_action=np.zeros(5, dtype=bool))
+    assert value(RepetitionPenalty(ngram=1), by_the_task) == 0.0
 
 
 @given(st.text("abc", max_size=30), st.integers(1, 4))

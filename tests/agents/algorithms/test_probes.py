@@ -94,7 +94,8 @@ class ProbeReply(Probe):
     """After the first token the task speaks, and often writes z after an a; after the last a, k is right."""
 
     max_new_tokens = 2
-    max_prompt_tokens = 16
+    max_prompt_tokens = 4
+    max_reply_tokens = 9
     stop = tuple(string.printable[:95])  # every letter ends a turn
 
     def reply(self, rollout: Rollout) -> str | None:

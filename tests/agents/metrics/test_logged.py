@@ -24,7 +24,12 @@ CRITIC = {name for name in NAMES if name.startswith("value/")} - {"value/clip_fr
 
 @register_task
 class VowelParts(VowelShare):
-    """The same, with a score that tells its parts."""
+    """The same, with a score that tells its parts, and with replies."""
+
+    max_reply_tokens = 1
+
+    def reply(self, rollout: Rollout) -> None:
+        return None
 
     def score(self, rollout: Rollout) -> Score:
         total = super().score(rollout)

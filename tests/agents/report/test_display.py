@@ -113,7 +113,7 @@ def test_a_long_run_is_throttled_but_for_evaluations() -> None:
 def test_samples_in_a_file_are_shown_literally() -> None:
     plain = Plain(5)
     with plain.display as display:
-        display.update(at(1), [{"prompt": "go>", "text": NASTY, "score": 0.5}])
+        display.update(at(1), [{"prompt": "go>", "transcript": NASTY, "score": 0.5}])
         display.message(f"first\n{NASTY}")
     assert plain.lines[1] == f"  sample (score 0.5): go> | {SHOWN}"
     assert plain.lines[2:] == ["first", *SHOWN.replace("\\nlast", "\nlast").split("\n")]
@@ -122,7 +122,7 @@ def test_samples_in_a_file_are_shown_literally() -> None:
 def test_an_ascii_file_gets_escapes() -> None:
     plain = Plain(5, encoding="ascii")
     with plain.display as display:
-        display.update(at(1), [{"text": "漢 \ud800"}])
+        display.update(at(1), [{"transcript": "漢 \ud800"}])
         display.summary("dÉjà", [("é", 0.5, 1.0)], [], {})
     assert "\\u6f22 \\ud800" in plain.text
     assert "d\\xc9j\\xe0" in plain.text
@@ -144,7 +144,9 @@ def test_a_terminal_shows_the_numbers_one_watches(terminal: Terminal) -> None:
     display.update(at(1, eval__greedy=0.625))
     display.update(at(2, reward__mean=0.5))
     display.phase("judging [all]")
-    display.update(at(3, reward__mean=0.75, policy__entropy=1.0), [{"prompt": "go>", "text": NASTY, "score": 0.5}])
+    display.update(
+        at(3, reward__mean=0.75, policy__entropy=1.0), [{"prompt": "go>", "transcript": NASTY, "score": 0.5}]
+    )
     panel = terminal.panel
     for pattern in (
         r"a \[title\]",
@@ -227,7 +229,7 @@ def test_a_resumed_run_begins_where_it_was() -> None:
 def test_a_display_that_is_off_still_warns() -> None:
     plain = Plain(3, enabled=False)
     with plain.display as display:
-        display.update(at(1), [{"text": "x"}])
+        display.update(at(1), [{"transcript": "x"}])
         display.message("unseen")
         display.warn("The reward failed.")
         display.summary("unseen", [("unseen", 1.0, 2.0)], [], {"unseen": "x"})
@@ -237,7 +239,7 @@ def test_a_display_that_is_off_still_warns() -> None:
 def test_the_summary() -> None:
     plain = Plain(3)
     rows: list[tuple[str, Number, Number]] = [("held out, sampled [b]", 0.31, 0.97), ("KL", None, "0.12 nats")]
-    samples = [{"prompt": "p>", "text": f"{NASTY}{number}", "score": number} for number in range(3)]
+    samples = [{"prompt": "p>", "transcript": f"{NASTY}{number}", "score": number} for number in range(3)]
     folder = Path("runs") / ("a-long-name" * 10)
     plain.display.summary("Reverse [b]: done", rows, samples, {"model": folder / "model", "curves": folder / "c.png"})
     lines = [line.rstrip() for line in plain.lines]
@@ -251,7 +253,7 @@ def test_the_summary() -> None:
 
 def test_long_samples_are_cut() -> None:
     plain = Plain(3)
-    plain.display.update(at(1), [{"prompt": "a" * 1000 + "!", "text": "b" * 1000, "score": 1.0}])
+    plain.display.update(at(1), [{"prompt": "a" * 1000 + "!", "transcript": "b" * 1000, "score": 1.0}])
     assert len(plain.lines[1]) < 900
     assert "aaa! | bbb" in plain.lines[1]
     assert plain.lines[1].endswith("bbb...")

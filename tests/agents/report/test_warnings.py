@@ -53,6 +53,8 @@ def said(course: Course, warnings: Warnings | None = None, first: int = 1) -> di
         ([{"value/explained_variance": -0.6}] * 10, 10, "explained variance was far below 0 for 10 iterations"),
         ([{}, {"kl/mismatch": 0.2}], 2, "disagree by 0.2 nats per token"),
         ([{}, {"reward/failures": 2.0}, {"reward/failures": 2.0}], 2, r"The reward failed .* \(2 times\)"),
+        ([{}, {"reply/failures": 2.0}, {"reply/failures": 2.0}], 2, r"The task's reply failed .* \(2 times\)"),
+        ([{}, {"reply/left_out": 2.0}, {"reply/left_out": 2.0}], 2, r"found no room in this iteration \(2 times\)"),
         ([{}, {"guard/skipped": 3.0}, {"guard/skipped": 3.0}], 2, r"were left out \(3 times\)"),
     ],
 )
@@ -144,15 +146,15 @@ def test_every_flag_that_is_named_exists() -> None:
         for course in (
             [{"reward/std": 0.0, "value/explained_variance": -9.0, "kl/mismatch": 9.0, "reward/failures": 1.0}] * 12,
             [{"value/explained_variance": -9.0, "kl/reference": 9.0, "kl/old": 9.0, "policy/entropy": 0.0}] * 12,
-            [{}] * 6 + [{"text/length": 99.0, "guard/skipped": 1.0}],
+            [{}] * 6 + [{"text/length": 99.0, "guard/skipped": 1.0, "reply/failures": 1.0, "reply/left_out": 1.0}],
         )
         for heard in said(course).values()
         for sentence in heard
     ]
-    assert len(sentences) == 9
+    assert len(sentences) == 11
     for sentence in sentences:
         flags = re.findall(r"--([a-z][a-z.-]*[a-z])", sentence)
-        assert flags or "skipped/" in sentence
+        assert flags or "skipped/" in sentence or "mend `reply`" in sentence
         for flag in flags:
             value: Any = TrainConfig()
             for part in flag.replace("-", "_").split("."):

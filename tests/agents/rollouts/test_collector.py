@@ -69,6 +69,7 @@ class Talking(Letters):
 
     stop = ("e", "a")
     max_new_tokens = 5
+    max_reply_tokens = 28
 
     def reply(self, rollout: Rollout) -> str | None:
         return "(go on)" if rollout.end == "stop" else None

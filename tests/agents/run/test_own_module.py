@@ -28,6 +28,7 @@ STARTED = []
 class OwnVowels(Task):
     max_new_tokens = 4
     max_prompt_tokens = 8
+    max_reply_tokens = 3
 
     def sample(self, rng):
         return Prompt(f"say {rng.integers(100)}")

@@ -265,7 +265,8 @@ def test_a_reply_is_read_in_one_pass_while_the_other_texts_go_on():
     jobs = [Job(index, index, index) for index in range(8)]
     written = {job.prompt_index: e for job, e in engine.write(task, texts, jobs, Sampling(temperature=0))}
     assert widths == [[], [1] * 7 + [21], *[[1] * 8] * 7]
-    assert written[7].text == "z" + reply + "bcdefghi"
+    assert written[7].rollout.transcript == "z" + reply + "bcdefghi"
+    assert written[7].text == "z\nbcdefghi"
     assert written[7].rollout.is_action.sum() == 9
     assert written[0].text == "bcdefghij"
 

@@ -138,6 +138,7 @@ class TestRewards:
     def test_replies_bring_no_special_tokens(self) -> None:
         class Chatty(Task):
             max_new_tokens = 3
+            max_reply_tokens = 4
 
             def splits(self) -> dict[str, list[Prompt]]:
                 return {"train": [Prompt("a")]}
@@ -146,7 +147,7 @@ class TestRewards:
                 return "ok" if rollout.num_actions < 3 else "never read"
 
             def score(self, rollout: Rollout) -> float:
-                return float(len(rollout.text))
+                return float(len(rollout.transcript))
 
         tokenizer = load_tokenizer("tiny")
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
