@@ -186,6 +186,10 @@ class TestFailures:
         for _ in range(5):
             mdp.step(mdp.vocabulary.encode("zz"), [0, 1])
         assert [mdp.finished[row].failed_replies for row in (0, 1)] == [2, 2]
+        mdp.reset([0, 1], prompt_indices=[0, 1])
+        for _ in range(2):
+            mdp.step([*mdp.vocabulary.eos_tokens] * 2, [0, 1])
+        assert mdp.finished[0].failed_replies == 0
 
     @pytest.mark.parametrize(
         ("answer", "error"),
