@@ -11,12 +11,14 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, constraints
 
 from llm_env.engines.sampling import draw
+from llm_env.tokens.vocabulary import Vocabulary
 
 Tensor = torch.Tensor
 
 LOGITS_BYTES = 2**28  # at most so much memory for the logits of one chunk, were they float32
 SCORING_BYTES = 2**25  # without a backward pass, which would have to compute them again, chunks may be small
 BLOCK_BYTES = 2**23  # what is done to single logits is done in portions that fit the cache
+IMPOSSIBLE = -1e30  # the logit of what cannot be chosen: its probability is exactly 0, and no product of it is NaN
 
 
 class TokenDistribution(Distribution):
@@ -33,6 +35,8 @@ class TokenDistribution(Distribution):
         temperature: divides the logits.
         dtype: what the product of hidden states and weights is computed in; by default that of the weights. Everything
             after it is float32.
+        vocabulary: the tokens to choose among; by default there is one for each row of the weights. Models often have
+            rows beyond the tokens of their tokenizer, which no engine samples (see `Vocabulary.usable`).
 
     Examples:
         >>> head = nn.Linear(2, 3, bias=False)
@@ -52,13 +56,14 @@ class TokenDistribution(Distribution):
         mask: Tensor | None = None,
         temperature: float = 1.0,
         dtype: torch.dtype | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         super().__init__(hidden.shape[:-1], validate_args=False)
         self.hidden = hidden
         self.mask = mask
         self.temperature = temperature
         self.dtype = dtype or head.weight.dtype
-        self._weight, self._bias = head.weight, head.bias
+        self._weight, self._bias, self._unused = _rows_of_tokens(head, vocabulary)
         self._last: tuple[Tensor, Tensor, Tensor | None] | None = None  # tokens, their log-probs, entropies
 
     @property
@@ -69,7 +74,8 @@ class TokenDistribution(Distribution):
     @property
     def logits(self) -> Tensor:
         """`[..., V]` all logits, divided by the temperature: for the few states of a step, not for a batch of texts."""
-        return _scaled(_product(self.hidden, self._weight, self._bias, self.dtype), self.temperature)
+        logits = _product(self.hidden, self._weight, self._bias, self.dtype)
+        return _final(logits, self.temperature, self._unused, -torch.inf)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`[...]` float32 log-probabilities of the tokens; 0 where the mask is False."""
@@ -112,7 +118,7 @@ class TokenDistribution(Distribution):
         memory = LOGITS_BYTES if torch.is_grad_enabled() else min(LOGITS_BYTES, SCORING_BYTES)
         rows = max(1, memory // (4 * self._weight.shape[0]))
         results = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
-            hidden, self._weight, self._bias, tokens, self.temperature, self.dtype, rows, with_entropy
+            hidden, self._weight, self._bias, tokens, self.temperature, self.dtype, rows, with_entropy, self._unused
         )
         if real is not None:
             zeros = torch.zeros(shape.numel(), device=hidden.device)
@@ -143,6 +149,7 @@ class _ChunkedLogProb(torch.autograd.Function):
         dtype: torch.dtype,
         rows: int,
         with_entropy: bool,
+        unused: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         normaliser = torch.empty(len(hidden), device=hidden.device)
         log_prob = torch.empty_like(normaliser)
@@ -152,7 +159,7 @@ class _ChunkedLogProb(torch.autograd.Function):
         for begin in range(0, len(hidden), rows):
             raw = _product(hidden[begin : begin + rows], cast_weight, bias, dtype)
             for part, block in _blocks(raw, begin):
-                logits = _scaled(raw[block], temperature)
+                logits = _final(raw[block], temperature, unused)
                 total = normaliser[part] = logits.logsumexp(-1)
                 log_prob[part] = logits.gather(-1, tokens[part, None])[:, 0] - total
                 if entropy is not None:
@@ -160,7 +167,7 @@ class _ChunkedLogProb(torch.autograd.Function):
                     entropy[part] = -log_probs.exp().mul_(log_probs).sum(-1)
             kept = raw if len(hidden) <= rows else None
         ctx.save_for_backward(hidden, weight, bias, tokens, normaliser, entropy, kept, cast_weight)
-        ctx.temperature, ctx.dtype, ctx.rows = temperature, dtype, rows
+        ctx.temperature, ctx.dtype, ctx.rows, ctx.unused = temperature, dtype, rows, unused
         ctx.set_materialize_grads(False)  # an entropy that is only looked at costs nothing in the backward pass
         return log_prob, entropy
 
@@ -178,7 +185,7 @@ class _ChunkedLogProb(torch.autograd.Function):
             raw = _product(hidden[chunk], cast_weight, bias, ctx.dtype) if kept is None else kept
             d_logits = torch.empty_like(raw)
             for part, block in _blocks(raw, begin):
-                log_probs = _scaled(raw[block], ctx.temperature) - normaliser[part, None]
+                log_probs = _final(raw[block], ctx.temperature, ctx.unused) - normaliser[part, None]
                 probabilities = log_probs.exp()
                 if of_entropy is None:
                     change = torch.zeros(1, 1, device=raw.device)
@@ -204,7 +211,7 @@ class _ChunkedLogProb(torch.autograd.Function):
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            *[None] * 5,
+            *[None] * 6,
         )
 
 
@@ -214,9 +221,23 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.d
         return nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """In float32, divided by the temperature; perhaps the very tensor given."""
-    return logits.float() if temperature == 1 else logits.float() / temperature
+def _final(logits: Tensor, temperature: float, unused: Tensor | None, impossible: float = IMPOSSIBLE) -> Tensor:
+    """In float32, divided by the temperature, `impossible` where ids are unused; perhaps the very tensor given."""
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    return logits if unused is None else logits.index_fill(-1, unused, impossible)
+
+
+def _rows_of_tokens(head: nn.Linear, vocabulary: Vocabulary | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weights and bias of the rows that tokens have, and which of these ids stand for none after all."""
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
+    if vocabulary is None:
+        return weight, bias, None
+    if len(weight) != vocabulary.size:
+        vocabulary.check_model(len(weight))
+        weight, bias = weight[: vocabulary.size], None if bias is None else bias[: vocabulary.size]
+    unused = torch.from_numpy(vocabulary.unused).to(weight.device) if len(vocabulary.unused) else None
+    return weight, bias, unused
 
 
 def _blocks(chunk: Tensor, begin: int) -> Iterator[tuple[slice, slice]]:

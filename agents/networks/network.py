@@ -31,6 +31,7 @@ from agents.networks.adapters import (
 )
 from agents.networks.distribution import TokenDistribution
 from llm_env.engines import merged_weights
+from llm_env.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,6 +120,8 @@ class Network(nn.Module):
         model: a causal language model of transformers. It is used as it is (or, with LoRA, wrapped), not copied.
         config: how.
         temperature: of the policy.
+        vocabulary: the tokens that the policy chooses among, those of an environment or an engine. By default there is
+            one for each row of the output layer, of which a model may have more than its tokenizer has tokens.
 
     Examples:
         >>> from llm_env.models import load_model
@@ -131,10 +134,17 @@ class Network(nn.Module):
         torch.Size([1, 2, 1])
     """
 
-    def __init__(self, model: Any, config: ModelConfig = ModelConfig(), temperature: float = 1.0) -> None:  # noqa: B008
+    def __init__(
+        self,
+        model: Any,
+        config: ModelConfig = ModelConfig(),  # noqa: B008
+        temperature: float = 1.0,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.temperature = temperature
+        self.vocabulary = vocabulary
         self.head = model.get_output_embeddings()
         model.eval()
         _check_head(model, self.head)
@@ -176,7 +186,12 @@ class Network(nn.Module):
             in_keys={"hidden": "hidden", "mask": "mask"},
             out_keys=["action"],
             distribution_class=TokenDistribution,
-            distribution_kwargs={"head": self.head, "temperature": self.temperature, "dtype": self.compute_dtype},
+            distribution_kwargs={
+                "head": self.head,
+                "temperature": self.temperature,
+                "dtype": self.compute_dtype,
+                "vocabulary": self.vocabulary,
+            },
             return_log_prob=True,
             default_interaction_type=InteractionType.RANDOM,
         )
@@ -187,6 +202,11 @@ class Network(nn.Module):
             self.critic_encoder = TensorDictModule(self.critic_backbone, in_keys=reads, out_keys=[key])
         self.critic_head = TensorDictModule(self.value_head, in_keys=[key], out_keys=["state_value"])
         self.critic = TensorDictSequential(self.critic_encoder, self.critic_head)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the policy chooses among."""
+        return int(self.head.weight.shape[0]) if self.vocabulary is None else self.vocabulary.size
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -254,7 +274,8 @@ class Network(nn.Module):
             hidden = backbone(data["tokens"], data["state_position"])
         finally:
             model.train(training)
-        return TokenDistribution(hidden, head, data.get("mask"), self.temperature, dtype).log_prob(data["action"])
+        reference = TokenDistribution(hidden, head, data.get("mask"), self.temperature, dtype, self.vocabulary)
+        return reference.log_prob(data["action"])
 
     @torch.no_grad()
     def refresh_reference(self) -> None:
