@@ -30,6 +30,7 @@ from agents.networks.adapters import (
     using,
 )
 from agents.networks.distribution import TokenDistribution
+from agents.rollouts.masks import allowed_in
 from llm_env.engines import merged_weights
 from llm_env.tokens.vocabulary import Vocabulary
 
@@ -73,13 +74,18 @@ class Backbone(nn.Module):
 class PolicyHead(ProbabilisticTensorDictModule):  # type: ignore[misc]
     """From hidden states to the distribution of tokens, or to the one already made of them, if the input brings it.
 
+    What a task forbids has no probability: the input says it as a batch does, or in an environment's `action_mask`.
     A `distribution` in the input has computed its log-probs once, with their graph, and need not do it again.
     """
 
     def get_dist(self, tensordict: TensorDictBase) -> TokenDistribution:
         """The distribution."""
         made: TokenDistribution | None = tensordict.get_non_tensor("distribution", default=None)
-        return cast(TokenDistribution, super().get_dist(tensordict)) if made is None else made
+        if made is not None:
+            return made
+        distribution = cast(TokenDistribution, super().get_dist(tensordict))
+        distribution.allowed = allowed_in(tensordict)
+        return distribution
 
 
 class ValueHead(nn.Module):
@@ -239,7 +245,8 @@ class Network(nn.Module):
     def policy(self) -> ProbabilisticTensorDictSequential:
         """A policy for `TorchRLTokenEnv`: from `tokens` and `length` to the next `action`.
 
-        It reads the whole text at every step: simple, and slow on long ones. A collector has engines for that.
+        It chooses what `action_mask` allows, if there is one. It reads the whole text at every step: simple, and slow
+        on long ones. A collector has engines for that.
         """
 
         class NextState(nn.Module):
@@ -260,7 +267,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def reference_log_prob(self, data: TensorDictBase) -> Tensor:
-        """`[B, T]` log-probs of `action` under the reference."""
+        """`[B, T]` log-probs of `action` under the reference, which chooses among the same tokens."""
         if not self.has_reference:
             raise ValueError("there is no reference model: set model.reference='initial'")
         model = self.model if self._reference is None else self._reference
@@ -274,7 +281,8 @@ class Network(nn.Module):
             hidden = backbone(data["tokens"], data["state_position"])
         finally:
             model.train(training)
-        reference = TokenDistribution(hidden, head, data.get("mask"), self.temperature, dtype, self.vocabulary)
+        mask, allowed = data.get("mask"), allowed_in(data)
+        reference = TokenDistribution(hidden, head, mask, self.temperature, dtype, self.vocabulary, allowed)
         return reference.log_prob(data["action"])
 
     @torch.no_grad()

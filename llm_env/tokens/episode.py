@@ -32,6 +32,8 @@ class Episode:
         group: episodes of one group are to be compared with each other.
         completion_index: which of the texts that were asked for after this prompt.
         version: of the weights that wrote it, as the engine counts them.
+        action_masks: `[n]` what the task allowed at each of them, as the bits of `np.packbits`; equal ones are one
+            object. None: all tokens, always.
     """
 
     rollout: Rollout
@@ -43,6 +45,7 @@ class Episode:
     group: int
     completion_index: int = 0
     version: int = 0
+    action_masks: tuple[bytes, ...] | None = None
 
     @property
     def tokens(self) -> IntArray:
