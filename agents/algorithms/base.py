@@ -97,6 +97,12 @@ class Algorithm:
         self.iteration = 0
         self.tokens = 0
         self.batch: Batch | None = None
+        tokens = collector.writer.mdp.vocabulary.size
+        if network.num_tokens != tokens:
+            raise ValueError(
+                f"the network chooses among {network.num_tokens} tokens, but the texts are made of {tokens}: their "
+                "log-probs would differ. Make it with Network(model, vocabulary=mdp.vocabulary)"
+            )
         if config.kl.beta and not network.has_reference:
             raise ValueError(f"kl.beta={config.kl.beta} needs a reference model: set model.reference='initial'")
 

@@ -6,6 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from agents.networks.network import Network
+from agents.rollouts.masks import INDEX, TABLE
 from agents.rollouts.packing import trim
 
 Tensor = torch.Tensor
@@ -65,7 +66,7 @@ def _score(network: Network, data: TensorDict, *, actor: bool, critic: bool, ref
         value = network.value_of(states)
         found["state_value"], found["last_value"] = value[:, :steps], value[:, steps, 0]
     if actor:
-        here = TensorDict({"hidden": states["hidden"][:, :steps], "mask": data["mask"]})
+        here = data.select("mask", INDEX, TABLE, strict=False).set("hidden", states["hidden"][:, :steps])
         distribution = network.actor_head.get_dist(here)
         found["trainer_log_prob"] = distribution.log_prob(data["action"]).detach()
         if keep:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, constraints
 
+from agents.rollouts.masks import Allowed
 from llm_env.engines.sampling import draw
+from llm_env.tokens.vocabulary import Vocabulary
 
 Tensor = torch.Tensor
 
 LOGITS_BYTES = 2**28  # at most so much memory for the logits of one chunk, were they float32
 SCORING_BYTES = 2**25  # without a backward pass, which would have to compute them again, chunks may be small
 BLOCK_BYTES = 2**23  # what is done to single logits is done in portions that fit the cache
+IMPOSSIBLE = -1e30  # the logit of what cannot be chosen: its probability is exactly 0, and no product of it is NaN
 
 
 class TokenDistribution(Distribution):
@@ -33,6 +36,10 @@ class TokenDistribution(Distribution):
         temperature: divides the logits.
         dtype: what the product of hidden states and weights is computed in; by default that of the weights. Everything
             after it is float32.
+        vocabulary: the tokens to choose among; by default there is one for each row of the weights. Models often have
+            rows beyond the tokens of their tokenizer, which no engine samples (see `Vocabulary.usable`).
+        allowed: which tokens can be chosen at each state; all by default. Log-probs, entropy and samples are those of
+            the distribution over the allowed ones, as those of TorchRL's MaskedCategorical are.
 
     Examples:
         >>> head = nn.Linear(2, 3, bias=False)
@@ -52,13 +59,16 @@ class TokenDistribution(Distribution):
         mask: Tensor | None = None,
         temperature: float = 1.0,
         dtype: torch.dtype | None = None,
+        vocabulary: Vocabulary | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
         super().__init__(hidden.shape[:-1], validate_args=False)
         self.hidden = hidden
         self.mask = mask
         self.temperature = temperature
         self.dtype = dtype or head.weight.dtype
-        self._weight, self._bias = head.weight, head.bias
+        self._weight, self._bias, self._unused = _rows_of_tokens(head, vocabulary)
+        self.allowed = allowed
         self._last: tuple[Tensor, Tensor, Tensor | None] | None = None  # tokens, their log-probs, entropies
 
     @property
@@ -68,8 +78,14 @@ class TokenDistribution(Distribution):
 
     @property
     def logits(self) -> Tensor:
-        """`[..., V]` all logits, divided by the temperature: for the few states of a step, not for a batch of texts."""
-        return _scaled(_product(self.hidden, self._weight, self._bias, self.dtype), self.temperature)
+        """`[..., V]` all logits, divided by the temperature, -inf for what cannot be chosen.
+
+        For the few states of a step, not for a batch of texts.
+        """
+        hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
+        logits = _product(hidden, self._weight, self._bias, self.dtype)
+        limits = self._limits(slice(None))
+        return limits.final(logits, self.temperature, slice(None), -torch.inf).view(*self.batch_shape, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`[...]` float32 log-probabilities of the tokens; 0 where the mask is False."""
@@ -103,16 +119,24 @@ class TokenDistribution(Distribution):
         """What TorchRL takes when it does not explore: the likeliest tokens."""
         return self.mode
 
+    def _limits(self, states: Tensor | slice) -> _Limits:
+        """Of some states, counted along all of them."""
+        allowed = self.allowed
+        if allowed is not None:
+            allowed = Allowed(allowed.bits, allowed.index.reshape(-1)[states])
+        return _Limits(self._unused, allowed)
+
     def _both(self, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         shape = self.batch_shape
         hidden, tokens = self.hidden.reshape(-1, self.hidden.shape[-1]), tokens.reshape(-1)
         real = None if self.mask is None else self.mask.reshape(-1).nonzero()[:, 0]
         if real is not None:  # padding is left out before anything is computed
             hidden, tokens = hidden[real], tokens[real]
+        limits = self._limits(slice(None) if real is None else real)
         memory = LOGITS_BYTES if torch.is_grad_enabled() else min(LOGITS_BYTES, SCORING_BYTES)
         rows = max(1, memory // (4 * self._weight.shape[0]))
         results = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
-            hidden, self._weight, self._bias, tokens, self.temperature, self.dtype, rows, with_entropy
+            hidden, self._weight, self._bias, tokens, self.temperature, self.dtype, rows, with_entropy, limits
         )
         if real is not None:
             zeros = torch.zeros(shape.numel(), device=hidden.device)
@@ -120,6 +144,31 @@ class TokenDistribution(Distribution):
         log_prob, entropy = (None if result is None else result.view(shape) for result in results)
         assert log_prob is not None
         return log_prob, entropy
+
+
+class _Limits(NamedTuple):
+    """What cannot be chosen: ids that stand for no token, and what was forbidden at each of N states."""
+
+    unused: Tensor | None
+    allowed: Allowed | None
+
+    @property
+    def any(self) -> bool:
+        return self.unused is not None or self.allowed is not None
+
+    def final(self, raw: Tensor, temperature: float, part: slice, impossible: float = IMPOSSIBLE) -> Tensor:
+        """The logits of the states in this part, in float32, divided by the temperature, and `impossible` where they
+        must be. Perhaps the very tensor given, which is left as it is.
+        """
+        logits = raw.float() if temperature == 1 else raw.float() / temperature
+        if self.any and logits is raw:
+            logits = raw.clone()
+        if self.unused is not None:
+            logits = logits.index_fill_(-1, self.unused, impossible)
+        if self.allowed is not None:
+            forbidden = self.allowed.forbidden(self.allowed.index[part], logits.shape[-1])
+            logits = logits.masked_fill_(forbidden, impossible)
+        return logits
 
 
 class _ChunkedLogProb(torch.autograd.Function):
@@ -143,6 +192,7 @@ class _ChunkedLogProb(torch.autograd.Function):
         dtype: torch.dtype,
         rows: int,
         with_entropy: bool,
+        limits: _Limits,
     ) -> tuple[Tensor, Tensor | None]:
         normaliser = torch.empty(len(hidden), device=hidden.device)
         log_prob = torch.empty_like(normaliser)
@@ -152,15 +202,17 @@ class _ChunkedLogProb(torch.autograd.Function):
         for begin in range(0, len(hidden), rows):
             raw = _product(hidden[begin : begin + rows], cast_weight, bias, dtype)
             for part, block in _blocks(raw, begin):
-                logits = _scaled(raw[block], temperature)
+                logits = limits.final(raw[block], temperature, part)
                 total = normaliser[part] = logits.logsumexp(-1)
                 log_prob[part] = logits.gather(-1, tokens[part, None])[:, 0] - total
                 if entropy is not None:
                     log_probs = logits - total[:, None]
                     entropy[part] = -log_probs.exp().mul_(log_probs).sum(-1)
             kept = raw if len(hidden) <= rows else None
+        if limits.any:
+            log_prob.masked_fill_(log_prob < IMPOSSIBLE / 2, -torch.inf)
         ctx.save_for_backward(hidden, weight, bias, tokens, normaliser, entropy, kept, cast_weight)
-        ctx.temperature, ctx.dtype, ctx.rows = temperature, dtype, rows
+        ctx.temperature, ctx.dtype, ctx.rows, ctx.limits = temperature, dtype, rows, limits
         ctx.set_materialize_grads(False)  # an entropy that is only looked at costs nothing in the backward pass
         return log_prob, entropy
 
@@ -178,7 +230,7 @@ class _ChunkedLogProb(torch.autograd.Function):
             raw = _product(hidden[chunk], cast_weight, bias, ctx.dtype) if kept is None else kept
             d_logits = torch.empty_like(raw)
             for part, block in _blocks(raw, begin):
-                log_probs = _scaled(raw[block], ctx.temperature) - normaliser[part, None]
+                log_probs = ctx.limits.final(raw[block], ctx.temperature, part) - normaliser[part, None]
                 probabilities = log_probs.exp()
                 if of_entropy is None:
                     change = torch.zeros(1, 1, device=raw.device)
@@ -204,7 +256,7 @@ class _ChunkedLogProb(torch.autograd.Function):
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            *[None] * 5,
+            *[None] * 6,
         )
 
 
@@ -214,9 +266,17 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.d
         return nn.functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """In float32, divided by the temperature; perhaps the very tensor given."""
-    return logits.float() if temperature == 1 else logits.float() / temperature
+def _rows_of_tokens(head: nn.Linear, vocabulary: Vocabulary | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weights and bias of the rows that tokens have, and which of these ids stand for none after all."""
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
+    if vocabulary is None:
+        return weight, bias, None
+    if len(weight) != vocabulary.size:
+        vocabulary.check_model(len(weight))
+        weight, bias = weight[: vocabulary.size], None if bias is None else bias[: vocabulary.size]
+    unused = torch.from_numpy(vocabulary.unused).to(weight.device) if len(vocabulary.unused) else None
+    return weight, bias, unused
 
 
 def _blocks(chunk: Tensor, begin: int) -> Iterator[tuple[slice, slice]]:

@@ -30,7 +30,9 @@ from agents.networks.adapters import (
     using,
 )
 from agents.networks.distribution import TokenDistribution
+from agents.rollouts.masks import allowed_in
 from llm_env.engines import merged_weights
+from llm_env.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,13 +74,18 @@ class Backbone(nn.Module):
 class PolicyHead(ProbabilisticTensorDictModule):  # type: ignore[misc]
     """From hidden states to the distribution of tokens, or to the one already made of them, if the input brings it.
 
+    What a task forbids has no probability: the input says it as a batch does, or in an environment's `action_mask`.
     A `distribution` in the input has computed its log-probs once, with their graph, and need not do it again.
     """
 
     def get_dist(self, tensordict: TensorDictBase) -> TokenDistribution:
         """The distribution."""
         made: TokenDistribution | None = tensordict.get_non_tensor("distribution", default=None)
-        return cast(TokenDistribution, super().get_dist(tensordict)) if made is None else made
+        if made is not None:
+            return made
+        distribution = cast(TokenDistribution, super().get_dist(tensordict))
+        distribution.allowed = allowed_in(tensordict)
+        return distribution
 
 
 class ValueHead(nn.Module):
@@ -119,6 +126,8 @@ class Network(nn.Module):
         model: a causal language model of transformers. It is used as it is (or, with LoRA, wrapped), not copied.
         config: how.
         temperature: of the policy.
+        vocabulary: the tokens that the policy chooses among, those of an environment or an engine. By default there is
+            one for each row of the output layer, of which a model may have more than its tokenizer has tokens.
 
     Examples:
         >>> from llm_env.models import load_model
@@ -131,10 +140,17 @@ class Network(nn.Module):
         torch.Size([1, 2, 1])
     """
 
-    def __init__(self, model: Any, config: ModelConfig = ModelConfig(), temperature: float = 1.0) -> None:  # noqa: B008
+    def __init__(
+        self,
+        model: Any,
+        config: ModelConfig = ModelConfig(),  # noqa: B008
+        temperature: float = 1.0,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.temperature = temperature
+        self.vocabulary = vocabulary
         self.head = model.get_output_embeddings()
         model.eval()
         _check_head(model, self.head)
@@ -176,7 +192,12 @@ class Network(nn.Module):
             in_keys={"hidden": "hidden", "mask": "mask"},
             out_keys=["action"],
             distribution_class=TokenDistribution,
-            distribution_kwargs={"head": self.head, "temperature": self.temperature, "dtype": self.compute_dtype},
+            distribution_kwargs={
+                "head": self.head,
+                "temperature": self.temperature,
+                "dtype": self.compute_dtype,
+                "vocabulary": self.vocabulary,
+            },
             return_log_prob=True,
             default_interaction_type=InteractionType.RANDOM,
         )
@@ -187,6 +208,11 @@ class Network(nn.Module):
             self.critic_encoder = TensorDictModule(self.critic_backbone, in_keys=reads, out_keys=[key])
         self.critic_head = TensorDictModule(self.value_head, in_keys=[key], out_keys=["state_value"])
         self.critic = TensorDictSequential(self.critic_encoder, self.critic_head)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the policy chooses among."""
+        return int(self.head.weight.shape[0]) if self.vocabulary is None else self.vocabulary.size
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -219,7 +245,8 @@ class Network(nn.Module):
     def policy(self) -> ProbabilisticTensorDictSequential:
         """A policy for `TorchRLTokenEnv`: from `tokens` and `length` to the next `action`.
 
-        It reads the whole text at every step: simple, and slow on long ones. A collector has engines for that.
+        It chooses what `action_mask` allows, if there is one. It reads the whole text at every step: simple, and slow
+        on long ones. A collector has engines for that.
         """
 
         class NextState(nn.Module):
@@ -240,7 +267,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def reference_log_prob(self, data: TensorDictBase) -> Tensor:
-        """`[B, T]` log-probs of `action` under the reference."""
+        """`[B, T]` log-probs of `action` under the reference, which chooses among the same tokens."""
         if not self.has_reference:
             raise ValueError("there is no reference model: set model.reference='initial'")
         model = self.model if self._reference is None else self._reference
@@ -254,7 +281,9 @@ class Network(nn.Module):
             hidden = backbone(data["tokens"], data["state_position"])
         finally:
             model.train(training)
-        return TokenDistribution(hidden, head, data.get("mask"), self.temperature, dtype).log_prob(data["action"])
+        mask, allowed = data.get("mask"), allowed_in(data)
+        reference = TokenDistribution(hidden, head, mask, self.temperature, dtype, self.vocabulary, allowed)
+        return reference.log_prob(data["action"])
 
     @torch.no_grad()
     def refresh_reference(self) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
+from agents.rollouts.masks import INDEX, TABLE, pack_masks
 from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
 from rewards import Rollout
@@ -25,6 +26,7 @@ def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
         action, action_position, state_position, mask [B, T]
         behaviour_log_prob, action_log_prob [B, T]: as sampled (a trainer may replace the second by its own)
         next: reward, done, terminated, truncated [B, T, 1]   cut [B]: ended by the budget or the context
+        action_mask_index [B, T], action_mask_table: what the task allowed, where it has masks (`agents.rollouts.masks`)
 
     Args:
         episodes: at least one.
@@ -85,7 +87,11 @@ def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
         ("next", "terminated"): (last & ~truncated)[..., None],
         ("next", "truncated"): truncated[..., None],
     }
-    return TensorDict({name: torch.from_numpy(array) for name, array in arrays.items()}, batch_size=[rows])
+    masks = pack_masks(episodes, steps)
+    if masks is not None:
+        arrays[INDEX], table = masks
+    data = TensorDict({name: torch.from_numpy(array) for name, array in arrays.items()}, batch_size=[rows])
+    return data if masks is None else data.set_non_tensor(TABLE, table)
 
 
 def trim(data: TensorDict) -> TensorDict:

@@ -13,7 +13,7 @@ from llm_env.engines import Engine, Job, Sampling
 from llm_env.engines.writing import write
 from llm_env.mdp.core import TokenMDP
 from llm_env.tasks.running import RunningEpisodes
-from llm_env.tokens.arrays import IntArray
+from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.state import TokenState
 
@@ -80,15 +80,17 @@ class PolicyWriter:
 
     Args:
         mdp: the task, its prompts and its reward.
-        policy: reads `tokens` `[n, context]`, `length` and `prompt_length` `[n, 1]` of the texts that go on, and writes
-            `action` and `action_log_prob`, as TorchRL's policies do with `return_log_prob=True`. It draws with torch's
-            global random numbers; of `sampling` nothing is used.
+        policy: reads `tokens` `[n, context]`, `length` and `prompt_length` `[n, 1]` of the texts that go on, and, where
+            the task has one, the `action_mask` `[n, V]`, which it must obey. It writes `action` and `action_log_prob`,
+            as TorchRL's policies do with `return_log_prob=True`. It draws with torch's global random numbers; of
+            `sampling` nothing is used.
         num_rows: how many texts are written at a time.
 
     Examples:
         >>> mdp = TokenMDP("Reverse", task_kwargs={"length": 2})
         >>> (token,) = mdp.vocabulary.encode("x")
         >>> def write_x(data):
+        ...     assert data["action_mask"][:, token].all()
         ...     data["action"] = torch.full(data.batch_size, int(token))
         ...     data["action_log_prob"] = torch.zeros(data.batch_size)
         ...     return data
@@ -114,7 +116,7 @@ class PolicyWriter:
             max_new_tokens=mdp.max_new_tokens,
         )
         jobs = _jobs(indices, groups)
-        return _scored(mdp, write(running, jobs, _PolicyChooser(self.policy)))
+        return _scored(mdp, write(running, jobs, _PolicyChooser(self.policy, mdp.task.name)))
 
 
 class _PolicyChooser:
@@ -122,24 +124,34 @@ class _PolicyChooser:
 
     version = 0
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, task: str) -> None:
         self._policy = policy
+        self._task = task
 
     def begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
         """A policy reads whole texts: there is nothing to begin."""
 
-    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, np.ndarray]:
+    def choose(self, state: TokenState, rows: IntArray, allowed: BoolArray | None) -> tuple[IntArray, np.ndarray]:
         """Ask the policy."""
-        observation = {
+        observation: dict[str, np.ndarray] = {
             "tokens": state.tokens[rows],
             "length": state.length[rows, None],
             "prompt_length": state.prompt_length[rows, None],
         }
+        if allowed is not None:
+            observation["action_mask"] = allowed
         with torch.no_grad():
             data = self._policy(
                 TensorDict({name: torch.from_numpy(array) for name, array in observation.items()}, [len(rows)])
             )
-        return data["action"].cpu().numpy(), _log_prob(data).float().cpu().numpy()
+        log_probs = _log_prob(data).float().cpu().numpy()
+        tokens = state.check_actions(data["action"].cpu().numpy(), rows)
+        if allowed is not None and not (obeys := allowed[np.arange(len(rows)), tokens]).all():
+            raise ValueError(
+                f"the policy chose token {tokens[~obeys][0]}, which the task {self._task} forbids here: let it choose "
+                "among what `action_mask` allows, by TorchRL's MaskedCategorical for one"
+            )
+        return tokens, log_probs
 
     def end(self, rows: IntArray) -> None:
         """There is nothing to free."""

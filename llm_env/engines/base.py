@@ -31,7 +31,7 @@ class EngineBase(EngineSlots):
     Args:
         num_slots: how many texts live side by side.
         context: how many tokens a slot can hold, prompt included.
-        vocabulary: the tokens; its size must be the number of logits.
+        vocabulary: the tokens. A model may have more logits: see `Vocabulary.usable`, which `_log_probs` must respect.
 
     Attributes:
         lengths: `[num_slots]` how many tokens each slot holds; 0 for a free slot.

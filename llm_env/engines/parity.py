@@ -12,6 +12,7 @@ import torch
 
 from llm_env.engines.weights import check_weights
 from llm_env.tokens.arrays import IntArray
+from llm_env.tokens.vocabulary import Vocabulary
 
 ODD_TEXT = 10  # one text among several may be so many tolerances off
 
@@ -30,6 +31,7 @@ class ParityCheck:
 
     Args:
         folder: of the model, for its config.
+        vocabulary: the tokens that both sides choose among.
         dtype: of the engine; tensors of another one are rounded to it, as the engine does.
         tolerance: how far the log-probabilities of a typical text's tokens may be apart, on average. In
             bfloat16 that of a single token can be 0.2 from what float32 gives, on either side, and more where the token
@@ -40,9 +42,10 @@ class ParityCheck:
         skeleton: the model without weights.
     """
 
-    def __init__(self, folder: str, dtype: torch.dtype, tolerance: float) -> None:
+    def __init__(self, folder: str, vocabulary: Vocabulary, dtype: torch.dtype, tolerance: float) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        self.vocabulary = vocabulary
         self.dtype = dtype
         self.tolerance = tolerance
         with _parameters_without_memory():
@@ -93,7 +96,7 @@ class ParityCheck:
         tokens = torch.from_numpy(np.stack(self.sequences)).to(device)
         with torch.no_grad():
             output = torch.func.functional_call(self.skeleton, {**buffers, **weights}, (tokens,), {"use_cache": False})
-            log_probs = output.logits[:, :-1].float().log_softmax(-1)
+            log_probs = self.vocabulary.usable(output.logits[:, :-1].float()).log_softmax(-1)
             scores = log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
         return np.asarray(scores.cpu().numpy(), dtype=np.float32)
 

@@ -28,7 +28,7 @@ class Engine(Protocol):
     Attributes:
         num_slots: how many texts live side by side.
         context: how many tokens a slot can hold, prompt included.
-        vocab_size: how many logits there are.
+        vocab_size: how many tokens there are, and logits for each text.
         vocabulary: the tokens and their text; its size is `vocab_size`.
         version: of the weights, as given to `load_weights`.
 

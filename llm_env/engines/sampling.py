@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from llm_env.tokens.arrays import BoolArray
+
 BLOCK = 256  # tokens that `draw` takes together at first
 HEAVY = 8  # blocks that it sums in float64
 FIRST_LOOK = 256  # top-p needs the likeliest tokens only: sorting a whole vocabulary takes 30 times as long
@@ -178,15 +180,32 @@ def uniforms(seed: int, request: int, completion: int, count: int) -> npt.NDArra
 
 
 def choose(
-    logits: torch.Tensor, sampling: Sampling, uniforms: torch.Tensor | npt.NDArray[np.float64]
+    logits: torch.Tensor,
+    sampling: Sampling,
+    uniforms: torch.Tensor | npt.NDArray[np.float64],
+    allowed: torch.Tensor | BoolArray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`process`, then `draw`: `[n]` tokens and `[n]` their log-probabilities.
+
+    Args:
+        logits: `[n, V]` the model's.
+        sampling: what to apply.
+        uniforms: `[n]` numbers in [0, 1).
+        allowed: `[n, V]` bool, a task's action mask. What it forbids is left out before anything else: top-k and the
+            like choose among the allowed tokens, and log-probabilities are those of the distribution over them.
 
     Examples:
         >>> tokens, log_probs = choose(torch.zeros(1, 4), Sampling(), np.array([0.6]))
         >>> tokens.tolist(), log_probs.exp().tolist()
         ([2], [0.25])
+        >>> tokens, log_probs = choose(
+        ...     torch.zeros(1, 4), Sampling(), np.array([0.6]), np.array([[True, False, False, True]])
+        ... )
+        >>> tokens.tolist(), log_probs.exp().tolist()
+        ([3], [0.5])
     """
+    if allowed is not None:
+        logits = logits.masked_fill(~torch.as_tensor(allowed).to(logits.device), -torch.inf)
     log_probs = process(logits, sampling)
     tokens = log_probs.argmax(-1) if sampling.greedy else draw(log_probs, uniforms)
     return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]

@@ -27,7 +27,7 @@ class EngineSlots(abc.ABC):
     Args:
         num_slots: how many texts live side by side.
         context: how many tokens a slot can hold, prompt included.
-        vocabulary: the tokens; its size must be the number of logits.
+        vocabulary: the tokens. Logits that the model has beyond them are cut off here.
 
     Attributes:
         lengths: `[num_slots]` how many tokens each slot holds; 0 for a free slot.
@@ -113,7 +113,7 @@ class EngineSlots(abc.ABC):
         added = np.array([len(tokens) for tokens in token_lists], dtype=np.int64)
         check_room(slots, self.lengths[slots], added, self.context)
         self.lengths[fresh] = 0  # should the model fail half-way, nobody may step what is left
-        logits = self._advance(slots, token_lists, fresh, prompts)
+        logits = self.vocabulary.usable(self._advance(slots, token_lists, fresh, prompts))
         self.lengths[slots] += added
         self.lengths[fresh] = [len(prompt) for prompt in prompts]
         return logits
@@ -184,4 +184,4 @@ class EngineSlots(abc.ABC):
     def _advance(
         self, slots: IntArray, token_lists: IntArray | Sequence[IntArray], fresh: IntArray, prompts: Sequence[IntArray]
     ) -> torch.Tensor:
-        """`advance`, with checked arguments; `lengths` are those before."""
+        """`advance`, with checked arguments; `lengths` are those before. There may be more logits than tokens."""

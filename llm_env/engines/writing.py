@@ -1,8 +1,8 @@
 """The one loop that writes texts: slots that refill as texts end, while the others go on.
 
-    begin new texts in free rows  ->  somebody chooses a token for each row  ->  `TokenState` takes the step
-          ^                                                                            |
-          +---------- texts that have ended are handed out, their rows are free <------+
+    begin new texts in free rows  ->  somebody chooses an allowed token for each  ->  `TokenState` takes the step
+          ^                                                                                 |
+          +------------- texts that have ended are handed out, their rows are free <--------+
 
 The transition is `TokenState`'s alone, and with it the task's: what it replies, where it ends a text, what it pays.
 `Engine.generate`, the collectors of training and evaluation all run this loop; stepping an environment is the same
@@ -21,7 +21,7 @@ import torch
 
 from llm_env.engines.sampling import Sampling, choose, uniforms
 from llm_env.tasks.running import RunningEpisodes
-from llm_env.tokens.arrays import IntArray
+from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.state import TokenState
 
@@ -56,12 +56,13 @@ class Chooser(Protocol):
     def begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
         """New texts have begun in these rows."""
 
-    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, LogProbs]:
+    def choose(self, state: TokenState, rows: IntArray, allowed: BoolArray | None) -> tuple[IntArray, LogProbs]:
         """Choose the next token of running rows.
 
         Args:
             state: the texts.
             rows: those that are running; those that have just begun come last.
+            allowed: `[n, V]` the task's action mask for them; nothing else may be chosen. None: any token may.
 
         Returns:
             `[n]` tokens, and `[n]` log-probs under the distributions they were drawn from.
@@ -82,6 +83,7 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
     state = episodes.state
     waiting = deque(jobs)
     job_of_row: list[Job | None] = [None] * episodes.num_rows
+    masks = _Masks(episodes.num_rows)
     log_probs = np.zeros((episodes.num_rows, min(int(state.budget.max()), state.context)), dtype=np.float32)
     try:
         while True:
@@ -95,9 +97,12 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
                     job_of_row[row] = job
                 prompt_indices, groups = np.array([job[:2] for job in begun], dtype=np.int64).T
                 episodes.begin(fresh, prompt_indices, groups)
+                masks.begin(fresh)
                 chooser.begin(fresh, begun)
             rows = np.concatenate([running, fresh])
-            tokens, chosen = chooser.choose(state, rows)
+            allowed = episodes.action_mask(rows)
+            masks.note(rows, allowed)
+            tokens, chosen = chooser.choose(state, rows, allowed)
             log_probs[rows, state.num_actions[rows]] = chosen
             episodes.step(tokens, rows)
             episodes.pay(rows)
@@ -107,12 +112,37 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
                 job = job_of_row[row]
                 assert job is not None
                 drawn = log_probs[row, : state.num_actions[row]].copy()
-                yield (
-                    job,
-                    episodes.episode(row, log_probs=drawn, completion_index=job.completion, version=chooser.version),
+                episode = episodes.episode(
+                    row,
+                    log_probs=drawn,
+                    completion_index=job.completion,
+                    version=chooser.version,
+                    action_masks=masks.of(row),
                 )
+                yield job, episode
     finally:
         chooser.end(np.flatnonzero(state.running))
+
+
+class _Masks:
+    """What was allowed at each step of the texts that are being written: bits, and those of equal masks once only."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._of_row: list[list[bytes]] = [[] for _ in range(num_rows)]
+        self._distinct: dict[bytes, bytes] = {}
+
+    def begin(self, rows: IntArray) -> None:
+        for row in rows.tolist():
+            self._of_row[row] = []
+
+    def note(self, rows: IntArray, allowed: BoolArray | None) -> None:
+        if allowed is not None:
+            for row, bits in zip(rows.tolist(), np.packbits(allowed, axis=1), strict=True):
+                mask = bits.tobytes()
+                self._of_row[row].append(self._distinct.setdefault(mask, mask))
+
+    def of(self, row: int) -> tuple[bytes, ...] | None:
+        return tuple(self._of_row[row]) or None
 
 
 class SlotReader(Protocol):
@@ -161,7 +191,7 @@ class EngineChooser:
         for row, job in zip(rows.tolist(), jobs, strict=True):
             self._random[row] = uniforms(self.seed, job.request, job.completion, self._random.shape[1])
 
-    def choose(self, state: TokenState, rows: IntArray) -> tuple[IntArray, LogProbs]:
+    def choose(self, state: TokenState, rows: IntArray, allowed: BoolArray | None) -> tuple[IntArray, LogProbs]:
         """Read what is new in these rows, then draw the next token of each."""
         if self._engine.version != self.version:
             raise RuntimeError(
@@ -169,7 +199,7 @@ class EngineChooser:
                 "were being written, whose slots are lost with that: finish or close the stream first"
             )
         tokens, log_probs = choose(
-            self._read_on(state, rows), self.sampling, self._random[rows, state.num_actions[rows]]
+            self._read_on(state, rows), self.sampling, self._random[rows, state.num_actions[rows]], allowed
         )
         return tokens.cpu().numpy(), log_probs.cpu().numpy()
 

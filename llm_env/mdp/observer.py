@@ -79,21 +79,20 @@ class EngineObserver(Observer):
             )
         served = model if self._owns_engine else None
         self.engine = make_engine(engine, served, num_slots=state.num_rows, context=state.context)
-        if self.engine.vocab_size < vocabulary.size:
+        if self.engine.vocab_size != vocabulary.size:
             raise ValueError(
-                f"the tokenizer has {vocabulary.size} tokens, but the engine's model reads only "
+                f"the tokenizer has {vocabulary.size} tokens, but that of the engine's model has "
                 f"{self.engine.vocab_size}: they do not belong together"
             )
-        self._size = vocabulary.size  # models often have a few rows more, to round the matrix up
-        rows = state.num_rows
+        rows, size = state.num_rows, vocabulary.size
         self._top_k = top_k
         if top_k is None:
-            self.arrays["logits"] = np.zeros((rows, self._size), dtype=np.float32)
-        elif 1 <= top_k <= self._size:
+            self.arrays["logits"] = np.zeros((rows, size), dtype=np.float32)
+        elif 1 <= top_k <= size:
             self.arrays["top_ids"] = np.zeros((rows, top_k), dtype=np.int64)
             self.arrays["top_log_probs"] = np.zeros((rows, top_k), dtype=np.float32)
         else:
-            raise ValueError(f"top_k must be from 1 to the {self._size} tokens of the vocabulary, got {top_k}")
+            raise ValueError(f"top_k must be from 1 to the {size} tokens of the vocabulary, got {top_k}")
         self._read = np.zeros(rows, dtype=np.int64)  # how many tokens of each row the engine has read
         self._slots: IntArray = self.engine.claim(rows)
         # For an environment that is dropped without `close`. It runs once: the slots may be another's by then.
@@ -150,7 +149,7 @@ class EngineObserver(Observer):
             self.engine.stop(self._slots[ended])
 
     def _show(self, rows: IntArray, logits: Any) -> None:
-        logits = logits[:, : self._size].float()
+        logits = logits.float()
         if self._top_k is None:
             self.arrays["logits"][rows] = logits.cpu().numpy()
             return

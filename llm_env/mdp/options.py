@@ -83,8 +83,8 @@ def refuse_unknown(unknown: Iterable[str]) -> None:
 def vocabulary_of(model: Any, engine: Any) -> Vocabulary:
     """The tokens of a model, or of the engine that was handed in."""
     if engine is not None and not isinstance(engine, str):
-        # Its own vocabulary counts logits, of which a model may have more than its tokenizer has tokens.
-        return Vocabulary(engine.vocabulary.tokenizer, eos_tokens=engine.vocabulary.eos_tokens)
+        own: Vocabulary = engine.vocabulary
+        return own
     if isinstance(model, Vocabulary):
         return model
     if hasattr(model, "convert_ids_to_tokens"):

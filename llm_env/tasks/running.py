@@ -196,6 +196,7 @@ class RunningEpisodes:
         log_probs: npt.NDArray[np.float32] | None = None,
         completion_index: int = 0,
         version: int = 0,
+        action_masks: tuple[bytes, ...] | None = None,
     ) -> Episode:
         """The episode in `row`, which has ended; the rest of what an `Episode` holds is known to others."""
         state, paid = self.state, self._token_rewards
@@ -210,6 +211,7 @@ class RunningEpisodes:
             failed_replies=int(self._failed_replies[row]),
             completion_index=completion_index,
             version=version,
+            action_masks=action_masks,
         )
 
     def is_truncated(self, row: int) -> bool:

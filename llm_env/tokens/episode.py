@@ -33,6 +33,8 @@ class Episode:
         completion_index: which of the texts that were asked for after this prompt.
         version: of the weights that wrote it, as the engine counts them.
         failed_replies: how often the task's `reply` failed in it.
+        action_masks: `[n]` what the task allowed at each of them, as the bits of `np.packbits`; equal ones are one
+            object. None: all tokens, always.
     """
 
     rollout: Rollout
@@ -45,6 +47,7 @@ class Episode:
     completion_index: int = 0
     version: int = 0
     failed_replies: int = 0
+    action_masks: tuple[bytes, ...] | None = None
 
     @property
     def tokens(self) -> IntArray:

@@ -15,6 +15,7 @@ from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.stopping import StopMatcher, match_strings, match_tokens
 
 if TYPE_CHECKING:  # importing it for real costs a second, and some of its submodules bring torch along
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 StopKey = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
@@ -23,15 +24,17 @@ StopKey = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
 class Vocabulary:
     """The tokens of a tokenizer and the text they stand for.
 
+    The tokenizer decides which ids there are. Models often have a few rows more, to make their number round. What such
+    rows say has no meaning: engines and trainers pass logits through `usable`, so that no softmax sees them.
+
     Args:
         tokenizer: a transformers tokenizer.
-        size: how many token ids there are; by default as many as the tokenizer knows. Models often have more, to make
-            the number round: the ids beyond the tokenizer's stand for no text.
         eos_tokens: the end-of-sequence tokens; by default the tokenizer's one. Chat models often have several.
 
     Attributes:
         tokenizer: the tokenizer.
         size: token ids go from 0 to `size - 1`.
+        unused: `[k]` ids among them that stand for no token; few tokenizers have any.
         bos_token: the token that begins a text, or None.
         eos_tokens: the tokens that end a text.
         pad_token: the padding token; where the tokenizer has none, the first end-of-sequence token, else 0.
@@ -48,18 +51,13 @@ class Vocabulary:
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        size: int | None = None,
         eos_tokens: Sequence[int] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         # Ids need not be consecutive, so the count of tokens alone may be less than the largest id.
-        known = max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values(), default=-1))
-        self.size = known if size is None else size
-        if self.size < known:
-            raise ValueError(
-                f"the tokenizer has token ids up to {known - 1}, but the vocabulary size is {self.size}: "
-                "the tokenizer and the model do not belong together"
-            )
+        known = {*self.tokenizer.get_vocab().values(), *self.tokenizer.added_tokens_decoder}
+        self.size = 1 + max(known, default=-1)
+        self.unused: IntArray = np.setdiff1d(np.arange(self.size), np.fromiter(known, np.int64, len(known)))
         if eos_tokens is None:
             eos = self.tokenizer.eos_token_id
             eos_tokens = () if eos is None else (eos,)
@@ -90,6 +88,31 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         return f"Vocabulary({type(self.tokenizer).__name__}, size={self.size}, eos_tokens={self.eos_tokens})"
+
+    def check_model(self, rows: int) -> None:
+        """Raise unless a model whose output layer has so many rows knows all tokens."""
+        if rows < self.size:
+            raise ValueError(
+                f"the tokenizer has token ids up to {self.size - 1}, but the model has logits for {rows} only: "
+                "the tokenizer and the model do not belong together"
+            )
+
+    def usable(self, logits: torch.Tensor) -> torch.Tensor:
+        """`[..., size]` of a model's `[..., V]` logits: without those beyond the tokens, and -inf where ids are unused.
+
+        Examples:
+            >>> import torch
+            >>> from llm_env.models import load_tokenizer
+            >>> Vocabulary(load_tokenizer("tiny")).usable(torch.zeros(2, 128)).shape
+            torch.Size([2, 100])
+        """
+        self.check_model(logits.shape[-1])
+        logits = logits[..., : self.size]
+        if not len(self.unused):
+            return logits
+        import torch
+
+        return logits.index_fill(-1, torch.from_numpy(self.unused).to(logits.device), -torch.inf)
 
     @property
     def has_chat_template(self) -> bool:

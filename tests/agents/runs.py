@@ -37,7 +37,7 @@ class VowelShare(Task):
         return 0.3 * sum(letter in "aeiou" for letter in rollout.text) + 0.1 * rollout.num_actions
 
 
-def character_model(*, width: int = 32, layers: int = 1, seed: int = 0, spread: float = 0.02) -> Any:
+def character_model(*, width: int = 32, layers: int = 1, seed: int = 0, spread: float = 0.02, surplus: int = 0) -> Any:
     """A random Llama over the built-in tokenizer's characters.
 
     Args:
@@ -45,11 +45,12 @@ def character_model(*, width: int = 32, layers: int = 1, seed: int = 0, spread: 
         layers: how many.
         seed: of its weights.
         spread: their standard deviation. By default its texts are all but uniform noise; from 0.2 on they are not.
+        surplus: how many rows its output layer has beyond the tokens.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=len(load_tokenizer("tiny")),
+        vocab_size=len(load_tokenizer("tiny")) + surplus,
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=layers,

@@ -43,6 +43,7 @@ class SteppingWriter:
         assert seed is not None
         random = [uniforms(seed, first + row, 0, mdp.max_new_tokens) for row in range(count)]
         drawn: list[list[float]] = [[] for _ in range(count)]
+        masks: list[list[bytes]] = [[] for _ in range(count)]
         paid: list[list[float]] = [[] for _ in range(count)]
         finished: dict[int, Episode] = {}
         # Rows to spare begin too, and take no step.
@@ -52,7 +53,11 @@ class SteppingWriter:
             actions = torch.zeros(mdp.num_envs, dtype=torch.int64)
             for row in acting:
                 place = len(drawn[row])
-                token, log_prob = choose(data["logits"][row : row + 1], sampling, random[row][place : place + 1])
+                allowed = data["action_mask"][row : row + 1] if "action_mask" in data else None
+                if allowed is not None:
+                    masks[row].append(np.packbits(allowed.numpy()).tobytes())
+                number = random[row][place : place + 1]
+                token, log_prob = choose(data["logits"][row : row + 1], sampling, number, allowed)
                 actions[row] = token[0]
                 drawn[row].append(float(log_prob))
             step = torch.zeros(mdp.num_envs, dtype=torch.bool)
@@ -68,7 +73,11 @@ class SteppingWriter:
             log_probs = np.array(drawn[row], dtype=np.float32)
             episodes.append(
                 dataclasses.replace(
-                    episode, prompt_index=int(indices[row]), group=int(groups[row]), log_probs=log_probs
+                    episode,
+                    prompt_index=int(indices[row]),
+                    group=int(groups[row]),
+                    log_probs=log_probs,
+                    action_masks=tuple(masks[row]) or None,
                 )
             )
         return episodes

@@ -70,11 +70,9 @@ class TransformersEngine(EngineBase):
         if tokenizer is None:
             raise ValueError(f"a {type(model).__name__} does not know its tokenizer: pass it as `tokenizer`")
         _check_model(model, context)
-        vocabulary = Vocabulary(
-            tokenizer,
-            size=model.get_output_embeddings().weight.shape[0],
-            eos_tokens=eos_tokens(tokenizer, getattr(model, "generation_config", None)),
-        )
+        vocabulary = Vocabulary(tokenizer, eos_tokens=eos_tokens(tokenizer, getattr(model, "generation_config", None)))
+        self._num_logits = model.get_output_embeddings().weight.shape[0]
+        vocabulary.check_model(self._num_logits)
         super().__init__(num_slots=num_slots, context=context, vocabulary=vocabulary)
         self.model: Any = model
         self._config = model.config.get_text_config()
@@ -209,7 +207,7 @@ class TransformersEngine(EngineBase):
         scores: list[npt.NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(sequences)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         # Scoring wants the logits of all positions, so they are what fills the memory.
-        most = min(PREFILL_TOKENS, LOGITS_BYTES // (4 * self.vocab_size))
+        most = min(PREFILL_TOKENS, LOGITS_BYTES // (4 * self._num_logits))
         for part in _batches(lengths, most):
             padded = np.zeros((len(part), lengths[part].max()), dtype=np.int64)
             for row, index in enumerate(part):
@@ -223,14 +221,15 @@ class TransformersEngine(EngineBase):
     def _score(self, tokens: torch.Tensor) -> torch.Tensor:
         """`[n, P]` tokens to `[n, P - 1]` log-probs; a long text in several parts, whose logits fit in memory."""
         n, length = tokens.shape
-        width = max(1, LOGITS_BYTES // (4 * n * self.vocab_size))
+        width = max(1, LOGITS_BYTES // (4 * n * self._num_logits))
         cache = DynamicCache(config=self.model.config) if width < length - 1 else None
         scored = []
         with torch.inference_mode(), _evaluating(self.model):
             for begin in range(0, length - 1, width):
                 part = slice(begin, min(begin + width, length - 1))
                 # Padding is on the right, where causal attention does not look: no mask.
-                logits = self.model(tokens[:, part], past_key_values=cache, use_cache=cache is not None).logits.float()
+                output = self.model(tokens[:, part], past_key_values=cache, use_cache=cache is not None)
+                logits = self.vocabulary.usable(output.logits).float()
                 chosen = logits.gather(-1, tokens[:, part.start + 1 : part.stop + 1, None])[..., 0]
                 scored.append(chosen - logits.logsumexp(-1))
         return torch.cat(scored, dim=1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -173,8 +173,15 @@ class VLLMCore:
             for name in names:
                 del self._requests[name]
 
-    def score(self, sequences: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-        """Log-probabilities of each sequence's tokens from the second on; the names are those of new requests."""
+    def score(
+        self, sequences: dict[str, list[int]], usable: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Log-probabilities of each sequence's tokens from the second on; the names are those of new requests.
+
+        Args:
+            sequences: their tokens, by name.
+            usable: which of the logits count, see `Vocabulary.usable`.
+        """
         for name, tokens in sequences.items():
             self.add(name, tokens, reuse=False)
         scores = {name: torch.zeros(len(tokens) - 1) for name, tokens in sequences.items()}
@@ -191,7 +198,7 @@ class VLLMCore:
                     targets += scored
                     places.append((name, slice(end - count, end - count + len(scored))))
                     offset += count
-                values = self._log_probs(hidden, torch.cat(rows), torch.tensor(targets))
+                values = self._log_probs(hidden, torch.cat(rows), torch.tensor(targets), usable)
                 parts = torch.split_with_sizes(values, [len(part) for part in rows])
                 for (name, place), part in zip(places, parts, strict=True):
                     scores[name][place] = part
@@ -250,14 +257,20 @@ class VLLMCore:
         request = self._requests[name]
         return bool(request.num_computed_tokens == request.num_tokens)
 
-    def _log_probs(self, hidden: Any, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _log_probs(
+        self,
+        hidden: Any,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        usable: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
         """Log-probabilities of `targets` after the `rows` of `[tokens, width]` hidden states, in parts that fit."""
         most = max(1, LOGITS_BYTES // (4 * self.vocab_size))
         parts = [torch.zeros(0)]
         with torch.inference_mode():
             for begin in range(0, len(rows), most):
                 part = slice(begin, begin + most)
-                logits = self.model.compute_logits(hidden[rows[part].to(hidden.device)]).float()
+                logits = usable(self.model.compute_logits(hidden[rows[part].to(hidden.device)])).float()
                 chosen = logits.gather(-1, targets[part, None].to(logits.device))[:, 0]
                 parts.append((chosen - logits.logsumexp(-1)).cpu())
         return torch.cat(parts)

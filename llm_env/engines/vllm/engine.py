@@ -97,13 +97,7 @@ class VLLMEngine(EngineBase):
             self._finalizer = weakref.finalize(self, self._core.close)  # also if it is dropped, and at exit
             if tolerance is None:
                 tolerance = TOLERANCE.get(dtype, HALF_TOLERANCE)
-            self._parity = ParityCheck(folder, dtype, tolerance)
-        if self._core.vocab_size != vocabulary.size:
-            self.close()
-            raise ValueError(
-                f"vLLM computes {self._core.vocab_size} logits, but the model has {vocabulary.size}: this model is not "
-                "supported"
-            )
+            self._parity = ParityCheck(folder, vocabulary, dtype, tolerance)
         self._names: list[str | None] = [None] * num_slots
         self._counter = itertools.count()
         self._parity.sequences = self._checked_texts()
@@ -170,7 +164,7 @@ class VLLMEngine(EngineBase):
             if len(sequence) > 1
         }
         with self._failure_explained():
-            found = self._core.score({name: tokens for name, (_, tokens) in named.items()})
+            found = self._core.score({name: tokens for name, (_, tokens) in named.items()}, self.vocabulary.usable)
         for name, (index, _) in named.items():
             scores[index] = found[name].numpy()
         return scores
@@ -192,7 +186,7 @@ class VLLMEngine(EngineBase):
         length = min(CHECKED_TOKENS, self.context)
         if length < 3:
             return []
-        prompts = np.random.default_rng(0).integers(0, len(self.vocabulary.tokenizer), (CHECKED_TEXTS, 2))
+        prompts = np.random.default_rng(0).integers(0, self.vocab_size, (CHECKED_TEXTS, 2))
         sampling = Sampling(max_new_tokens=length - 2, seed=0, ignore_eos=True)
         written = self.generate(list(prompts), sampling)
         return [np.concatenate([prompts[episode.prompt_index], episode.tokens]) for episode in written]
@@ -264,4 +258,6 @@ def _describe(
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and context > longest:
         raise ValueError(f"this model was made for at most {longest} positions, a context of {context} is too long")
-    return folder, Vocabulary(tokenizer, size=config.vocab_size, eos_tokens=ends), config.dtype or torch.float32
+    vocabulary = Vocabulary(tokenizer, eos_tokens=ends)
+    vocabulary.check_model(config.vocab_size)
+    return folder, vocabulary, config.dtype or torch.float32

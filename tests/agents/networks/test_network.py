@@ -253,7 +253,8 @@ def test_a_policy_for_the_torchrl_environment() -> None:
         for row in rollout[:, step]:
             text = row["tokens"][: int(row["length"])]
             with torch.no_grad():
-                expected = (network.model(text[None]).logits[0, -1] / 0.8).log_softmax(-1)[row["action"]]
+                logits = network.model(text[None]).logits[0, -1] / 0.8
+            expected = logits.masked_fill(~row["action_mask"], -torch.inf).log_softmax(-1)[row["action"]]
             torch.testing.assert_close(row["action_log_prob"], expected, rtol=1e-4, atol=1e-4)
     assert len(rollout["action"].unique()) > 3
 

@@ -27,6 +27,7 @@ from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
 from tests.agents.runs import character_model, save_small_model, small_config
 from tests.agents.stepping import SteppingWriter
+from tests.masked import Alternating
 
 PROMPTS = ["a", "of what", "", "the longest of all prompts", "b?"]
 
@@ -144,11 +145,13 @@ def both(model: Any, task: Task, context: int | None = None, rows: int = 3, **op
         (Talking(), 44, 1.0, {"eos", "budget", "task", "context"}),
         (Talking(), 44, 0.0, {"budget"}),
         (Chatty(), 90, 1.0, {"stop", "task", "budget"}),
+        (Alternating(), None, 1.0, {"eos", "budget"}),
+        (Alternating(), None, 0.0, {"budget"}),
     ],
     ids=[
         "eos", "greedy", "context", "stop strings", "bootstrap", "bootstrap at the context", "replies",
         "greedy replies",
-        "short and long replies",
+        "short and long replies", "masks", "greedy masks",
     ],
 )  # fmt: skip
 def test_stepping_and_writing_give_the_same_batches(

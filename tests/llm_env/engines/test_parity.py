@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm_env.engines.parity import ParityCheck, StaleWeightsError
-from llm_env.models import load_model, model_folder
+from llm_env.models import load_model, load_vocabulary, model_folder
 
 TOLERANCE = 0.1
 
@@ -19,7 +19,7 @@ def model():
 
 def check_with(model, errors: list[float]) -> float:
     """An engine whose log-probs of the texts are each off by so much."""
-    check = ParityCheck(str(model_folder("tiny")), torch.float32, TOLERANCE)
+    check = ParityCheck(str(model_folder("tiny")), load_vocabulary("tiny"), torch.float32, TOLERANCE)
     check.sequences = [np.arange(4 + row, 12 + row) for row in range(len(errors))]
 
     def score(sequences):

@@ -15,10 +15,11 @@ from transformers import (
 )
 
 import llm_env.engines.transformers.engine as engine_module
+from llm_env.engines import Sampling
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.models import load_tokenizer
 
-from .conftest import full_logits, make_engine_of, make_model
+from .conftest import AlphabetEngine, full_logits, make_engine_of, make_model
 
 
 def assert_plain(logits, model, texts):
@@ -285,11 +286,47 @@ def test_bad_construction():
 
 
 def test_a_model_with_more_logits_than_the_tokenizer_has_tokens():
-    model = make_model("llama", vocab_size=128)
-    engine = make_engine_of(model)
-    assert engine.vocab_size == engine.vocabulary.size == 128
-    assert_plain(engine.start([0], [[5, 127]]), model, [[5, 127]])
-    assert engine.vocabulary.decode([30, 127]) == engine.vocabulary.decode([30])
+    """They are cut off: neither sampled, however likely, nor part of any probability."""
+    first, second = loud_beyond_the_tokens(0), loud_beyond_the_tokens(1)
+    engine = make_engine_of(first)
+    assert engine.vocab_size == engine.vocabulary.size == 100
+    with pytest.raises(ValueError, match="token id 127; this vocabulary has ids 0 to 99"):
+        engine.start([0], [[5, 127]])
+    expected = [[full_logits(model, text) for text in ([5, 6], [5, 6, 7])] for model in (first, second)]
+    assert expected[0][0][:, 100:].max() > expected[0][0][:, :100].max() + 3
+    for version, (short, longer) in enumerate(expected):
+        if version:
+            engine.load_weights(second.named_parameters(), version)
+        torch.testing.assert_close(engine.start([0], [[5, 6]]), short[-1:, :100], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(engine.step([0], [7]), longer[-1:, :100], atol=1e-4, rtol=1e-4)
+        log_probs = longer[:, :100].log_softmax(-1)
+        np.testing.assert_allclose(engine.log_probs([[5, 6, 7]])[0], [log_probs[0, 6], log_probs[1, 7]], atol=1e-4)
+        engine.stop([0])
+        for sampling in (Sampling(n=8, max_new_tokens=8, ignore_eos=True, seed=0), Sampling(temperature=0.0)):
+            for episode in engine.generate([[5, 6]], sampling):
+                assert episode.tokens.max() < 100
+                assert len(episode.text) >= len(engine.vocabulary.decode(episode.tokens)) > 0
+                if not sampling.greedy:
+                    np.testing.assert_allclose(
+                        episode.log_probs, engine.log_probs([[5, 6, *episode.tokens]])[0][1:], atol=1e-4
+                    )
+
+
+def loud_beyond_the_tokens(seed):
+    """A model whose logits for the ids 100 to 127, which stand for nothing, are by far the largest."""
+    model = make_model("llama", seed, vocab_size=128)
+    with torch.no_grad():
+        model.lm_head.weight[100:] *= 8  # tied, to an input that nobody ever gives
+    return model
+
+
+def test_an_engine_with_less_logits_than_tokens_is_an_error():
+    class Short(AlphabetEngine):
+        def _logits(self, last):
+            return super()._logits(last)[:, :90]
+
+    with pytest.raises(ValueError, match="ids up to 99, but the model has logits for 90 only"):
+        Short().start([0], [[5]])
 
 
 def test_all_eos_tokens_of_the_generation_config_count():

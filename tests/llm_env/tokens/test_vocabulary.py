@@ -2,9 +2,10 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from llm_env.models import load_tokenizer
@@ -141,15 +142,33 @@ def test_special_tokens():
     assert Vocabulary(load_tokenizer("tiny"), eos_tokens=[7, 8]).eos_tokens == (7, 8)
 
 
-def test_a_larger_size_means_tokens_without_text():
-    for name in MAKERS:
-        vocabulary = Vocabulary(MAKERS[name](), size=512)
-        assert vocabulary.size == len(vocabulary.token_bytes) == 512
-        assert vocabulary.token_bytes[-1] == b""
-        assert vocabulary.decode([3, 511]) == vocabulary.decode([3])
-        assert vocabulary.matchers(["x"])[0].next_state.shape[1] == 512
-    with pytest.raises(ValueError, match=r"ids up to 99, but the vocabulary size is 50.*do not belong together"):
-        Vocabulary(load_tokenizer("tiny"), size=50)
+def test_logits_beyond_the_tokens_are_not_usable():
+    vocabulary = Vocabulary(load_tokenizer("tiny"))
+    logits = torch.arange(2 * 128.0).view(2, 128)
+    assert torch.equal(vocabulary.usable(logits), logits[:, :100])
+    assert vocabulary.usable(logits[:, :100]) is not None
+    assert not len(vocabulary.unused)
+    with pytest.raises(ValueError, match=r"ids up to 99, but the model has logits for 50 only.*do not belong together"):
+        vocabulary.usable(logits[:, :50])
+
+
+def test_ids_between_those_of_tokens_are_unused():
+    vocabulary = Vocabulary(with_holes())
+    assert vocabulary.size == len(vocabulary.token_bytes) == 9
+    assert vocabulary.unused.tolist() == [3, 5, 6, 7]
+    found = vocabulary.usable(torch.zeros(1, 12))
+    assert found.tolist() == [[0, 0, 0, -np.inf, 0, -np.inf, -np.inf, -np.inf, 0]]
+    assert vocabulary.decode([1, 5, 2, 3, 4, 8]) == "abc"
+    assert vocabulary.matchers(["x"])[0].next_state.shape[1] == 9
+
+
+def with_holes():
+    """The letters a, b and c are the tokens 1, 2 and 4; a special token was added far behind them."""
+    tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1, "b": 2, "c": 4, "<end>": 8}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<end>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="?")
 
 
 def test_encode():
