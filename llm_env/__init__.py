@@ -23,7 +23,7 @@ from llm_env.mdp.core import TokenMDP
 from llm_env.tasks import Task, make_task, register_task, task_names
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt
-from llm_env.tokens.state import TokenState
+from llm_env.tokens.state import END_OF_CODE, TokenState
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import End
 
@@ -44,6 +44,7 @@ _HOME = {
 }
 
 __all__ = [
+    "END_OF_CODE",
     "End",
     "Engine",
     "Episode",

@@ -91,5 +91,8 @@ class Engine(Protocol):
     def load_weights(self, named_tensors: NamedTensors, version: int) -> None:
         """Replace the weights."""
 
+    def duplicate(self) -> Engine:
+        """Another engine with the same weights and texts."""
+
     def close(self) -> None:
         """Free everything."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -152,6 +153,18 @@ class EngineSlots(abc.ABC):
             slots = self._slots(slots)
             self.stop(slots)
             self._claimed[slots] = False
+
+    def duplicate(self) -> Self:
+        """Another engine with the same weights, and the same texts in its slots."""
+        self._check_open()
+        other = object.__new__(type(self))
+        other.__dict__.update(copy.deepcopy(vars(self)))
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Engines are handed to those who use them, and copying those (or Gymnasium's record of how they were made) must
+        # not copy the weights of a language model in silence. To have two, there is `duplicate`.
+        return self
 
     def close(self) -> None:
         """Free the slots and whatever the engine holds; it cannot be used any more."""

@@ -17,7 +17,7 @@ from llm_env.mdp.options import MDPOptions
 from llm_env.tasks.base import Task
 from llm_env.tokens.arrays import BoolArray, IntArray
 
-_BEGUN_OR_ENDED = ("prompt_index", "group", "final_obs", "final_info")
+_ENDED = ("final_obs", "final_info")
 
 
 class SB3TokenVecEnv(VecEnv):
@@ -78,7 +78,8 @@ class SB3TokenVecEnv(VecEnv):
         if any(self._options):
             raise ValueError(f"the rows share one stream of prompts and take no options of their own: {self._options}")
         observation, info = self.envs.reset(seed=seed)
-        self.reset_infos = [_row(info, row) for row in range(self.num_envs)]
+        self.reset_infos = _by_rows(info, self.num_envs)
+        self._reset_keys = list(self.reset_infos[0])
         self._reset_seeds()
         self._reset_options()
         self._return = np.zeros(self.num_envs)
@@ -98,16 +99,15 @@ class SB3TokenVecEnv(VecEnv):
         done = terminated | truncated
         self._return += reward
         self._length += 1
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for key in [key for key in info if key[0] != "_" and key not in _BEGUN_OR_ENDED]:
-            for row in np.flatnonzero(info[f"_{key}"]).tolist():
-                infos[row][key] = info[key][row]
-        for row in np.flatnonzero(done).tolist():
-            infos[row].update(_row(info["final_info"], row))
+        infos = _by_rows({key: value for key, value in info.items() if key not in _ENDED}, self.num_envs)
+        ended = np.flatnonzero(done).tolist()
+        finals = _by_rows(info["final_info"], self.num_envs) if ended else []
+        for row in ended:
+            self.reset_infos[row] = {key: infos[row][key] for key in self._reset_keys}
+            infos[row].update(finals[row])
             infos[row]["terminal_observation"] = info["final_obs"][row]
             infos[row]["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
             infos[row]["episode"] = {"r": float(self._return[row]), "l": int(self._length[row])}
-            self.reset_infos[row] = {key: info[key][row] for key in ("prompt_index", "group")}
         self._return[done] = 0.0
         self._length[done] = 0
         return observation, reward.astype(np.float32), done, infos
@@ -169,10 +169,15 @@ class SB3TokenVecEnv(VecEnv):
         return self._get_indices(indices)
 
 
-def _row(info: dict[str, Any], row: int) -> dict[str, Any]:
-    """One row of the infos of a vector environment."""
-    return {
-        key: _row(value, row) if isinstance(value, dict) else value[row]
-        for key, value in info.items()
-        if not key.startswith("_") and info.get(f"_{key}", ())[row : row + 1].any()
-    }
+def _by_rows(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """The infos of a vector environment as a dictionary for each row."""
+    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, value in info.items():
+        if key.startswith("_"):
+            continue
+        values = _by_rows(value, num_envs) if isinstance(value, dict) else value
+        if isinstance(values, np.ndarray) and values.ndim == 1:
+            values = values.tolist()  # Python's own numbers
+        for row in np.flatnonzero(info[f"_{key}"]).tolist():
+            rows[row][key] = values[row]
+    return rows

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 import gymnasium
 import numpy as np
 
-from llm_env.envs.infos import episode_info, finished_info
+from llm_env.envs.infos import row_info
 from llm_env.envs.render import render_row
 from llm_env.envs.spaces import action_space, observation_space
 from llm_env.mdp.core import Arrays, SavedMDP, TokenMDP
@@ -61,21 +61,18 @@ class TokenEnv(gymnasium.Env[Arrays, np.int64]):
             raise ValueError(f"unknown reset options {sorted(unknown)}; known is 'prompt_index'")
         index = options.get("prompt_index")
         self.mdp.reset(seed=seed, prompt_indices=None if index is None else [index])
-        return self._observation(), self._with_mask(episode_info(self.mdp, 0))
+        return self._observation(), self._with_mask(row_info(self.mdp, 0, {}))
 
     def step(self, action: np.int64 | int) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
         """Append one token."""
         state = self.mdp.state
         reward = self.mdp.step(np.reshape(action, -1))
-        info = episode_info(self.mdp, 0)
-        if self.mdp.finished:
-            info.update(finished_info(self.mdp.finished[0]))
         return (
             self._observation(),
             float(reward[0]),
             bool(state.terminated[0]),
             bool(state.truncated[0]),
-            self._with_mask(info),
+            self._with_mask(row_info(self.mdp, 0, self.mdp.finished)),
         )
 
     def render(self) -> str | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from llm_env.envs.infos import episode_infos, finished_infos
+from llm_env.envs.infos import batch_info
 from llm_env.envs.render import render_row
 from llm_env.envs.spaces import action_space, observation_space
 from llm_env.mdp.core import Arrays, SavedMDP, TokenMDP
@@ -91,7 +91,7 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         super().reset(seed=seed)
         rows, prompt_indices = self._reset_options(options or {})
         self.mdp.reset(rows, seed=seed, prompt_indices=prompt_indices)
-        return self.mdp.observation(self._copy), self._info({})
+        return self.mdp.observation(self._copy), self._with_mask(batch_info(self.mdp, {}))
 
     def step(self, actions: IntArray) -> Step:
         """Append one token to every episode."""
@@ -108,12 +108,13 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         else:
             reward = mdp.step(actions)
         terminated, truncated = state.terminated, state.truncated
-        info = finished_infos(mdp.finished, self.num_envs)
         if self._resets_same_step and mdp.finished:
-            ended = np.fromiter(mdp.finished, dtype=np.int64)
-            info = self._final(ended, info)
-            mdp.reset(ended)
-        return mdp.observation(self._copy), reward, terminated, truncated, self._info(info)
+            final = self._final()
+            mdp.reset(list(mdp.finished))
+            info = {**batch_info(mdp, {}), **final}
+        else:
+            info = batch_info(mdp, mdp.finished)
+        return mdp.observation(self._copy), reward, terminated, truncated, self._with_mask(info)
 
     def render(self) -> tuple[str, ...] | None:
         """Each row's prompt, text and return."""
@@ -143,20 +144,20 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         """Free what the environment holds."""
         self.mdp.close()
 
-    def _info(self, info: dict[str, Any]) -> dict[str, Any]:
-        info.update(episode_infos(self.mdp))
+    def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
         if (mask := self.mdp.action_mask()) is not None:
             info["action_mask"], info["_action_mask"] = mask, np.ones(self.num_envs, dtype=np.bool_)
         return info
 
-    def _final(self, rows: IntArray, final_info: dict[str, Any]) -> dict[str, Any]:
+    def _final(self) -> dict[str, Any]:
         """The last observations and infos of episodes that are about to give way to new ones."""
-        observation = self.mdp.observation(copy=False)
+        observation, finished = self.mdp.observation(copy=False), self.mdp.finished
         mask = np.zeros(self.num_envs, dtype=np.bool_)
-        mask[rows] = True
+        mask[list(finished)] = True
         last = np.full(self.num_envs, None, dtype=object)
-        for row in rows.tolist():
+        for row in finished:
             last[row] = {name: array[row].copy() for name, array in observation.items()}
+        final_info = batch_info(self.mdp, finished, mask)
         return {"final_obs": last, "_final_obs": mask, "final_info": final_info, "_final_info": mask.copy()}
 
     def _reset_options(self, options: dict[str, Any]) -> tuple[IntArray | None, Any]:

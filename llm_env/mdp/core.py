@@ -12,7 +12,7 @@ from typing import Any, Protocol, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from llm_env.mdp.observer import Observer
+from llm_env.mdp.observer import CLOSED, Observer
 from llm_env.mdp.options import MDPOptions, vocabulary_of, with_defaults
 from llm_env.tasks.base import Task
 from llm_env.tasks.registry import make_task
@@ -64,6 +64,7 @@ class TokenMDP:
         episodes: the rows that are being written, see `RunningEpisodes`.
         state: their tokens, see `TokenState`.
         begun: `[num_envs]` bool, the rows that the last reset began.
+        closed: whether `close` was called. Nothing can be stepped, reset or restored any more.
         finished: the episodes that the last step ended, by row.
         followers: those who keep something beside the episodes, and are told when episodes are copied.
 
@@ -121,6 +122,7 @@ class TokenMDP:
         self.state = self.episodes.state
         self.observer = Observer.make(engine, chosen["observe"], chosen["top_k"], model, self.state, self.vocabulary)
         self.followers: list[Follower] = []
+        self.closed = False
         self.begun = np.zeros(num_envs, dtype=np.bool_)
         self.episode_return = np.zeros(num_envs)
         self.finished: dict[int, Episode] = {}
@@ -151,6 +153,7 @@ class TokenMDP:
             prompt_indices: begin with these prompts of the split, one for each row, instead of the next in order. Rows
                 that are given the same prompt form a group; its number is negative, unlike those dealt in order.
         """
+        self._check_open()
         if seed is not None:
             self.sampler.reseed(int(seed))
         if rows is None:
@@ -169,6 +172,7 @@ class TokenMDP:
 
     def step(self, actions: Sequence[int] | IntArray, rows: Sequence[int] | IntArray | None = None) -> FloatArray:
         """Let `rows` (all by default) each take an action; returns `[num_envs]` rewards, 0 for the others."""
+        self._check_open()
         episodes = self.episodes
         episodes.step(actions, rows)
         acted = self.state.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
@@ -232,6 +236,7 @@ class TokenMDP:
 
     def restore(self, rows: Sequence[int] | IntArray, saved: SavedMDP) -> None:
         """Put saved episodes into `rows`: one each, or a single one copied into all of them."""
+        self._check_open()
         rows = as_indices(rows, self.num_envs, "row")
         self.episodes.restore(rows, saved.episodes)
         self.episode_return[rows] = saved.episode_return
@@ -241,9 +246,17 @@ class TokenMDP:
             follower.restore(rows, saved.more[place] if same else None)
 
     def close(self) -> None:
-        """Free the engine, or its slots if it was handed in, and the process that rewards run in, if there is one."""
+        """Free the engine, or its slots if it was handed in, and the process that rewards run in, if there is one.
+
+        Once more does no harm.
+        """
+        self.closed = True
         self.observer.close()
         self.reward.end_worker()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError(CLOSED)
 
     def _scores(self, rollouts: Sequence[Rollout], truncated: Sequence[bool]) -> list[Score]:
         scored = [rollout for rollout, cut in zip(rollouts, truncated, strict=True) if not cut]

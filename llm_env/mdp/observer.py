@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from llm_env.tokens.state import RUNNING, TokenState
 from llm_env.tokens.vocabulary import Vocabulary
 
 Observe = Literal["tokens", "logits", "top_k"]
+
+CLOSED = "this environment has been closed: make a new one"
 
 
 class Observer:
@@ -55,8 +58,11 @@ class EngineObserver(Observer):
     """An engine reads every text. `arrays` has its distribution of each row's next token, zero after the end.
 
     A truncated text still has a next token, and its distribution: the last state's value may depend on it.
-    An engine may serve several observers: each claims slots of its own. When the engine's weights have been replaced,
-    the texts are read again.
+    An engine may serve several observers: each claims slots of its own, and gives them back when it is closed, after
+    which it reads no more. When the engine's weights have been replaced, the texts are read again.
+
+    A copy (`copy.deepcopy`) reads with slots of its own: in the same engine if that was handed in, else in a copy of
+    the engine. To pickle an observer is to pickle its engine.
 
     Args:
         engine: an engine, or the name of one.
@@ -94,14 +100,13 @@ class EngineObserver(Observer):
         else:
             raise ValueError(f"top_k must be from 1 to the {size} tokens of the vocabulary, got {top_k}")
         self._read = np.zeros(rows, dtype=np.int64)  # how many tokens of each row the engine has read
-        self._slots: IntArray = self.engine.claim(rows)
-        # For an environment that is dropped without `close`. It runs once: the slots may be another's by then.
-        self._release = weakref.finalize(self, self.engine.release, self._slots)
-        self._release.atexit = False
+        self._closed = False
         self._version = self.engine.version
+        self._hold(self.engine.claim(rows))
 
     def begin(self, rows: IntArray) -> None:
         """Read these rows from their beginning."""
+        self._check_open()
         state = self._state
         for array in self.arrays.values():
             array[rows] = 0
@@ -114,6 +119,7 @@ class EngineObserver(Observer):
 
     def advance(self, rows: IntArray) -> None:
         """Read what these rows have gained: the agent's token, and perhaps a task's reply."""
+        self._check_open()
         state = self._state
         if self.engine.version != self._version:
             self._version = self.engine.version
@@ -137,11 +143,47 @@ class EngineObserver(Observer):
         self._stop_ended(rows)
 
     def close(self) -> None:
-        """Free the engine, or only the slots if it was handed in."""
+        """Free the engine, or only the slots if it was handed in; more than once does no harm."""
+        self._closed = True
         if self._owns_engine:
             self.engine.close()
         else:
             self._release()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineObserver:
+        own = object.__new__(type(self))
+        memo[id(self)] = own
+        kept = {name: value for name, value in self.__getstate__().items() if name != "engine"}
+        own.__dict__.update(copy.deepcopy(kept, memo), engine=self.engine)
+        if self._closed:
+            own._hold(own._slots)
+        elif self._owns_engine:
+            own.engine = self.engine.duplicate()
+            own._hold(own._slots)
+        else:
+            own._hold(own.engine.claim(len(own._slots)))
+            own.begin(own._state.all_rows)
+        return own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_release"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hold(self._slots)
+
+    def _hold(self, slots: IntArray) -> None:
+        """Keep slots until `close`, or until the environment is dropped without it."""
+        self._slots = slots
+        # It runs once, and not at all if they were given back before: they may be another's by then.
+        self._release = weakref.finalize(self, self.engine.release, slots)
+        self._release.atexit = False
+        if self._closed:
+            self._release.detach()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(CLOSED)
 
     def _stop_ended(self, rows: IntArray) -> None:
         ended = rows[self._state.end[rows] != RUNNING]

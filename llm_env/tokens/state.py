@@ -26,7 +26,8 @@ Reply = Callable[["TokenState", int], Sequence[int] | IntArray | None]
 IDLE = -1  # no episode was ever begun in this row
 RUNNING, EOS, STOP, TASK, BUDGET, CONTEXT = range(6)
 
-# The `End` of each code. That of IDLE, -1, is the last: a row in which nothing was begun has not ended either.
+# The `End` of each code, which the environments report as `info["end_code"]`. That of IDLE, -1, is the last: a row in
+# which nothing was begun has not ended either.
 END_OF_CODE = (End.RUNNING, End.EOS, End.STOP, End.TASK, End.BUDGET, End.CONTEXT, End.RUNNING)
 
 

@@ -65,7 +65,8 @@ class EpisodeStatistics(TokenWrapper):
 
     `text` is what the agent wrote, `transcript` has what the task replied as well.
     The return is what the environment paid, wrappers inside this one included. `prompt_index` and `group` are those
-    that `reset` reported when the episode began.
+    that `reset` reported when the episode began. These are texts, in the step that ends an episode: wherever infos are
+    stacked or made into tensors, leave this wrapper out.
 
     Args:
         env: a `TokenEnv`, wrapped or not. For a batch there is `llm_env.wrappers.vector.EpisodeStatistics`.

@@ -28,7 +28,8 @@ class EpisodeStatistics(TokenVectorWrapper):
 
     The return is what the environment paid, wrappers inside this one included. `prompt_index` and `group` are those
     that `reset` reported when the episode began. (The first n episodes to end are the short ones: to evaluate on n
-    prompts, wait for the first n groups instead, as `examples/rollout.py` does.)
+    prompts, wait for the first n groups instead, as `examples/rollout.py` does.) These are texts, in the step that ends
+    an episode: wherever infos are stacked or made into tensors, leave this wrapper out.
 
     Args:
         env: a `TokenVectorEnv`, wrapped or not.

@@ -10,6 +10,7 @@ from tests.public import has_example, undocumented
 
 PUBLIC = {
     "llm_env": [
+        "END_OF_CODE",
         "End",
         "Engine",
         "Episode",
@@ -59,7 +60,7 @@ PUBLIC = {
     "llm_env.wrappers": ["EpisodeStatistics", "FlatTokens", "KLReward", "ScaleReward", "TopKActions", "vector"],
 }
 
-VALUES: set[str] = set()
+VALUES = {"END_OF_CODE"}
 WITHOUT_EXAMPLE = {
     "Job",  # four numbers; `Engine.write` takes it
     "vector",  # a module, whose classes have examples

@@ -9,7 +9,7 @@ import itertools
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -124,6 +124,13 @@ class VLLMEngine(EngineBase):
         except ValueError:
             self._stale = stale  # nothing was changed
             raise
+
+    def duplicate(self) -> NoReturn:
+        """Refused: there is no copying what vLLM holds."""
+        raise ValueError(
+            "an engine of vLLM cannot be copied, nor an environment that made one by its name: make the engine, hand "
+            "it to the environment, and its copies will share it"
+        )
 
     def close(self) -> None:
         """Free the model and the cache; it cannot be used any more."""

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_env import SB3TokenVecEnv, TokenEnv, TokenVectorEnv, TorchRLTokenEnv
+from llm_env import END_OF_CODE, SB3TokenVecEnv, TokenEnv, TokenVectorEnv, TorchRLTokenEnv
 from tests.llm_env.reference import LETTERS, PROMPTS, Probe, SlowEnvs
 
 STEPS = 14
@@ -98,17 +98,20 @@ def test_vector_env(
         np.testing.assert_allclose(reward, expected_reward)
         np.testing.assert_array_equal(terminated, expected_flags[0])
         np.testing.assert_array_equal(truncated, expected_flags[1])
-        said = info.get("final_info", {}) if mode == "SameStep" else info
-        if not ended:
-            assert "end" not in said
-            continue
-        assert np.flatnonzero(said["_end"]).tolist() == ended
+        assert [END_OF_CODE[code] for code in info["end_code"]] == [episode.end for episode in slow.episodes]
+        assert info["_end_code"].all()
+        assert ("final_info" in info) == ("final_obs" in info) == (mode == "SameStep" and bool(ended))
+        said = info.get("final_info", info)
+        if "final_info" in info:
+            assert not info["score"].any()
+            assert said["_end_code"].tolist() == said["_prompt_index"].tolist() == np.isin(everyone, ended).tolist()
         for row in ended:
-            assert said["end"][row] == finals[row].end
+            assert END_OF_CODE[said["end_code"][row]] == finals[row].end
+            assert said["prompt_index"][row] == finals[row].prompt_index
             if finals[row].terminated:
-                assert said["score"]["length"][row] == len(finals[row].tokens) - len(finals[row].prompt)
+                assert said["score/length"][row] == len(finals[row].tokens) - len(finals[row].prompt)
             else:
-                assert not said["score"].get("_length", np.zeros(num_envs))[row]
+                assert not said.get("_score/length", np.zeros(num_envs))[row]
             if mode == "SameStep":
                 assert_same(info["final_obs"][row], {key: value[row] for key, value in last.items()})
 

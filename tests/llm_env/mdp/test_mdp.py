@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from llm_env import Prompt, Task, TokenEnv, TokenMDP, TokenVectorEnv
+from llm_env import END_OF_CODE, Prompt, Task, TokenEnv, TokenMDP, TokenVectorEnv
 from llm_env.tasks import Copy, Dataset
 from rewards import Rollout
 
@@ -144,7 +144,7 @@ def test_a_prompt_longer_than_the_context() -> None:
     assert (len(env.mdp.prompts), env.mdp.prompts.dropped) == (1, 2)
     env = TokenEnv(Long, context=31)
     env.reset()
-    assert env.step(5)[4]["end"] == "context"
+    assert END_OF_CODE[env.step(5)[4]["end_code"]] == "context"
 
 
 def test_same_seed_same_run() -> None:

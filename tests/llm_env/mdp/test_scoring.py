@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from llm_env import Prompt, Task, TokenEnv, TokenVectorEnv
+from llm_env import END_OF_CODE, Prompt, Task, TokenEnv, TokenVectorEnv
 from llm_env.models import load_tokenizer
 from llm_env.tasks import Copy, Dataset
 from rewards import ExactMatch, LengthPenalty, Reward, RewardError, Rollout, Score
@@ -28,9 +28,9 @@ class TestRewards:
         envs.step(np.array([a, a]))
         _, reward, terminated, _, info = envs.step(np.array([eos, a]))
         assert terminated.tolist() == [True, False]
-        assert info["score"]["exact_match"].tolist() == [1.0, 0.0]
-        assert info["score"]["_exact_match"].tolist() == [True, False]
-        assert info["score"]["length_penalty"][0] == -0.25
+        assert info["score/exact_match"].tolist() == [1.0, 0.0]
+        assert info["_score/exact_match"].tolist() == [True, False]
+        assert info["score/length_penalty"][0] == -0.25
         assert reward.tolist() == [0.75, 0.0]
 
     def test_one_that_raises_costs_its_rollout_only(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -44,7 +44,7 @@ class TestRewards:
         envs.reset(seed=0)
         _, reward, _, _, info = envs.step(envs.mdp.vocabulary.encode("aba"))
         assert reward.tolist() == [1.0, -2.0, 1.0]
-        assert info["score"]["reward_failed"].tolist() == [0.0, 1.0, 0.0]
+        assert info["score/reward_failed"].tolist() == [0.0, 1.0, 0.0]
         assert envs.mdp.reward.num_failures == 1
         assert envs.mdp.reward.failures[0].rollout.text == "b"
         assert "no b, please" in envs.mdp.reward.failures[0].error
@@ -161,7 +161,7 @@ class TestRewards:
         assert tokens[2:5].tolist() == [eos, *tokenizer.convert_tokens_to_ids(["o", "k"])]
         env.step(eos)
         _, reward, terminated, _, info = env.step(eos)  # the last token it may write: no reply could be read
-        assert (reward, terminated, info["end"]) == (4.0, True, "budget")
+        assert (reward, terminated, END_OF_CODE[info["end_code"]]) == (4.0, True, "budget")
 
     def test_scores_per_token_are_paid_and_reported(self) -> None:
         def per_token(rollout: Rollout) -> Score:
@@ -172,7 +172,7 @@ class TestRewards:
         env.step(5)
         _, reward, _, _, info = env.step(env.mdp.vocabulary.eos_tokens[0])
         assert reward == 1.5
-        assert info["token_scores"].tolist() == [0.0, 0.5]
+        assert info["token_scores"].tolist() == [0.0, 0.5, 0.0, 0.0]  # one for each of the four choices it had
 
     def test_a_text_that_is_cut_off_is_scored_or_valued(self) -> None:
         class Bootstrapped(Copy):
@@ -186,7 +186,7 @@ class TestRewards:
             _, reward, terminated, truncated, info = env.step(right)
             assert (terminated, truncated) == flags
             assert reward == (0.5 if terminated else 0.0)
-            assert info["end"] == "budget"
+            assert END_OF_CODE[info["end_code"]] == "budget"
 
         class Wrong(Copy):
             name = "Wrong"
