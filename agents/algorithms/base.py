@@ -116,7 +116,9 @@ class Algorithm:
     def make_loss(self) -> TokenLoss:
         """The objective."""
         loss = loss_class(self.loss_kind or self.config.loss.kind)
-        return loss(self.network, self.config.loss, critic=self.has_critic, kl_estimator=self.config.kl.estimator)
+        kl, in_loss = self.config.kl, self.config.kl.where == "loss"
+        estimator = (kl.estimator if in_loss else None) or "k2"
+        return loss(self.network, self.config.loss, critic=self.has_critic, kl_estimator=estimator)
 
     def advantages(self, data: TensorDict, reward: Tensor) -> tuple[Tensor, Tensor | None]:
         """`[B, T]` advantages and, for a critic, `[B, T]` value targets."""

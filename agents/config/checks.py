@@ -65,10 +65,17 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
         )
     if c.kl.target is not None and c.kl.beta == 0:
         yield f"--kl.target is {c.kl.target}, but an adapted --kl.beta grows from where it begins: make it more than 0"
-    if c.kl.estimator != "k1" and c.kl.where == "reward":
+    if c.kl.estimator is not None and c.kl.beta == 0:
+        yield f"--kl.estimator is {c.kl.estimator}, but --kl.beta is 0, so there is no penalty: leave it out"
+    elif c.kl.estimator in ("k2", "k3") and c.kl.where == "reward":
         yield (
             f"--kl.estimator is {c.kl.estimator}, but a penalty in the reward is always k1: "
             f"use --kl.where loss, or leave the estimator out"
+        )
+    elif c.kl.estimator == "k1" and c.kl.where == "loss":
+        yield (
+            "--kl.estimator is k1, but in the loss it holds the policy to nothing: its gradient does not depend on the "
+            "reference, it makes whatever was written rarer. Use k2, whose gradient is that of the KL, or k3"
         )
     if c.model.lora.rank and c.model.reference_dtype is not None:
         yield (

@@ -107,9 +107,9 @@ class KLConfig:
     """The weight of the KL penalty, such as 0.05; 0 means no penalty. With --kl.target it is only the first weight."""
     where: Literal["reward", "loss"] = "reward"
     """Where the KL penalty acts: subtracted from the reward of every token, or added to the loss."""
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    """How the KL is estimated in the loss: k1 (the log-ratio), k2 (half its square; its gradient is that of the true
-    KL) or k3 (never negative, usual for grpo). A penalty in the reward is always k1."""
+    estimator: Literal["k1", "k2", "k3"] | None = None
+    """How the KL of a token is estimated: in the loss by k2 (half the log-ratio's square, whose gradient is that of the
+    KL) or k3 (never negative, usual for grpo), in the reward by k1 (the log-ratio). None takes k2 or k1, as fits."""
     target: Positive | None = None
     """Adapt the weight of the KL penalty so that the KL of a whole text stays near this, such as 6; none keeps the
     weight as it is."""

@@ -43,7 +43,7 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
         config: the weights of the parts, and what else the loss reads.
         critic: whether there is a critic to teach.
         value_clip: how far a new value may move from the old one; the loss does not reward moving further.
-        kl_estimator: of the KL to the reference; see `agents.losses.ops.kl_estimate`.
+        kl_estimator: of the KL to the reference, "k2" or "k3"; see `agents.losses.terms.kl_to_reference`.
         **options: of the TorchRL loss that a subclass builds on.
 
     Attributes:

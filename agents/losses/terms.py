@@ -72,7 +72,26 @@ def negative_entropy(log_prob: Tensor, distribution: TokenDistribution, data: Te
 
 
 def kl_to_reference(estimator: Estimator) -> Term:
-    """The KL of the policy to the reference, whose log-probs the batch holds as `ref_log_prob`."""
+    """The KL of the policy to the reference, whose log-probs the batch holds as `ref_log_prob`.
+
+    On tokens that the policy has drawn, the gradient of k2 is on average that of KL(policy | reference), and the
+    gradient of k3 that of KL(reference | policy): either leads to the reference. That of k1 is the gradient of the
+    log-prob, in which the reference does not occur: on average it is 0, and in the steps that follow the first on a
+    batch it makes the tokens of that batch rarer still.
+
+    Args:
+        estimator: "k2" or "k3".
+
+    Examples:
+        >>> kl_to_reference("k1")
+        Traceback (most recent call last):
+        ValueError: k1 is no estimator for a loss, ...
+    """
+    if estimator == "k1":
+        raise ValueError(
+            "k1 is no estimator for a loss, for its gradient does not depend on the reference: "
+            "use 'k2', whose gradient is that of the KL, or 'k3'"
+        )
 
     def cost(log_prob: Tensor, distribution: TokenDistribution, data: TensorDictBase) -> Tensor:
         return kl_estimate(log_prob, data["ref_log_prob"], estimator)

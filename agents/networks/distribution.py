@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +23,23 @@ BLOCK_BYTES = 2**23  # what is done to single logits is done in portions that fi
 IMPOSSIBLE = -1e30  # the logit of what cannot be chosen: its probability is exactly 0, and no product of it is NaN
 
 
+@dataclass(frozen=True, eq=False)
+class _Computed:
+    """What was computed last, and of what: `versions` tells whether any of that was edited in place since."""
+
+    tokens: Tensor
+    versions: tuple[int, ...] | None
+    log_prob: Tensor
+    entropy: Tensor | None
+
+
 class TokenDistribution(Distribution):
     """A categorical distribution over the vocabulary at each of many states.
 
     Log-prob and entropy are computed together, in chunks of rows, and in the backward pass computed again (unless one
     chunk holds all, when its logits are kept): memory does not depend on the number of states times the
-    vocabulary.
+    vocabulary. The last result is kept, for as long as it is what would be computed now: of the same tokens, states
+    and weights, and with a graph where one is wanted.
 
     Args:
         hidden: `[..., H]` hidden states.
@@ -69,7 +81,7 @@ class TokenDistribution(Distribution):
         self.dtype = dtype or head.weight.dtype
         self._weight, self._bias, self._unused = _rows_of_tokens(head, vocabulary)
         self.allowed = allowed
-        self._last: tuple[Tensor, Tensor, Tensor | None] | None = None  # tokens, their log-probs, entropies
+        self._last: _Computed | None = None
 
     @property
     def support(self) -> Any:
@@ -89,17 +101,20 @@ class TokenDistribution(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """`[...]` float32 log-probabilities of the tokens; 0 where the mask is False."""
-        if self._last is None or self._last[0] is not value:
-            self._last = (value, *self._both(value, with_entropy=torch.is_grad_enabled()))
-        return self._last[1]
+        kept = self._kept()
+        # The numbers are compared, not the objects: tokens may be edited in place, or indexed anew.
+        if kept is None or not torch.equal(kept.tokens, value):
+            kept = self._compute(value, with_entropy=torch.is_grad_enabled())
+        return kept.log_prob if torch.is_grad_enabled() else kept.log_prob.detach()
 
     def entropy(self) -> Tensor:
         """`[...]` float32 entropies; free after a `log_prob` that autograd has seen."""
-        if self._last is None or self._last[2] is None:
+        kept = self._kept()
+        if kept is None or kept.entropy is None:
             any_tokens = torch.zeros(self.batch_shape, dtype=torch.long, device=self.hidden.device)
-            self._last = (any_tokens, *self._both(any_tokens, with_entropy=True))
-        assert self._last[2] is not None
-        return self._last[2]
+            kept = self._compute(any_tokens, with_entropy=True)
+        assert kept.entropy is not None
+        return kept.entropy if torch.is_grad_enabled() else kept.entropy.detach()
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Tokens, drawn with torch's global random numbers."""
@@ -125,6 +140,25 @@ class TokenDistribution(Distribution):
         if allowed is not None:
             allowed = Allowed(allowed.bits, allowed.index.reshape(-1)[states])
         return _Limits(self._unused, allowed)
+
+    def _kept(self) -> _Computed | None:
+        """The last result, if it is what would be computed now."""
+        last = self._last
+        if last is None or last.versions is None or last.versions != self._versions():
+            return None
+        learns = any(part.requires_grad for part in (self.hidden, self._weight, self._bias) if part is not None)
+        lacks_a_graph = learns and torch.is_grad_enabled() and not last.log_prob.requires_grad
+        return None if lacks_a_graph else last
+
+    def _compute(self, tokens: Tensor, with_entropy: bool) -> _Computed:
+        log_prob, entropy = self._both(tokens, with_entropy)
+        self._last = _Computed(tokens.clone(), self._versions(), log_prob, entropy)
+        return self._last
+
+    def _versions(self) -> tuple[int, ...] | None:
+        """How often each of the tensors was edited in place; None if one does not tell."""
+        parts = [part for part in (self.hidden, self._weight, self._bias, self.mask) if part is not None]
+        return None if any(part.is_inference() for part in parts) else tuple(part._version for part in parts)
 
     def _both(self, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         shape = self.batch_shape

@@ -29,7 +29,6 @@ from tests.agents.small import (
 
 LOSSES: dict[str, Callable[[Network], Any]] = {
     "clip": lambda n: clip_loss(n, dual_clip=1.5, entropy=0.1, value_clip=0.5),
-    "clip, k1": lambda n: clip_loss(n, kl=0.2, kl_estimator="k1"),
     "clip, k2": lambda n: clip_loss(n, kl=0.2, kl_estimator="k2"),
     "clip, k3": lambda n: clip_loss(n, kl=0.2, kl_estimator="k3"),
     "no critic": lambda n: clip_loss(n, value=None),

@@ -233,12 +233,97 @@ def test_log_prob_and_entropy_are_computed_together_and_once(monkeypatch: pytest
     many.log_prob(tokens)
     many.entropy()
     many.log_prob(tokens)
+    many.log_prob(tokens.clone())  # the same tokens, wherever they lie
+    with torch.no_grad():
+        many.log_prob(tokens)
+        many.entropy()
     assert len(calls) == 1
     others = (tokens + 1) % VOCAB
     assert not torch.equal(many.log_prob(others), many.log_prob(tokens))
     entropy_first = TokenDistribution(hidden, head_of())
     torch.testing.assert_close(entropy_first.entropy(), many.entropy())
     torch.testing.assert_close(entropy_first.log_prob(tokens), many.log_prob(tokens))
+
+
+def test_what_was_computed_without_a_graph_is_no_answer_with_one() -> None:
+    hidden, tokens = states(4)
+    head = head_of()
+    expected = torch.autograd.grad(TokenDistribution(hidden, head).log_prob(tokens).sum(), hidden)[0]
+    for quantity in (lambda d: d.log_prob(tokens), lambda d: d.entropy()):
+        many = TokenDistribution(hidden, head)
+        with torch.no_grad():
+            before = quantity(many)
+        assert not before.requires_grad
+        after = quantity(many)
+        assert after.requires_grad
+        torch.testing.assert_close(after, before)
+        with torch.no_grad():
+            assert not quantity(many).requires_grad  # what has a graph serves without it, too
+    with torch.no_grad():
+        many = TokenDistribution(hidden, head)
+        many.log_prob(tokens)
+        many.entropy()
+    torch.testing.assert_close(torch.autograd.grad(many.log_prob(tokens).sum(), hidden)[0], expected)
+
+
+def edited(what: torch.Tensor, how: str) -> None:
+    """Changed in place: by torch, behind its back through shared memory, or by rows."""
+    with torch.no_grad():
+        if how == "torch":
+            what.add_(1)
+        elif how == "numpy":
+            what.detach().numpy()[...] += 1
+        else:
+            what[0] += 1
+
+
+@pytest.mark.parametrize("how", ["torch", "numpy", "a row"])
+def test_tokens_that_were_edited_in_place_are_other_tokens(how: str) -> None:
+    hidden, tokens = states(4)
+    tokens = tokens.clamp_max(VOCAB - 2)
+    head = head_of()
+    many = TokenDistribution(hidden, head)
+    before = many.log_prob(tokens)
+    edited(tokens, how)
+    now = many.log_prob(tokens)
+    torch.testing.assert_close(now, TokenDistribution(hidden, head).log_prob(tokens))
+    assert not torch.equal(now, before)
+
+
+@pytest.mark.parametrize("what", ["hidden", "weight", "bias", "mask"])
+def test_what_it_is_made_of_may_be_edited_in_place(what: str) -> None:
+    """An optimizer step, for one: log-probs then go with the logits."""
+    hidden, tokens = states(4)
+    head, mask = head_of(bias=True), torch.tensor([True, True, True, False])
+    many = TokenDistribution(hidden, head, mask)
+    before, entropies = many.log_prob(tokens), many.entropy()
+    with torch.no_grad():
+        if what == "mask":
+            mask[0] = False
+        else:
+            part = {"hidden": hidden, "weight": head.weight, "bias": head.bias}[what]
+            part[0] += 1
+    for now, old in ((many.log_prob(tokens), before), (many.entropy(), entropies)):
+        assert not torch.equal(now, old)
+    torch.testing.assert_close(many.log_prob(tokens), TokenDistribution(hidden, head, mask).log_prob(tokens))
+    torch.testing.assert_close(many.entropy(), TokenDistribution(hidden, head, mask).entropy())
+
+
+def test_in_inference_mode() -> None:
+    """Its tensors do not tell whether they were edited."""
+    hidden, tokens = states(4)
+    tokens = tokens.clamp_max(VOCAB - 2)
+    head = head_of()
+    with torch.inference_mode():
+        inside = hidden + 0
+        many = TokenDistribution(inside, head)
+        torch.testing.assert_close(many.log_prob(tokens), TokenDistribution(hidden, head).log_prob(tokens))
+        inside += 1
+        torch.testing.assert_close(many.log_prob(tokens), TokenDistribution(hidden + 1, head).log_prob(tokens))
+    many = TokenDistribution(hidden, head)
+    with torch.inference_mode():
+        many.log_prob(tokens)
+    assert many.log_prob(tokens).requires_grad
 
 
 def test_samples_have_their_probabilities() -> None:
