@@ -138,11 +138,12 @@ class Algorithm:
         try:
             batch = self.collector.collect()
         except RewardError as error:  # not a number: what cannot be learned from is left out, and said
-            self.step_check.allows(torch.tensor(torch.nan), [], TensorDict(), self.iteration + 1, f"reward: {error}")
+            self.step_check.reward_failed(error, self.iteration + 1)
             self.iteration += 1
             self.collector.iteration = self.iteration
             self.batch = None
-            return {"iteration": self.iteration, "tokens": self.tokens, "guard/skipped": self.step_check.skipped}
+            return {"iteration": self.iteration, "tokens": self.tokens} | self._guarded()
+        self.step_check.reward_is_fine()
         collected = time.perf_counter()
         data = self.score(batch)
         scored = time.perf_counter()
@@ -166,14 +167,18 @@ class Algorithm:
             "time/total": learned - start,
             "speed/rollout_tokens_per_s": batch.written_tokens / (collected - start),
             "speed/update_tokens_per_s": real / (learned - collected),
-            "guard/skipped": self.step_check.skipped,
         }
+        metrics |= self._guarded()
         if "kl/sequence" in metrics:
             self.kl.update(metrics["kl/sequence"], len(batch.episodes))
         every = self.config.model.refresh_reference
         if every and self.network.has_reference and self.iteration % every == 0:
             self.network.refresh_reference()
         return metrics
+
+    def _guarded(self) -> dict[str, float]:
+        """What was left out so far."""
+        return {"guard/skipped": self.step_check.skipped, "guard/unscored": self.step_check.unscored}
 
     def score(self, batch: Batch) -> TensorDict:
         """Add old log-probs, values, reference log-probs, rewards to learn from, advantages and value targets."""

@@ -174,8 +174,7 @@ class Learner:
             here.add({logged_name(name): value.detach() * len(parts) for name, value in losses.items()}, 1.0)
         norms = {part: optimizer.clip() for part, optimizer in optimizers.items()}
         clean = minibatch.exclude(*GRAPH)
-        where = " and ".join(norms)
-        if not self.check.allows(torch.as_tensor(total), list(norms.values()), clean, iteration + 1, where):
+        if not self.check.allows(torch.as_tensor(total), norms, clean, iteration + 1):
             return {}
         for optimizer in optimizers.values():
             optimizer.step()

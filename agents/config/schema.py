@@ -163,7 +163,7 @@ class GuardConfig:
 
     max_skipped: Count = 5
     """Give up when so many updates in a row had to be skipped because a loss, gradient or reward was not a finite
-    number."""
+    number; those of the policy, of the critic, and of the reward are counted each by itself."""
     kl_warning: Positive = 1.0
     """Warn when the policy has moved further than this KL per token (in nats) from the reference model, or in one
     iteration."""

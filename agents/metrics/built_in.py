@@ -298,6 +298,13 @@ BUILT_IN = (
         column="texts",
         quiet=True,
     ),
+    Metric(
+        name="guard/unscored",
+        label="batches lost",
+        meaning="Batches lost since the run began, as the reward of a text was not a finite number.",
+        column="texts",
+        quiet=True,
+    ),
     Metric(name="time/rollout", label="rollout", meaning="Seconds of writing and rewarding texts.", column="phases"),
     Metric(
         name="time/score",
