@@ -95,8 +95,9 @@ class LossConfig:
     """Where the engine computes otherwise than the trained model, weight each token by the ratio of their
     probabilities, but by no more than this; none does not correct for it."""
     target_kl: Positive | None = None
-    """End the policy's passes over a batch early, once they have moved it by more than 1.5 times this KL per token;
-    0.02 is usual, none makes all passes."""
+    """End the policy's passes over a batch early: before each step its KL per token to the policy that wrote the texts
+    is measured, and where it is more than 1.5 times this, that step and all after it are left out. 0.02 is usual, none
+    makes all passes."""
 
 
 @dataclass(frozen=True)

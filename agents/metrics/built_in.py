@@ -158,7 +158,7 @@ BUILT_IN = (
     Metric(
         name="policy/epochs",
         label="epochs",
-        meaning="Passes over the batch that the policy has learned from; loss.target-kl may cut them short.",
+        meaning="Passes over the batch that the policy has made; loss.target-kl may end them within one.",
     ),
     Metric(
         name="policy/learning_rate",
