@@ -192,7 +192,10 @@ class Algorithm:
             network,
             batch.data.to(config.device),
             size=config.actor.micro_batch_size or max(1, rows // config.actor.minibatches),
-            actor=not self.trusted and (network.shared or config.loss.importance_cap is not None),
+            # One rule: the old policy is the trained model as it was. Of an engine that rounds otherwise, the ratio to
+            # its log-probs would not begin at 1: clipping and --loss.target-kl would take rounding for learning. What
+            # the engine wrote with is for the importance weights.
+            actor=not self.trusted,
             critic=self.has_critic,
             reference=compares,
             keep_graph=reuse,

@@ -6,7 +6,7 @@ from agents.metrics.entry import Metric
 
 CRITIC, REFERENCE = "a critic", "a reference to compare with (kl.beta or kl.target)"
 HELD_OUT = "a task with held-out prompts"
-ENGINE = "an engine with weights or a precision of its own"
+ENGINE = "an engine with weights or a precision of its own, or a model that computes in bfloat16"
 
 BUILT_IN = (
     Metric(name="iteration", label="iteration", meaning="How many iterations are done."),

@@ -108,6 +108,38 @@ def test_an_engine_that_strays_is_measured_and_corrected(config: Config) -> None
         assert row["ratio/mean"] == pytest.approx(1, abs=0.3)
 
 
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_the_old_policy_is_the_trained_model_whatever_the_critic_and_the_cap(
+    config: Config, critic: str, cap: float | None
+) -> None:
+    """Not the engine, whose other rounding would look as if the policy had moved before it has learned anything."""
+    with running(config(model__critic=critic, rollout__engine_dtype="float32", loss__importance_cap=cap)) as run:
+        weights = run.algorithm.network.engine_weights()
+        torch.manual_seed(0)
+        run.engine.load_weights({name: w + 0.05 * torch.randn_like(w) for name, w in weights.items()}, version=1)
+        data = run.algorithm.score(run.algorithm.collector.collect())
+        mask = data["mask"]
+        with torch.no_grad():
+            ours = run.algorithm.network.actor.get_dist(data.clone(False)).log_prob(data["action"])
+        assert (data["action_log_prob"] - data["behaviour_log_prob"])[mask].abs().mean() > 0.05
+        torch.testing.assert_close(data["action_log_prob"][mask], ours[mask], atol=1e-5, rtol=1e-5)
+        assert ("importance_weight" in data) == (cap is not None)
+        assert "kl/mismatch" in run.algorithm.step()
+
+
+@pytest.mark.parametrize("changes", [{"model__dtype": "bfloat16"}, {"model__autocast": True}])
+def test_shared_weights_are_not_trusted_where_the_engine_rounds_otherwise(
+    config: Config, changes: dict[str, object]
+) -> None:
+    with running(config()) as run:
+        assert run.algorithm.trusted
+    with running(config(**changes, actor__epochs=1, actor__minibatches=1, actor__micro_batch_size=3)) as run:
+        row = run.algorithm.step()
+        assert 1e-4 < row["kl/mismatch"] < 0.05  # in float32 it is less than 1e-6
+        assert row["ratio/max"] == pytest.approx(1, abs=row["kl/mismatch"])  # the ratio begins at 1 all the same
+
+
 def test_without_the_correction_nothing_is_weighted(config: Config) -> None:
     _, rows = learn(config(rollout__engine_dtype="bfloat16", loss__importance_cap=None, iterations=1))
     assert 1e-5 < rows[0]["kl/mismatch"] < 0.1
