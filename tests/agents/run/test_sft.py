@@ -106,6 +106,19 @@ def test_one_seed_one_warm_start() -> None:
     assert any(not torch.equal(weight, found[2][name]) for name, weight in found[0].items())
 
 
+def test_the_temperature_of_rollouts_changes_nothing() -> None:
+    """What is learned is how likely the model itself is to answer so; a hot policy would need sharper weights for it."""
+    found = []
+    for temperature in (1.0, 0.5, 2.0):
+        net = Network(character_model(spread=0.2), ModelConfig(reference="none"), temperature)
+        sft = SFT(SFTConfig(steps=3, batch_size=4), net, TokenMDP(Answers()))
+        found.append((sft.step(), sft.run(), net.weights()))
+    for first, last, weights in found[1:]:
+        assert (first, last) == found[0][:2]
+        for name, weight in found[0][2].items():
+            assert torch.equal(weight, weights[name])
+
+
 def test_the_value_head_is_left_alone() -> None:
     sft = SFT(SFTConfig(steps=3, batch_size=4), network(), TokenMDP(Answers()))
     sft.run()
