@@ -18,7 +18,7 @@ from agents.algorithms.shaping import shape_rewards
 from agents.algorithms.steps import StepCheck
 from agents.config import TrainConfig
 from agents.losses import TokenLoss, loss_class
-from agents.losses.ops import importance_weights
+from agents.losses.ops import importance_weights, typical_error
 from agents.networks.network import Network
 from agents.rollouts.collector import Batch, Collector
 from rewards import RewardError
@@ -213,6 +213,9 @@ class Algorithm:
         data["advantage"] = advantage[..., None]
         if target is not None:
             data["value_target"] = target[..., None]
+            if "state_value" in data:  # of the whole batch, whatever the mini-batches
+                error = typical_error(data["state_value"][..., 0], target, data["mask"])
+                data["value_scale"] = error.expand(len(data))
         return data
 
     # Going on after a stop.

@@ -86,8 +86,10 @@ class LossConfig:
     value: NotNegative = 0.5
     """The weight of the critic's loss beside the policy's, which matters where they share a model; 0 trains no
     critic."""
-    value_clip: Positive | None = 0.2
-    """How far the critic's prediction may move from the one before the update; none sets no limit."""
+    value_clip: Positive | None = None
+    """How far an update may move the critic's predictions, as a share of their typical error on the batch (its root
+    mean square), such as 0.2. It makes a critic that learns from noise steadier, and any critic slower; none, which is
+    usual, sets no limit."""
     aggregate: Literal["token", "sequence", "fixed"] = "token"
     """How the losses of tokens are put together: the mean of all tokens; the mean of each text first, so that all texts
     count the same (sequence); or the sum over each text divided by --task.max-new-tokens (fixed)."""

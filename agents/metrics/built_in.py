@@ -228,7 +228,7 @@ BUILT_IN = (
     Metric(
         name="value/clip_fraction",
         label="values clipped",
-        meaning="Share of the tokens whose new value is further than loss.value-clip from the old one.",
+        meaning="Share of the tokens whose value has moved further than loss.value-clip lets it.",
         needs=f"{CRITIC} and loss.value-clip",
     ),
     Metric(

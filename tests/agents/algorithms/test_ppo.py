@@ -79,6 +79,19 @@ def test_scores_are_those_of_plain_forward_passes(config: Config, critic: str, r
         assert data["advantage"][..., 0][mask].mean().item() == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_value_clip_is_measured_in_the_error_of_the_whole_batch(config: Config, scale: float) -> None:
+    with running(config(reward__scale=scale, loss__value_clip=0.2)) as run:
+        data = run.algorithm.score(run.algorithm.collector.collect())
+    errors = [
+        float(data["value_target"][row, step, 0] - data["state_value"][row, step, 0])
+        for row, step in data["mask"].nonzero().tolist()
+    ]
+    expected = (sum(error**2 for error in errors) / len(errors)) ** 0.5
+    assert data["value_scale"].tolist() == pytest.approx([expected] * 16)
+    assert expected > 0.2 * scale  # a new critic says 0, and the scores do not
+
+
 def test_portions_are_of_similar_length() -> None:
     data = TensorDict({"length": torch.tensor([5, 1, 9, 2, 5])}, batch_size=[5])
     assert [part.tolist() for part in by_length(data, 2)] == [[1, 3], [0, 4], [2]]

@@ -159,7 +159,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "gradient checkpointing": {"model__gradient_checkpointing": True},
     "penalty": {"loss__kind": "penalty"},
     "dual clip": {"loss__dual_clip": 3.0},
-    "no value clip": {"loss__value_clip": None},
+    "value clip": {"loss__value_clip": 0.2},
     "no value loss": {"loss__value": 0.0},
     "no value loss, separate critic": {"loss__value": 0.0, "model__critic": "separate"},
     "entropy": {"loss__entropy": 0.01},

@@ -60,14 +60,14 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_a_file_may_name_some_fields(tmp_path: Path) -> None:
     path = write(
-        tmp_path, "actor: {learning_rate: 1e-4}\nloss: {value_clip: none}\ntask: {args: {alphabet: no, n: 1e3}}"
+        tmp_path, "actor: {learning_rate: 1e-4}\nloss: {importance_cap: none}\ntask: {args: {alphabet: no, n: 1e3}}"
     )
     base = TrainConfig().replace(seed=7, actor__epochs=9, actor__learning_rate=1.0)
     expected = base.replace(
-        actor__learning_rate=1e-4, loss__value_clip=None, task__args={"alphabet": "no", "n": 1000.0}
+        actor__learning_rate=1e-4, loss__importance_cap=None, task__args={"alphabet": "no", "n": 1000.0}
     )
     assert load_config(path, base) == expected
-    assert set(differences(base, expected)) == {"actor.learning_rate", "loss.value_clip", "task.args"}
+    assert set(differences(base, expected)) == {"actor.learning_rate", "loss.importance_cap", "task.args"}
     assert load_config(write(tmp_path, "# nothing\n")) == TrainConfig()
     assert load_config(write(tmp_path, "actor: {learning_rate: 1}")).actor.learning_rate == 1.0
 

@@ -107,7 +107,7 @@ def test_one_seed_one_warm_start() -> None:
 
 
 def test_the_temperature_of_rollouts_changes_nothing() -> None:
-    """What is learned is how likely the model itself is to answer so; a hot policy would need sharper weights for it."""
+    """What is learned is how likely the model itself is to answer so: a hot policy would need sharper weights."""
     found = []
     for temperature in (1.0, 0.5, 2.0):
         net = Network(character_model(spread=0.2), ModelConfig(reference="none"), temperature)

@@ -40,7 +40,7 @@ NAMES = """
     kl/reference kl/sequence kl/beta kl/old
     policy/loss policy/clip_fraction policy/entropy policy/gradient_norm policy/learning_rate policy/epochs
     ratio/mean ratio/max ratio/min ratio/ess
-    value/loss value/explained_variance value/gradient_norm value/learning_rate value/clip_fraction
+    value/loss value/explained_variance value/gradient_norm value/learning_rate
     text/length text/cut text/distinct_1 text/distinct_2 text/eos
     speed/rollout_tokens_per_s speed/update_tokens_per_s
     time/rollout time/score time/update time/weights time/total
