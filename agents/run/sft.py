@@ -82,7 +82,7 @@ class SFT:
         self.optimizer.zero_grad()
         log_prob = self._log_prob(data)
         loss = -(log_prob * token_weights(data["mask"], "token")).sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.clip()
         self.optimizer.step()
         return float(loss.detach())
