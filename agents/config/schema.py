@@ -64,7 +64,9 @@ class ModelConfig:
     name: str = "tiny"
     """The model to train: tiny or smollm2-135m (built in), a folder, or the id of a model on the Hugging Face hub."""
     dtype: Precision = "float32"
-    """The number format of the trained weights. bfloat16 takes half the memory, but loses small updates to rounding."""
+    """The number format of the model's weights. Of trained weights in bfloat16 the optimizer keeps copies in float32,
+    so that small updates are not lost to rounding: it computes faster, but saves memory only where weights are frozen
+    (LoRA, the reference model) and in what is computed with them."""
     autocast: bool = False
     """Compute in bfloat16, while the weights stay in their own format (--model.dtype); faster on most GPUs."""
     critic: Literal["shared", "separate"] = "shared"

@@ -177,8 +177,9 @@ def test_one_seed_one_run(config: Config) -> None:
         {"model__critic": "separate", "critic_warmup": 1, "actor__warmup": 5, "actor__decay": "linear"},
         {"model__lora__rank": 2, "kl__beta": 0.1, "model__refresh_reference": 2},
         {"model__refresh_reference": 1, "kl__beta": 0.1, "rollout__drop_cut": True},
+        {"model__dtype": "bfloat16", "model__critic": "separate"},
     ],
-    ids=["plain", "adaptive", "separate", "LoRA", "refreshed reference"],
+    ids=["plain", "adaptive", "separate", "LoRA", "refreshed reference", "bfloat16"],
 )
 def test_a_run_goes_on_where_another_was(config: Config, changes: dict[str, object]) -> None:
     made = config(iterations=4, **changes)
