@@ -98,7 +98,7 @@ class Algorithm:
         self.tokens = 0
         self.batch: Batch | None = None
         if config.kl.beta and not network.has_reference:
-            raise ValueError(f"kl.beta={config.kl.beta} needs a reference model: set model.reference='initial'")
+            raise ValueError(f"kl.beta={config.kl.beta} needs a reference: make the network with reference=True")
 
     # What an algorithm decides.
 
@@ -185,8 +185,6 @@ class Algorithm:
         config, network = self.config, self.network
         rows = len(batch.data)
         reuse = self.learner.reuses_forward(rows, self.iteration)
-        # Asked of the configuration: an adaptive beta may touch 0 and come back.
-        compares = network.has_reference and (config.kl.beta > 0 or config.kl.target is not None)
         network.train(reuse)
         data = score(
             network,
@@ -197,7 +195,7 @@ class Algorithm:
             # the engine wrote with is for the importance weights.
             actor=not self.trusted,
             critic=self.has_critic,
-            reference=compares,
+            reference=network.has_reference,
             keep_graph=reuse,
         )
         if "trainer_log_prob" in data:
@@ -207,7 +205,7 @@ class Algorithm:
                 data["importance_weight"] = importance_weights(
                     data["trainer_log_prob"], data["behaviour_log_prob"], data["mask"], cap
                 )
-        in_reward = self.kl.beta if compares and config.kl.where == "reward" else 0.0
+        in_reward = self.kl.beta if config.kl.where == "reward" else 0.0
         data["shaped_reward"] = shape_rewards(data, config.reward, in_reward)
         advantage, target = self.advantages(data, data["shaped_reward"])
         data["advantage"] = advantage[..., None]

@@ -74,9 +74,10 @@ class ModelConfig:
     LoRA a second adapter), which takes more memory."""
     critic_gradient: bool = True
     """Let the loss of a shared critic train the whole model; without it, only the critic's head learns from it."""
-    reference: Literal["initial", "none"] = "initial"
-    """What the KL penalty compares the policy with: the model that the run begins with (initial), or nothing, which
-    saves the memory of a copy where there is no KL penalty."""
+    reference: Literal["penalty", "always"] = "penalty"
+    """When the reference is kept, a frozen copy of the model that the run begins with: for a KL penalty that needs it
+    (penalty), or always, which logs how far the policy has moved from it without a penalty, too. It takes the memory
+    of a copy, and a forward pass over each batch."""
     reference_dtype: Precision | None = None
     """The number format of the frozen reference model; none takes that of the trained one. With LoRA there is no such
     model: the reference is the trained one with its adapters switched off."""
@@ -246,6 +247,16 @@ class TrainConfig:
         if not isinstance(out, str | os.PathLike):
             raise TypeError(f"out is {out!r}, expected the path of a folder, such as 'runs/mine'")
         object.__setattr__(self, "out", Path(out))  # the only way into a frozen dataclass
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether there is a reference model, which every batch is then compared with.
+
+        Examples:
+            >>> TrainConfig().keeps_reference, TrainConfig().replace(kl__beta=0.1).keeps_reference
+            (False, True)
+        """
+        return self.kl.beta > 0 or self.model.reference == "always"
 
     def replace(self, **changes: object) -> TrainConfig:
         """The same with some fields changed; `part__field` reaches into a part.

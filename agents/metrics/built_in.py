@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agents.metrics.entry import Metric
 
-CRITIC, REFERENCE = "a critic", "a reference to compare with (kl.beta or kl.target)"
+CRITIC, REFERENCE = "a critic", "a reference to compare with (kl.beta, or model.reference always)"
 HELD_OUT = "a task with held-out prompts"
 ENGINE = "an engine with weights or a precision of its own, or a model that computes in bfloat16"
 

@@ -119,6 +119,11 @@ class Network(nn.Module):
         model: a causal language model of transformers. It is used as it is (or, with LoRA, wrapped), not copied.
         config: how.
         temperature: of the policy.
+        reference: keep the model as it is now, to compare with: as a frozen copy, or with LoRA as the model without its
+            adapters.
+
+    Attributes:
+        has_reference: whether there is a model to compare with.
 
     Examples:
         >>> from llm_env.models import load_model
@@ -131,8 +136,16 @@ class Network(nn.Module):
         torch.Size([1, 2, 1])
     """
 
-    def __init__(self, model: Any, config: ModelConfig = ModelConfig(), temperature: float = 1.0) -> None:  # noqa: B008
+    def __init__(
+        self,
+        model: Any,
+        config: ModelConfig = ModelConfig(),  # noqa: B008
+        temperature: float = 1.0,
+        *,
+        reference: bool = False,
+    ) -> None:
         super().__init__()
+        self.has_reference = reference
         self.config = config
         self.temperature = temperature
         self.head = model.get_output_embeddings()
@@ -152,7 +165,7 @@ class Network(nn.Module):
         how: dict[str, Any] = {"autocast": config.autocast, "compile": config.compile}
         body = model.base_model
         self._reference: Any = None
-        if config.reference == "initial" and not lora:
+        if reference and not lora:
             self._reference = copy.deepcopy(model).eval().requires_grad_(False)
             if config.reference_dtype:
                 self._reference.to(getattr(torch, config.reference_dtype))
@@ -198,11 +211,6 @@ class Network(nn.Module):
         """Whether actor and critic have one backbone."""
         return self.critic_backbone is None
 
-    @property
-    def has_reference(self) -> bool:
-        """Whether there is a model to compare with."""
-        return self.config.reference != "none"
-
     def encode(self, data: TensorDictBase, *, actor: bool = True, critic: bool = True) -> TensorDictBase:
         """Write the hidden states that the heads need; one pass serves both if they share."""
         if actor or (critic and self.shared):
@@ -242,7 +250,7 @@ class Network(nn.Module):
     def reference_log_prob(self, data: TensorDictBase) -> Tensor:
         """`[B, T]` log-probs of `action` under the reference."""
         if not self.has_reference:
-            raise ValueError("there is no reference model: set model.reference='initial'")
+            raise ValueError("there is no reference model: make the network with reference=True")
         model = self.model if self._reference is None else self._reference
         body = self.backbone.body if self._reference is None else self._reference.base_model
         head = self.head if self._reference is None else self._reference.get_output_embeddings()

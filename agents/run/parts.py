@@ -121,7 +121,8 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
     mdp = TokenMDP(task, **mdp_options(config, model=source))
     judged = has_held_out(task, config.evaluation.split)
 
-    network = Network(load(config, source), config.model, rollout.temperature).eval()
+    language_model = load(config, source)
+    network = Network(language_model, config.model, rollout.temperature, reference=config.keeps_reference).eval()
     tokenizer = load_tokenizer(source)
     slots = rollout.slots or rollout.batch_size
     engine = make_engine_of(config, network, tokenizer, source, context=mdp.context, slots=slots)

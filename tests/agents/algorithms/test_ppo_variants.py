@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from agents.algorithms.registry import algorithm_class
+from agents.networks.network import Network
 from tests.agents.runs import (
     Config,
     learn,
     moved,
     running,
+    same,
     wake_up,
     weights_of,
 )
@@ -64,12 +67,32 @@ def test_the_reference_follows_if_asked(config: Config) -> None:
     assert kl[4] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("lora", [0, 2])
+def test_the_reference_is_there_where_it_is_used(config: Config, lora: int) -> None:
+    """Without a penalty there is no copy; asked for, it says how far the policy has moved, and changes nothing else."""
+    plain = config(model__lora__rank=lora)
+    with running(plain) as run:
+        assert not run.network.has_reference
+        assert run.network._reference is None
+        expected = run.algorithm.step(), weights_of(run)
+    assert not {name for name in expected[0] if name.startswith("kl/")} & {"kl/reference", "kl/sequence"}
+    with running(plain.replace(model__reference="always")) as run:
+        assert (run.network._reference is None) == (lora > 0)  # with LoRA it is the model without its adapters
+        row = run.algorithm.step()
+        same(expected[1], weights_of(run))
+        assert row["kl/reference"] == pytest.approx(0, abs=1e-6)
+        assert abs(run.algorithm.step()["kl/reference"]) > 1e-5
+        assert row["return/mean"] == row["reward/mean"]
+    _, rows = learn(plain.replace(iterations=1, kl__beta=0.1))
+    assert "kl/reference" in rows[0]
+
+
 def test_a_penalty_needs_a_reference(config: Config) -> None:
-    with (
-        pytest.raises(ValueError, match=r"kl.beta=0.1 needs a reference model"),
-        running(config(kl__beta=0.1, model__reference="none")),
-    ):
-        pass
+    made = config(kl__beta=0.1)
+    with running(made) as run:
+        bare = Network(run.network.model, made.model)
+        with pytest.raises(ValueError, match=r"kl.beta=0.1 needs a reference"):
+            algorithm_class("ppo")(made, bare, run.algorithm.collector)
 
 
 # Engines that are not the trainer.
