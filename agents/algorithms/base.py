@@ -18,7 +18,7 @@ from agents.algorithms.shaping import shape_rewards
 from agents.algorithms.steps import StepCheck
 from agents.config import TrainConfig
 from agents.losses import TokenLoss, loss_class
-from agents.losses.ops import importance_weights
+from agents.losses.ops import importance_weights, typical_error
 from agents.networks.network import Network
 from agents.rollouts.collector import Batch, Collector
 from rewards import RewardError
@@ -104,7 +104,7 @@ class Algorithm:
                 "log-probs would differ. Make it with Network(model, vocabulary=mdp.vocabulary)"
             )
         if config.kl.beta and not network.has_reference:
-            raise ValueError(f"kl.beta={config.kl.beta} needs a reference model: set model.reference='initial'")
+            raise ValueError(f"kl.beta={config.kl.beta} needs a reference: make the network with reference=True")
 
     # What an algorithm decides.
 
@@ -146,11 +146,12 @@ class Algorithm:
         try:
             batch = self.collector.collect()
         except RewardError as error:  # not a number: what cannot be learned from is left out, and said
-            self.step_check.allows(torch.tensor(torch.nan), [], TensorDict(), self.iteration + 1, f"reward: {error}")
+            self.step_check.reward_failed(error, self.iteration + 1)
             self.iteration += 1
             self.collector.iteration = self.iteration
             self.batch = None
-            return {"iteration": self.iteration, "tokens": self.tokens, "guard/skipped": self.step_check.skipped}
+            return {"iteration": self.iteration, "tokens": self.tokens} | self._guarded()
+        self.step_check.reward_is_fine()
         collected = time.perf_counter()
         data = self.score(batch)
         scored = time.perf_counter()
@@ -177,8 +178,8 @@ class Algorithm:
             "time/total": learned - start,
             "speed/rollout_tokens_per_s": batch.written_tokens / (collected - start),
             "speed/update_tokens_per_s": real / (learned - collected),
-            "guard/skipped": self.step_check.skipped,
         }
+        metrics |= self._guarded()
         if "kl/sequence" in metrics:
             self.kl.update(metrics["kl/sequence"], len(batch.episodes))
         every = self.config.model.refresh_reference
@@ -186,21 +187,26 @@ class Algorithm:
             self.network.refresh_reference()
         return metrics
 
+    def _guarded(self) -> dict[str, float]:
+        """What was left out so far."""
+        return {"guard/skipped": self.step_check.skipped, "guard/unscored": self.step_check.unscored}
+
     def score(self, batch: Batch) -> TensorDict:
         """Add old log-probs, values, reference log-probs, rewards to learn from, advantages and value targets."""
         config, network = self.config, self.network
         rows = len(batch.data)
         reuse = self.learner.reuses_forward(rows, self.iteration)
-        # Asked of the configuration: an adaptive beta may touch 0 and come back.
-        compares = network.has_reference and (config.kl.beta > 0 or config.kl.target is not None)
         network.train(reuse)
         data = score(
             network,
             batch.data.to(config.device),
             size=config.actor.micro_batch_size or max(1, rows // config.actor.minibatches),
-            actor=not self.trusted and (network.shared or config.loss.importance_cap is not None),
+            # One rule: the old policy is the trained model as it was. Of an engine that rounds otherwise, the ratio to
+            # its log-probs would not begin at 1: clipping and --loss.target-kl would take rounding for learning. What
+            # the engine wrote with is for the importance weights.
+            actor=not self.trusted,
             critic=self.has_critic,
-            reference=compares,
+            reference=network.has_reference,
             keep_graph=reuse,
         )
         if "trainer_log_prob" in data:
@@ -210,12 +216,15 @@ class Algorithm:
                 data["importance_weight"] = importance_weights(
                     data["trainer_log_prob"], data["behaviour_log_prob"], data["mask"], cap
                 )
-        in_reward = self.kl.beta if compares and config.kl.where == "reward" else 0.0
+        in_reward = self.kl.beta if config.kl.where == "reward" else 0.0
         data["shaped_reward"] = shape_rewards(data, config.reward, in_reward)
         advantage, target = self.advantages(data, data["shaped_reward"])
         data["advantage"] = advantage[..., None]
         if target is not None:
             data["value_target"] = target[..., None]
+            if "state_value" in data:  # of the whole batch, whatever the mini-batches
+                error = typical_error(data["state_value"][..., 0], target, data["mask"])
+                data["value_scale"] = error.expand(len(data))
         return data
 
     # Going on after a stop.

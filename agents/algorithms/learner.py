@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,23 +95,26 @@ class Learner:
             iteration: its number, which decides the order of the texts.
 
         Returns:
-            Metrics: means over the steps.
+            Metrics: means over the mini-batches.
         """
         self.network.train()
-        average, actor_epochs, stopped = Average(), 0.0, False
-        limit = self.config.loss.target_kl
+        average, actor_epochs, far = Average(), 0.0, False
+        target, begun = self.config.loss.target_kl, self.actor_optimizer.steps
         for turn in self.passes(iteration):
-            if turn.actor and stopped:
+            if turn.actor and far:
                 continue
             graph = "hidden" if turn.actor or self.network.shared else "critic_hidden"
-            for indices in self._minibatches(data, turn, iteration):
+            portions = self._minibatches(data, turn, iteration)
+            for indices in portions:
                 encoded = graph in data  # from the scoring pass, good for one step
-                means = self._step(data if encoded else data[indices], turn, encoded, iteration, average)
+                # Until it has taken a step the policy is the old one: what a KL shows then is rounding, or dropout.
+                moved = turn.actor and self.actor_optimizer.steps > begun
+                limit = 1.5 * target if target is not None and moved else math.inf
+                far = self._step(data if encoded else data[indices], turn, encoded, iteration, average, limit)
                 data = data.exclude(graph, "distribution")
-                if turn.actor and limit is not None and means.get("kl/old", 0.0) > 1.5 * limit:
-                    stopped = True
+                if far:
                     break
-            actor_epochs += turn.actor
+                actor_epochs += turn.actor / len(portions)
         self.network.eval()
         metrics = average.means()
         if "ratio/square" in metrics:  # the effective share of the samples, were they weighted by their ratios
@@ -142,9 +146,13 @@ class Learner:
         return [part for part in order.tensor_split(turn.settings.minibatches) if len(part)]
 
     def _step(
-        self, minibatch: TensorDict, turn: Pass, encoded: bool, iteration: int, average: Average
-    ) -> dict[str, float]:
-        """One optimizer step of the parts that learn in this pass; its metrics, none if it was left out."""
+        self, minibatch: TensorDict, turn: Pass, encoded: bool, iteration: int, average: Average, limit: float
+    ) -> bool:
+        """One optimizer step of the parts that learn in this pass; its metrics go to the average.
+
+        It is left out if something is not finite; and if the policy is further than `limit` from the old one already,
+        which is what is returned.
+        """
         optimizers = {
             part: optimizer
             for part, optimizer, learns in (
@@ -168,21 +176,21 @@ class Learner:
             loss = sum(losses.values())
             loss.backward()
             total = total + loss.detach()
-            tokens = float(micro["mask"].sum())
-            here.add({name: value for name, value in out.items() if name not in losses}, tokens)
+            here.add({name: value for name, value in out.items() if name not in losses}, float(micro["mask"].sum()))
             # Losses add up over micro-batches, whatever the tokens in them; all else is a mean.
             here.add({logged_name(name): value.detach() * len(parts) for name, value in losses.items()}, 1.0)
+        means, tokens = here.means(), float(minibatch["mask"].sum())
+        if means.get("kl/old", 0.0) > limit:
+            average.add(means, tokens)  # what has ended the passes is to be seen
+            return True
         norms = {part: optimizer.clip() for part, optimizer in optimizers.items()}
         clean = minibatch.exclude(*GRAPH)
-        where = " and ".join(norms)
-        if not self.check.allows(torch.as_tensor(total), list(norms.values()), clean, iteration + 1, where):
-            return {}
+        if not self.check.allows(torch.as_tensor(total), norms, clean, iteration + 1):
+            return False
         for optimizer in optimizers.values():
             optimizer.step()
-        means = here.means()
-        tokens = float(minibatch["mask"].sum())
         average.add(means | {NORMS[part]: float(norm) for part, norm in norms.items()}, tokens)
-        return means
+        return False
 
     def _optimizer(self, weights: Mapping[str, torch.nn.Parameter], config: OptimizerConfig) -> Optimizer:
         return Optimizer(

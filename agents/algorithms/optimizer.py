@@ -1,4 +1,4 @@
-"""AdamW with warm-up, decay and gradient clipping."""
+"""AdamW with warm-up, decay and gradient clipping, in float32 whatever the weights are in."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from agents.state.checkpoint import load_optimizer_state, optimizer_state
 
 Tensor = torch.Tensor
 
+_MASTER = "master."
+
 
 class Optimizer:
     """The optimizer of some weights. Its learning rate is a function of how many steps it has taken.
+
+    Weights in bfloat16 have three digits, and a small step would be rounded away from nearly all of them. Of such
+    weights the optimizer keeps copies in float32, its masters: they are what it steps, and the weights are then set to
+    what they round to. With gradients and Adam's two averages that takes 16 bytes for each of these weights.
 
     Args:
         weights: by name; the order decides what a saved state belongs to.
@@ -53,8 +59,16 @@ class Optimizer:
         self.max_gradient_norm = max_gradient_norm
         self.steps = 0
         # Norms and biases are not decayed: they do not make a function simpler.
-        decayed = [weight for weight in self.weights if weight.ndim > 1]
-        others = [weight for weight in self.weights if weight.ndim <= 1]
+        self._masters = {
+            place: (weight, weight.detach().float())
+            for place, weight in enumerate(self.weights)
+            if torch.finfo(weight.dtype).bits < 32
+        }
+        self._stepped: list[Tensor] = list(self.weights)  # what AdamW itself is given
+        for place, (_, master) in self._masters.items():
+            self._stepped[place] = master
+        decayed = [weight for weight in self._stepped if weight.ndim > 1]
+        others = [weight for weight in self._stepped if weight.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.adam = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True
@@ -72,25 +86,43 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        self.adam.zero_grad(set_to_none=True)
+        for weight in (*self.weights, *self._stepped):
+            weight.grad = None
 
     def clip(self) -> Tensor:
         """Shorten the gradient if need be; returns how long it was."""
-        return nn.utils.clip_grad_norm_(self.weights, self.max_gradient_norm)
+        self._hand_over_gradients()
+        return nn.utils.clip_grad_norm_(self._stepped, self.max_gradient_norm)
 
+    @torch.no_grad()
     def step(self) -> None:
         """Follow the gradient."""
+        self._hand_over_gradients()
         for group in self.adam.param_groups:
             group["lr"] = self.rate_at(self.steps)
+        for weight, master in self._masters.values():  # where somebody else has set a weight, that is what counts
+            master.copy_(torch.where(master.to(weight.dtype) == weight, master, weight.float()))
         self.adam.step()
+        for weight, master in self._masters.values():
+            weight.copy_(master)
         self.steps += 1
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which `load_state` goes on."""
         tensors, rest = optimizer_state(self.adam)
+        tensors |= {f"{_MASTER}{place}": master for place, (_, master) in self._masters.items()}
         return tensors, {"adam": rest, "steps": self.steps}
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on where another optimizer of the same weights was."""
-        load_optimizer_state(self.adam, tensors, state["adam"])
+        of_adam = {name: tensor for name, tensor in tensors.items() if not name.startswith(_MASTER)}
+        load_optimizer_state(self.adam, of_adam, state["adam"])
+        for place, (weight, master) in self._masters.items():
+            master.copy_(tensors.get(f"{_MASTER}{place}", weight.detach()))
         self.steps = state["steps"]
+
+    def _hand_over_gradients(self) -> None:
+        """To the masters; the weights keep none, which would only take memory."""
+        for weight, master in self._masters.values():
+            if weight.grad is not None:
+                master.grad, weight.grad = weight.grad.float(), None

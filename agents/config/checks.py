@@ -40,17 +40,13 @@ def _no_such_device(name: str) -> Iterator[str]:
 
 def _contradictions(c: TrainConfig) -> Iterator[str]:
     size, group = c.rollout.batch_size, c.rollout.completions_per_prompt
-    if c.model.reference == "none":
-        if c.kl.beta > 0:
-            yield (
-                f"--kl.beta is {c.kl.beta}, but there is no model to compare with (--model.reference none): "
-                f"use --model.reference initial, or --kl.beta 0"
-            )
-        if c.model.refresh_reference:
-            yield (
-                f"--model.refresh-reference is {c.model.refresh_reference}, but there is no reference to replace "
-                f"(--model.reference none): use --model.reference initial, or --model.refresh-reference 0"
-            )
+    if not c.keeps_reference:
+        for name in ("reference_dtype", "refresh_reference"):
+            if value := getattr(c.model, name):
+                yield (
+                    f"{flag('model.' + name)} is {value}, but there is no reference model, as --kl.beta is 0: give it "
+                    f"a penalty, or keep the reference by --model.reference always, or leave it out"
+                )
     if c.task.reward_args and c.task.reward is None:
         yield (
             f"--task.reward-args is {c.task.reward_args}, but there is no reward to give them to: name one with "

@@ -86,17 +86,21 @@ class LossConfig:
     value: NotNegative = 0.5
     """The weight of the critic's loss beside the policy's, which matters where they share a model; 0 trains no
     critic."""
-    value_clip: Positive | None = 0.2
-    """How far the critic's prediction may move from the one before the update; none sets no limit."""
+    value_clip: Positive | None = None
+    """How far an update may move the critic's predictions, as a share of their typical error on the batch (its root
+    mean square), such as 0.2. It makes a critic that learns from noise steadier, and any critic slower; none, which is
+    usual, sets no limit."""
     aggregate: Literal["token", "sequence", "fixed"] = "token"
     """How the losses of tokens are put together: the mean of all tokens; the mean of each text first, so that all texts
     count the same (sequence); or the sum over each text divided by --task.max-new-tokens (fixed)."""
     importance_cap: Positive | None = 2.0
-    """Where the engine computes otherwise than the trained model, weight each token by the ratio of their
-    probabilities, but by no more than this; none does not correct for it."""
+    """Where the engine computes otherwise than the trained model, weight each token by the ratio of the trained model's
+    probability to the engine's, but by no more than this; none does not correct for it. The old probabilities that an
+    update is held near to are the trained model's own in any case."""
     target_kl: Positive | None = None
-    """End the policy's passes over a batch early, once they have moved it by more than 1.5 times this KL per token;
-    0.02 is usual, none makes all passes."""
+    """End the policy's passes over a batch early: before each step its KL per token to the policy that wrote the texts
+    is measured, and where it is more than 1.5 times this, that step and all after it are left out. 0.02 is usual, none
+    makes all passes."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ class ModelConfig:
     name: str = "tiny"
     """The model to train: tiny or smollm2-135m (built in), a folder, or the id of a model on the Hugging Face hub."""
     dtype: Precision = "float32"
-    """The number format of the trained weights. bfloat16 takes half the memory, but loses small updates to rounding."""
+    """The number format of the model's weights. Of trained weights in bfloat16 the optimizer keeps copies in float32,
+    so that small updates are not lost to rounding: it computes faster, but saves memory only where weights are frozen
+    (LoRA, the reference model) and in what is computed with them."""
     autocast: bool = False
     """Compute in bfloat16, while the weights stay in their own format (--model.dtype); faster on most GPUs."""
     critic: Literal["shared", "separate"] = "shared"
@@ -72,9 +74,10 @@ class ModelConfig:
     LoRA a second adapter), which takes more memory."""
     critic_gradient: bool = True
     """Let the loss of a shared critic train the whole model; without it, only the critic's head learns from it."""
-    reference: Literal["initial", "none"] = "initial"
-    """What the KL penalty compares the policy with: the model that the run begins with (initial), or nothing, which
-    saves the memory of a copy where there is no KL penalty."""
+    reference: Literal["penalty", "always"] = "penalty"
+    """When the reference is kept, a frozen copy of the model that the run begins with: for a KL penalty that needs it
+    (penalty), or always, which logs how far the policy has moved from it without a penalty, too. It takes the memory
+    of a copy, and a forward pass over each batch."""
     reference_dtype: Precision | None = None
     """The number format of the frozen reference model; none takes that of the trained one. With LoRA there is no such
     model: the reference is the trained one with its adapters switched off."""
@@ -163,7 +166,7 @@ class GuardConfig:
 
     max_skipped: Count = 5
     """Give up when so many updates in a row had to be skipped because a loss, gradient or reward was not a finite
-    number."""
+    number; those of the policy, of the critic, and of the reward are counted each by itself."""
     kl_warning: Positive = 1.0
     """Warn when the policy has moved further than this KL per token (in nats) from the reference model, or in one
     iteration."""
@@ -244,6 +247,16 @@ class TrainConfig:
         if not isinstance(out, str | os.PathLike):
             raise TypeError(f"out is {out!r}, expected the path of a folder, such as 'runs/mine'")
         object.__setattr__(self, "out", Path(out))  # the only way into a frozen dataclass
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether there is a reference model, which every batch is then compared with.
+
+        Examples:
+            >>> TrainConfig().keeps_reference, TrainConfig().replace(kl__beta=0.1).keeps_reference
+            (False, True)
+        """
+        return self.kl.beta > 0 or self.model.reference == "always"
 
     def replace(self, **changes: object) -> TrainConfig:
         """The same with some fields changed; `part__field` reaches into a part.

@@ -30,7 +30,8 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
     gradient or metric; actor and critic that share a backbone cost one pass of it. The input holds
 
         tokens, state_position, mask, action, action_log_prob, advantage [B, T, 1]; with a critic value_target and
-        state_value [B, T, 1]; with a KL term ref_log_prob; optionally weight and importance_weight [B, T]
+        state_value [B, T, 1]; with a KL term ref_log_prob; optionally weight and importance_weight [B, T], and
+        value_scale [B]
 
     and the output scalars: `loss_objective`, `loss_critic`, `loss_entropy`, `loss_kl` and `loss_NAME` of each
     registered term (what was asked for), to be summed; and metrics under the names they are logged by. A loss is the
@@ -42,7 +43,8 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
         network: actor and critic.
         config: the weights of the parts, and what else the loss reads.
         critic: whether there is a critic to teach.
-        value_clip: how far a new value may move from the old one; the loss does not reward moving further.
+        value_clip: how far a new value may move from the old one, as a multiple of the batch's `value_scale` (1 where
+            it has none); the loss does not reward moving further.
         kl_estimator: of the KL to the reference, "k2" or "k3"; see `agents.losses.terms.kl_to_reference`.
         **options: of the TorchRL loss that a subclass builds on.
 
@@ -84,7 +86,6 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
             critic_coeff=1.0 if critic else None,
             entropy_bonus=False,  # it is one of the terms
             loss_critic_type="l2",
-            clip_value=value_clip if critic else None,
             log_explained_variance=False,
             functional=False,
             device=network.head.weight.device,
@@ -156,11 +157,21 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
         if actor:
             out.update(self.actor_losses(data))
         if critic:
-            per_token = self.loss_critic(data.copy())[0][..., 0]  # it writes the new values in place of the old
-            out["loss_critic"] = weighted_sum(per_token, data) * self.critic_weight
-            if self.value_clip is not None:
-                moved = (self.network.value_of(data) - data["state_value"])[..., 0].abs()
-                out["value/clip_fraction"] = masked_mean((moved > self.value_clip).float(), data["mask"])
+            out.update(self.critic_losses(data))
+        return out
+
+    def critic_losses(self, data: TensorDictBase) -> TensorDict:
+        """The critic's squared error; of a value that has moved too far, its error as if it had stopped on the way."""
+        new = data.copy()  # the new values take the place of the old ones there
+        per_token = self.loss_critic(new)[0][..., 0]
+        out = TensorDict()
+        if self.value_clip is not None:
+            old, moved = data["state_value"][..., 0], (new["state_value"] - data["state_value"])[..., 0]
+            limit = self.value_clip * data.get("value_scale", torch.ones_like(old[:, 0]))[:, None]
+            stopped = old + torch.maximum(torch.minimum(moved, limit), -limit)
+            per_token = torch.maximum(per_token, (stopped - data["value_target"][..., 0]) ** 2)
+            out["value/clip_fraction"] = masked_mean((moved.abs() > limit).float(), data["mask"])
+        out["loss_critic"] = weighted_sum(per_token, data) * self.critic_weight
         return out
 
     def actor_losses(self, data: TensorDictBase) -> TensorDict:

@@ -61,6 +61,19 @@ def explained_variance(predicted: Tensor, target: Tensor, mask: Tensor) -> Tenso
     return torch.where(variance > EPSILON, 1 - unexplained / variance, torch.nan)
 
 
+def typical_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """The root of the mean squared error over real steps.
+
+    It has the unit of the targets, and unlike their spread it is 0 only where nothing is left to be learned: a critic
+    that is far from targets that are all the same has a large one.
+
+    Examples:
+        >>> typical_error(torch.tensor([0.0, 0.0]), torch.tensor([3.0, -3.0]), torch.tensor([True, True])).item()
+        3.0
+    """
+    return masked_mean((target - predicted) ** 2, mask).sqrt()
+
+
 def gae(
     reward: Tensor,
     value: Tensor,

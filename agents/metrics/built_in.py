@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from agents.metrics.entry import Metric
 
-CRITIC, REFERENCE = "a critic", "a reference to compare with (kl.beta or kl.target)"
+CRITIC, REFERENCE = "a critic", "a reference to compare with (kl.beta, or model.reference always)"
 REPLIES = "a task that replies"
 HELD_OUT = "a task with held-out prompts"
-ENGINE = "an engine with weights or a precision of its own"
+ENGINE = "an engine with weights or a precision of its own, or a model that computes in bfloat16"
 
 BUILT_IN = (
     Metric(name="iteration", label="iteration", meaning="How many iterations are done."),
@@ -183,7 +183,7 @@ BUILT_IN = (
     Metric(
         name="policy/epochs",
         label="epochs",
-        meaning="Passes over the batch that the policy has learned from; loss.target-kl may cut them short.",
+        meaning="Passes over the batch that the policy has made; loss.target-kl may end them within one.",
     ),
     Metric(
         name="policy/learning_rate",
@@ -253,7 +253,7 @@ BUILT_IN = (
     Metric(
         name="value/clip_fraction",
         label="values clipped",
-        meaning="Share of the tokens whose new value is further than loss.value-clip from the old one.",
+        meaning="Share of the tokens whose value has moved further than loss.value-clip lets it.",
         needs=f"{CRITIC} and loss.value-clip",
     ),
     Metric(
@@ -320,6 +320,13 @@ BUILT_IN = (
         name="guard/skipped",
         label="steps skipped",
         meaning="Optimizer steps left out since the run began, as loss or gradient was not finite.",
+        column="texts",
+        quiet=True,
+    ),
+    Metric(
+        name="guard/unscored",
+        label="batches lost",
+        meaning="Batches lost since the run began, as the reward of a text was not a finite number.",
         column="texts",
         quiet=True,
     ),

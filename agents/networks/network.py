@@ -128,6 +128,11 @@ class Network(nn.Module):
         temperature: of the policy.
         vocabulary: the tokens that the policy chooses among, those of an environment or an engine. By default there is
             one for each row of the output layer, of which a model may have more than its tokenizer has tokens.
+        reference: keep the model as it is now, to compare with: as a frozen copy, or with LoRA as the model without its
+            adapters.
+
+    Attributes:
+        has_reference: whether there is a model to compare with.
 
     Examples:
         >>> from llm_env.models import load_model
@@ -146,8 +151,11 @@ class Network(nn.Module):
         config: ModelConfig = ModelConfig(),  # noqa: B008
         temperature: float = 1.0,
         vocabulary: Vocabulary | None = None,
+        *,
+        reference: bool = False,
     ) -> None:
         super().__init__()
+        self.has_reference = reference
         self.config = config
         self.temperature = temperature
         self.vocabulary = vocabulary
@@ -168,7 +176,7 @@ class Network(nn.Module):
         how: dict[str, Any] = {"autocast": config.autocast, "compile": config.compile}
         body = model.base_model
         self._reference: Any = None
-        if config.reference == "initial" and not lora:
+        if reference and not lora:
             self._reference = copy.deepcopy(model).eval().requires_grad_(False)
             if config.reference_dtype:
                 self._reference.to(getattr(torch, config.reference_dtype))
@@ -224,11 +232,6 @@ class Network(nn.Module):
         """Whether actor and critic have one backbone."""
         return self.critic_backbone is None
 
-    @property
-    def has_reference(self) -> bool:
-        """Whether there is a model to compare with."""
-        return self.config.reference != "none"
-
     def encode(self, data: TensorDictBase, *, actor: bool = True, critic: bool = True) -> TensorDictBase:
         """Write the hidden states that the heads need; one pass serves both if they share."""
         if actor or (critic and self.shared):
@@ -269,7 +272,7 @@ class Network(nn.Module):
     def reference_log_prob(self, data: TensorDictBase) -> Tensor:
         """`[B, T]` log-probs of `action` under the reference, which chooses among the same tokens."""
         if not self.has_reference:
-            raise ValueError("there is no reference model: set model.reference='initial'")
+            raise ValueError("there is no reference model: make the network with reference=True")
         model = self.model if self._reference is None else self._reference
         body = self.backbone.body if self._reference is None else self._reference.base_model
         head = self.head if self._reference is None else self._reference.get_output_embeddings()

@@ -209,6 +209,17 @@ def _skipped(self: Warnings, metrics: Mapping[str, float]) -> str | None:
     )
 
 
+def _unscored(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    more = self.rise("guard/unscored", metrics)
+    if more <= 0:
+        return None
+    return (
+        "The reward of a text was not a finite number, so nothing was learned from the batch of this iteration; which "
+        "text it was is told in the run's folder under skipped/. Mend the reward function: it must give a finite "
+        "number for any text, also for an empty one."
+    )
+
+
 _RULES: dict[str, Callable[[Warnings, Mapping[str, float]], str | None]] = {
     "equal rewards": _equal_rewards,
     "kl to reference": _kl_to_reference,
@@ -221,4 +232,5 @@ _RULES: dict[str, Callable[[Warnings, Mapping[str, float]], str | None]] = {
     "failing replies": _failing_replies,
     "replies left out": _replies_left_out,
     "skipped": _skipped,
+    "unscored": _unscored,
 }

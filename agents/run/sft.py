@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from tensordict import TensorDict
 from torch import Tensor
 
 from agents.algorithms.optimizer import Optimizer
 from agents.config import SFTConfig
 from agents.losses.ops import token_weights
+from agents.networks.distribution import TokenDistribution
 from agents.networks.network import Network
 from agents.rollouts.packing import pack
 from llm_env.mdp.core import TokenMDP
@@ -21,6 +23,8 @@ from rewards import Rollout, Score
 
 class SFT:
     """Teaches the policy to write the answers: the loss is on the answer and its end-of-sequence token only.
+
+    It is the likelihood at temperature 1, whatever the temperature is at which the policy is to write later.
 
     Args:
         config: steps, batch size, learning rate, where the answers are.
@@ -76,9 +80,9 @@ class SFT:
         data = pack([self._episode(index) for index in indices.tolist()], self.mdp.vocabulary.pad_token)
         data = data.to(self.network.head.weight.device)
         self.optimizer.zero_grad()
-        log_prob = self.network.actor.get_dist(data).log_prob(data["action"])
+        log_prob = self._log_prob(data)
         loss = -(log_prob * token_weights(data["mask"], "token")).sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.clip()
         self.optimizer.step()
         return float(loss.detach())
@@ -94,6 +98,17 @@ class SFT:
         self.network.load_weights(tensors["weights"])
         self.optimizer.load_state(tensors["optimizer"], state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
+
+    def _log_prob(self, data: TensorDict) -> Tensor:
+        """`[B, T]` log-probs at temperature 1, however hot the policy is to write: how likely the model itself is to
+        say so.
+        """
+        network = self.network
+        hidden = network.encode(data, critic=False)["hidden"]
+        here = TokenDistribution(
+            hidden, network.head, data["mask"], dtype=network.compute_dtype, vocabulary=network.vocabulary
+        )
+        return here.log_prob(data["action"])
 
     def _episode(self, index: int) -> Episode:
         tokens = self.answers[index]

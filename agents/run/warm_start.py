@@ -57,7 +57,11 @@ def warm_start(
     display.phase("supervised warm start")
     # No critic and no reference: nothing that only reinforcement learning needs.
     plain = config.replace(
-        model__critic="shared", model__reference="none", rollout__engine="transformers", rollout__engine_dtype=None
+        model__critic="shared",
+        model__reference="penalty",
+        kl__beta=0.0,
+        rollout__engine="transformers",
+        rollout__engine_dtype=None,
     )
     parts = build_parts(plain)
     try:

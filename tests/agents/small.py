@@ -53,11 +53,12 @@ def small_network(
     temperature: float = 1.0,
     trained: bool = True,
     tied: bool = True,
+    reference: bool = True,
 ) -> Network:
     """If `trained`, adapters and value head are not at their beginning any more, where much is zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = Network(small_model(tied=tied), config, temperature)
+        network = Network(small_model(tied=tied), config, temperature, reference=reference)
         if trained:
             disturb(network)
     return network

@@ -80,9 +80,28 @@ def test_too_many_in_a_row_end_the_run(config: Config, monkeypatch: pytest.Monke
         spoil(run.algorithm, monkeypatch, lambda call: True, "loss")
         before = weights_of(run)
         run.algorithm.step()
-        with pytest.raises(TrainingDiverged, match=r"6 steps in a row.*iteration 2.*(?s:.*)--actor.learning-rate"):
+        with pytest.raises(TrainingDiverged, match=r"6 steps of the actor.*iteration 2.*(?s:.*)--actor.learning-rate"):
             run.algorithm.step()
         assert moved(run, before) == set()
+
+
+def test_good_steps_of_the_critic_hide_no_bad_ones_of_the_actor(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A critic with a model of its own learns on while every loss of the actor is not a number."""
+    with running(config(model__critic="separate", guard__max_skipped=6)) as run:
+        forward = type(run.algorithm.loss).forward
+
+        def broken(self: Any, data: TensorDict, *, actor: bool = True, **options: Any) -> TensorDict:
+            out = forward(self, data, actor=actor, **options)
+            return out.update({"loss_objective": out["loss_objective"] * float("nan")}) if actor else out
+
+        monkeypatch.setattr(type(run.algorithm.loss), "forward", broken)
+        before = weights_of(run)
+        assert run.algorithm.step()["guard/skipped"] == 4
+        with pytest.raises(TrainingDiverged, match="6 steps of the actor in a row"):
+            run.algorithm.step()
+        assert moved(run, before) == {"critic", "head"}
 
 
 def test_a_batch_without_a_single_good_step_still_has_metrics(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,14 +120,15 @@ def test_a_reward_that_is_not_a_number_costs_its_batch(config: Config, monkeypat
         before = weights_of(run)
         monkeypatch.setattr(Broken, "bad", staticmethod(lambda rollout: True))
         row = run.algorithm.step()
-        assert (row["guard/skipped"], row["iteration"], run.algorithm.iteration) == (1, 1, 1)
+        assert (row["guard/unscored"], row["iteration"], run.algorithm.iteration) == (1, 1, 1)
+        assert row["guard/skipped"] == 0  # no optimizer step has failed: advice about them would mislead
         assert moved(run, before) == set()
         reasons = list((made.out / "skipped").glob("*.json"))
         assert len(reasons) == 1
         assert "reward" in json.loads(reasons[0].read_text())["where"]
         monkeypatch.setattr(Broken, "bad", staticmethod(lambda rollout: False))
         row = run.algorithm.step()
-        assert (row["guard/skipped"], row["iteration"]) == (1, 2)
+        assert (row["guard/unscored"], row["iteration"]) == (1, 2)
         assert "actor" in moved(run, before)
         monkeypatch.setattr(Broken, "bad", staticmethod(lambda rollout: True))
         run.algorithm.step()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from agents.algorithms.registry import algorithm_class
+from agents.networks.network import Network
 from tests.agents.runs import (
     Config,
     learn,
     moved,
     running,
+    same,
     wake_up,
     weights_of,
 )
@@ -63,12 +66,32 @@ def test_the_reference_follows_if_asked(config: Config) -> None:
     assert kl[4] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("lora", [0, 2])
+def test_the_reference_is_there_where_it_is_used(config: Config, lora: int) -> None:
+    """Without a penalty there is no copy; asked for, it says how far the policy has moved, and changes nothing else."""
+    plain = config(model__lora__rank=lora)
+    with running(plain) as run:
+        assert not run.network.has_reference
+        assert run.network._reference is None
+        expected = run.algorithm.step(), weights_of(run)
+    assert not {name for name in expected[0] if name.startswith("kl/")} & {"kl/reference", "kl/sequence"}
+    with running(plain.replace(model__reference="always")) as run:
+        assert (run.network._reference is None) == (lora > 0)  # with LoRA it is the model without its adapters
+        row = run.algorithm.step()
+        same(expected[1], weights_of(run))
+        assert row["kl/reference"] == pytest.approx(0, abs=1e-6)
+        assert abs(run.algorithm.step()["kl/reference"]) > 1e-5
+        assert row["return/mean"] == row["reward/mean"]
+    _, rows = learn(plain.replace(iterations=1, kl__beta=0.1))
+    assert "kl/reference" in rows[0]
+
+
 def test_a_penalty_needs_a_reference(config: Config) -> None:
-    with (
-        pytest.raises(ValueError, match=r"kl.beta=0.1 needs a reference model"),
-        running(config(kl__beta=0.1, model__reference="none")),
-    ):
-        pass
+    made = config(kl__beta=0.1)
+    with running(made) as run:
+        bare = Network(run.network.model, made.model)
+        with pytest.raises(ValueError, match=r"kl.beta=0.1 needs a reference"):
+            algorithm_class("ppo")(made, bare, run.algorithm.collector)
 
 
 # Engines that are not the trainer.
@@ -107,6 +130,38 @@ def test_an_engine_that_strays_is_measured_and_corrected(config: Config) -> None
         assert row["ratio/mean"] == pytest.approx(1, abs=0.3)
 
 
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_the_old_policy_is_the_trained_model_whatever_the_critic_and_the_cap(
+    config: Config, critic: str, cap: float | None
+) -> None:
+    """Not the engine, whose other rounding would look as if the policy had moved before it has learned anything."""
+    with running(config(model__critic=critic, rollout__engine_dtype="float32", loss__importance_cap=cap)) as run:
+        weights = run.algorithm.network.engine_weights()
+        torch.manual_seed(0)
+        run.engine.load_weights({name: w + 0.05 * torch.randn_like(w) for name, w in weights.items()}, version=1)
+        data = run.algorithm.score(run.algorithm.collector.collect())
+        mask = data["mask"]
+        with torch.no_grad():
+            ours = run.algorithm.network.actor.get_dist(data.clone(False)).log_prob(data["action"])
+        assert (data["action_log_prob"] - data["behaviour_log_prob"])[mask].abs().mean() > 0.05
+        torch.testing.assert_close(data["action_log_prob"][mask], ours[mask], atol=1e-5, rtol=1e-5)
+        assert ("importance_weight" in data) == (cap is not None)
+        assert "kl/mismatch" in run.algorithm.step()
+
+
+@pytest.mark.parametrize("changes", [{"model__dtype": "bfloat16"}, {"model__autocast": True}])
+def test_shared_weights_are_not_trusted_where_the_engine_rounds_otherwise(
+    config: Config, changes: dict[str, object]
+) -> None:
+    with running(config()) as run:
+        assert run.algorithm.trusted
+    with running(config(**changes, actor__epochs=1, actor__minibatches=1, actor__micro_batch_size=3)) as run:
+        row = run.algorithm.step()
+        assert 1e-4 < row["kl/mismatch"] < 0.05  # in float32 it is less than 1e-6
+        assert row["ratio/max"] == pytest.approx(1, abs=row["kl/mismatch"])  # the ratio begins at 1 all the same
+
+
 def test_without_the_correction_nothing_is_weighted(config: Config) -> None:
     _, rows = learn(config(rollout__engine_dtype="bfloat16", loss__importance_cap=None, iterations=1))
     assert 1e-5 < rows[0]["kl/mismatch"] < 0.1
@@ -126,7 +181,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "gradient checkpointing": {"model__gradient_checkpointing": True},
     "penalty": {"loss__kind": "penalty"},
     "dual clip": {"loss__dual_clip": 3.0},
-    "no value clip": {"loss__value_clip": None},
+    "value clip": {"loss__value_clip": 0.2},
     "no value loss": {"loss__value": 0.0},
     "no value loss, separate critic": {"loss__value": 0.0, "model__critic": "separate"},
     "entropy": {"loss__entropy": 0.01},

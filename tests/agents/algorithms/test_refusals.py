@@ -62,7 +62,7 @@ class OwnWay(Algorithm):
         ({**GRPO, "model__critic": "separate"}, "--model.critic is separate, but --algo grpo has no critic"),
         ({**GRPO, "model__critic_gradient": False}, "--model.critic-gradient is False, but --algo grpo has no critic"),
         ({**GRPO, "loss__value": 0.1}, "--loss.value is 0.1, but --algo grpo has no critic"),
-        ({**GRPO, "loss__value_clip": None}, "--loss.value-clip is None, but --algo grpo has no critic"),
+        ({**GRPO, "loss__value_clip": 0.2}, "--loss.value-clip is 0.2, but --algo grpo has no critic"),
         ({**RLOO, "advantage__whiten": False}, "--advantage.whiten is False, but --algo rloo does not read it"),
         (
             {"algo": "grpo"},
@@ -128,7 +128,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
     "changes",
     [
         {},
-        {"loss__kind": "penalty", "loss__penalty_target": 0.1, "loss__value_clip": None},
+        {"loss__kind": "penalty", "loss__penalty_target": 0.1, "loss__value_clip": 0.2},
         {"advantage__length_adaptive": 0.1, "advantage__critic_lambda": 0.9, "critic_warmup": 3},
         {"advantage__kind": "monte_carlo", "advantage__gamma": 0.9, "advantage__baseline": False},
         {"model__critic": "separate", "critic__learning_rate": 1.0, "loss__value": 0.1},

@@ -96,7 +96,7 @@ def test_every_kind_of_flag(trained: Trained) -> None:
         "--algo test_flags --rollout.completions-per-prompt 4 --task.args length 5 alphabet no dense true x 1e-3"
         " --log.no-display --log.tensorboard --loss.dual-clip none --loss.importance-cap None --rollout.slots 8"
         " --model.reference-dtype bfloat16 --rollout.engine-dtype none --module own_parts --actor.betas 0.8 0.9"
-        " --model.reference none --out runs/x --actor.learning-rate 1e-4 --loss.terms extra 1 other 1e-2"
+        " --model.reference always --out runs/x --actor.learning-rate 1e-4 --loss.terms extra 1 other 1e-2"
         " --task.reward Match --task.reward-args none --algo-args strength 0.5 --evaluation.stop-at 1"
     )
     assert main(["train", *line.split()]) == 0
@@ -111,7 +111,7 @@ def test_every_kind_of_flag(trained: Trained) -> None:
         rollout__slots=8,
         model__reference_dtype="bfloat16",
         actor__betas=(0.8, 0.9),
-        model__reference="none",
+        model__reference="always",
         out=Path("runs/x"),
         loss__terms={"extra": 1.0, "other": 0.01},
         task__reward="Match",

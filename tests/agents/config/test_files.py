@@ -60,14 +60,14 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_a_file_may_name_some_fields(tmp_path: Path) -> None:
     path = write(
-        tmp_path, "actor: {learning_rate: 1e-4}\nloss: {value_clip: none}\ntask: {args: {alphabet: no, n: 1e3}}"
+        tmp_path, "actor: {learning_rate: 1e-4}\nloss: {importance_cap: none}\ntask: {args: {alphabet: no, n: 1e3}}"
     )
     base = TrainConfig().replace(seed=7, actor__epochs=9, actor__learning_rate=1.0)
     expected = base.replace(
-        actor__learning_rate=1e-4, loss__value_clip=None, task__args={"alphabet": "no", "n": 1000.0}
+        actor__learning_rate=1e-4, loss__importance_cap=None, task__args={"alphabet": "no", "n": 1000.0}
     )
     assert load_config(path, base) == expected
-    assert set(differences(base, expected)) == {"actor.learning_rate", "loss.value_clip", "task.args"}
+    assert set(differences(base, expected)) == {"actor.learning_rate", "loss.importance_cap", "task.args"}
     assert load_config(write(tmp_path, "# nothing\n")) == TrainConfig()
     assert load_config(write(tmp_path, "actor: {learning_rate: 1}")).actor.learning_rate == 1.0
 
@@ -130,8 +130,8 @@ GRPO = {"algo": "grpo", "rollout__completions_per_prompt": 8}
             "--loss.terms is {'extra': nan}, expected values that are each",
         ),
         ({"model__lora__dropout": 1.0}, "--model.lora.dropout is 1.0, expected a number from 0 to below 1"),
-        ({"kl__beta": 0.1, "model__reference": "none"}, "--kl.beta is 0.1, but there is no model to compare with"),
-        ({"model__refresh_reference": 5, "model__reference": "none"}, "--model.refresh-reference is 5"),
+        ({"model__refresh_reference": 5}, "--model.refresh-reference is 5, but there is no reference model"),
+        ({"model__reference_dtype": "bfloat16"}, "--model.reference-dtype is bfloat16, but there is no reference"),
         ({"kl__target": 1.0}, "--kl.target is 1.0, but an adapted --kl.beta"),
         ({"kl__estimator": "k1"}, "--kl.estimator is k1, but --kl.beta is 0, so there is no penalty: leave it out"),
         ({"kl__beta": 0.1, "kl__estimator": "k3"}, "--kl.estimator is k3, but a penalty in the reward is always k1"),

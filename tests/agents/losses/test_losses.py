@@ -154,6 +154,26 @@ def test_value_clip(name: str) -> None:
     assert 0 < out["value/clip_fraction"] < 1
 
 
+def test_value_clip_knows_no_unit() -> None:
+    """A hundred times the rewards: the same tokens are clipped, and the error is a hundred times as large."""
+    found = []
+    for unit in (1.0, 100.0):
+        network, data = case("separate")
+        with torch.no_grad():
+            for weight in network.value_head.parameters():
+                weight *= unit
+        data["state_value"], data["value_target"] = unit * data["state_value"], unit * data["value_target"]
+        data["value_scale"] = torch.full((len(data),), 1.3 * unit)
+        loss = clip_loss(network, value_clip=0.5)
+        formulas = {"loss_critic": value_loss(0.5, clip=0.5 * 1.3 * unit)}
+        slow = sum(token.weight * formulas["loss_critic"](token) for token in tokens_of(network, data))
+        out = loss(data, actor=False)
+        torch.testing.assert_close(out["loss_critic"], slow)
+        found.append((out["loss_critic"].item() / unit**2, float(out["value/clip_fraction"])))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert 0 < found[0][1] < 1
+
+
 def test_entropy_bonus() -> None:
     network, data = case()
     loss = clip_loss(network, entropy=0.3, value=None)

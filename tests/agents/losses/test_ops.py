@@ -21,6 +21,7 @@ from agents.losses.ops import (
     masked_mean,
     masked_variance,
     token_weights,
+    typical_error,
     whiten,
     zero_padding,
 )
@@ -65,6 +66,15 @@ def test_padding_gets_no_gradient() -> None:
     masked_mean(mean_of, torch.tensor([True, True, False])).backward()
     assert mean_of.grad is not None
     assert mean_of.grad.tolist() == [0.5, 0.5, 0]
+
+
+def test_the_typical_error_has_the_unit_of_the_targets() -> None:
+    target, mask = torch.tensor([[3.0, 5.0, math.nan]]), torch.tensor([[True, True, False]])
+    assert typical_error(torch.zeros(1, 3), target, mask).item() == pytest.approx(math.sqrt((9 + 25) / 2))
+    assert typical_error(torch.zeros(1, 3), 20 * target, mask).item() == pytest.approx(20 * math.sqrt(17))
+    # Targets that are all the same have no spread, and a critic that is far from them has much to learn.
+    assert typical_error(torch.zeros(1, 2), torch.full((1, 2), 20.0), mask[:, :2]).item() == 20
+    assert typical_error(target, target, mask).item() == 0
 
 
 def test_explained_variance() -> None:

@@ -145,7 +145,7 @@ def test_dropout_of_the_model_is_switched_off(config: ModelConfig) -> None:
     for block in model.model.layers:
         block.mlp.act_fn = torch.nn.Sequential(block.mlp.act_fn, torch.nn.Dropout(0.5))
         block.self_attn.attention_dropout = 0.5
-    network, data = Network(model.train(), config), small_batch([3, 5])
+    network, data = Network(model.train(), config, reference=True), small_batch([3, 5])
     with torch.no_grad():
         expected, reference = log_probs(network.eval(), data), network.reference_log_prob(data)
         network.train()
@@ -167,7 +167,7 @@ def test_dropout_of_adapters_never_reaches_the_reference() -> None:
 
 @pytest.mark.parametrize("lora", [LoraConfig(), LORA], ids=["full", "LoRA"])
 def test_no_reference(lora: LoraConfig) -> None:
-    network = small_network(ModelConfig(reference="none", lora=lora))
+    network = small_network(ModelConfig(lora=lora), reference=False)
     assert not network.has_reference
     with pytest.raises(ValueError, match="there is no reference model"):
         network.reference_log_prob(small_batch([3]))

@@ -27,6 +27,7 @@ HEALTHY = {
     "text/length": 20.0,
     "text/cut": 0.1,
     "guard/skipped": 0.0,
+    "guard/unscored": 0.0,
 }
 Course = list[dict[str, float]]
 
@@ -56,6 +57,7 @@ def said(course: Course, warnings: Warnings | None = None, first: int = 1) -> di
         ([{}, {"reply/failures": 2.0}, {"reply/failures": 2.0}], 2, r"The task's reply failed .* \(2 times\)"),
         ([{}, {"reply/left_out": 2.0}, {"reply/left_out": 2.0}], 2, r"found no room in this iteration \(2 times\)"),
         ([{}, {"guard/skipped": 3.0}, {"guard/skipped": 3.0}], 2, r"were left out \(3 times\)"),
+        ([{}, {"guard/unscored": 1.0}, {"guard/unscored": 1.0}], 2, "The reward of a text was not a finite number"),
     ],
 )
 def test_what_is_warned_about(course: Course, iteration: int, words: str) -> None:
@@ -146,12 +148,21 @@ def test_every_flag_that_is_named_exists() -> None:
         for course in (
             [{"reward/std": 0.0, "value/explained_variance": -9.0, "kl/mismatch": 9.0, "reward/failures": 1.0}] * 12,
             [{"value/explained_variance": -9.0, "kl/reference": 9.0, "kl/old": 9.0, "policy/entropy": 0.0}] * 12,
-            [{}] * 6 + [{"text/length": 99.0, "guard/skipped": 1.0, "reply/failures": 1.0, "reply/left_out": 1.0}],
+            [{}] * 6
+            + [
+                {
+                    "text/length": 99.0,
+                    "guard/skipped": 1.0,
+                    "guard/unscored": 1.0,
+                    "reply/failures": 1.0,
+                    "reply/left_out": 1.0,
+                }
+            ],
         )
         for heard in said(course).values()
         for sentence in heard
     ]
-    assert len(sentences) == 11
+    assert len(sentences) == 12
     for sentence in sentences:
         flags = re.findall(r"--([a-z][a-z.-]*[a-z])", sentence)
         assert flags or "skipped/" in sentence or "mend `reply`" in sentence

@@ -12,7 +12,6 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from agents.config import ModelConfig
 from agents.networks.network import Network
 from agents.rollouts.collector import Collector, not_cut
 from agents.rollouts.writers import EngineWriter, PolicyWriter
@@ -198,7 +197,7 @@ def test_what_is_cut_off_is_scored_or_valued_but_never_both(model: Any) -> None:
 
 def test_log_probs_are_those_of_the_network(model: Any) -> None:
     """Under the distribution that was sampled from: of the same temperature, over whole texts at once."""
-    network = Network(model, ModelConfig(reference="none"), temperature=0.7)
+    network = Network(model, temperature=0.7)
     for collector in both(model, Stopped(), temperature=0.7):
         data = collector.collect().data
         with torch.no_grad():
@@ -210,7 +209,7 @@ def test_log_probs_are_those_of_the_network(model: Any) -> None:
 
 
 def test_any_torchrl_policy_can_write(model: Any) -> None:
-    network = Network(model, ModelConfig(reference="none"))
+    network = Network(model)
     torch.manual_seed(0)
     writer = PolicyWriter(TokenMDP(Talking()), network.policy(), 4)  # no engine: the policy reads the tokens itself
     data = Collector(writer, 10).collect().data

@@ -43,7 +43,7 @@ class Answers(Task):
 
 
 def network(seed: int = 0, spread: float = 0.2, **config: Any) -> Network:
-    return Network(character_model(seed=seed, spread=spread), ModelConfig(reference="none", **config))
+    return Network(character_model(seed=seed, spread=spread), ModelConfig(**config))
 
 
 def loss_of_answer(model: Any, prompt: str, answer: str) -> list[torch.Tensor]:
@@ -104,6 +104,19 @@ def test_one_seed_one_warm_start() -> None:
     for name, weight in found[0].items():
         assert torch.equal(weight, found[1][name])
     assert any(not torch.equal(weight, found[2][name]) for name, weight in found[0].items())
+
+
+def test_the_temperature_of_rollouts_changes_nothing() -> None:
+    """What is learned is how likely the model itself is to answer so: a hot policy would need sharper weights."""
+    found = []
+    for temperature in (1.0, 0.5, 2.0):
+        net = Network(character_model(spread=0.2), temperature=temperature)
+        sft = SFT(SFTConfig(steps=3, batch_size=4), net, TokenMDP(Answers()))
+        found.append((sft.step(), sft.run(), net.weights()))
+    for first, last, weights in found[1:]:
+        assert (first, last) == found[0][:2]
+        for name, weight in found[0][2].items():
+            assert torch.equal(weight, weights[name])
 
 
 def test_the_value_head_is_left_alone() -> None:

@@ -40,11 +40,11 @@ NAMES = """
     kl/reference kl/sequence kl/beta kl/old
     policy/loss policy/clip_fraction policy/entropy policy/gradient_norm policy/learning_rate policy/epochs
     ratio/mean ratio/max ratio/min ratio/ess
-    value/loss value/explained_variance value/gradient_norm value/learning_rate value/clip_fraction
+    value/loss value/explained_variance value/gradient_norm value/learning_rate
     text/length text/cut text/distinct_1 text/distinct_2 text/eos
     speed/rollout_tokens_per_s speed/update_tokens_per_s
     time/rollout time/score time/update time/weights time/total
-    guard/skipped
+    guard/skipped guard/unscored
 """.split()  # noqa: SIM905
 
 
@@ -276,14 +276,17 @@ def test_a_goal_that_is_reached_ends_the_run(config: Config) -> None:
     assert [row["iteration"] for row in read_metrics(made.out)] == [0]
 
 
-def test_a_reward_that_is_no_number_from_the_first_batch_on(config: Config) -> None:
+def test_a_reward_that_is_no_number_from_the_first_batch_on(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     """It is counted, and there is no sample to show; the run ends with advice."""
     from agents.algorithms.steps import TrainingDiverged
 
     made = config(task__name="Failing", task__args={}, sft__steps=0, iterations=4, log__samples_every=1)
     with pytest.raises(TrainingDiverged, match="finite number for any text"):
         train(made.replace(guard__max_skipped=3))
-    assert [row["guard/skipped"] for row in rows_of(made.out)] == [1, 2]
+    assert [row["guard/unscored"] for row in rows_of(made.out)] == [1, 2]
+    printed = capsys.readouterr()
+    assert "The reward of a text was not a finite number" in printed.out + printed.err
+    assert "learning-rate" not in printed.out + printed.err
     result = train(made.replace(out=made.out.with_name("patient"), guard__max_skipped=9))
     assert result.finished
 

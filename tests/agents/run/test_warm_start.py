@@ -106,7 +106,7 @@ def test_it_has_no_critic_no_reference_and_no_algorithm(config: Config, monkeypa
 
     monkeypatch.setattr("agents.run.warm_start.build_parts", record)
     monkeypatch.setattr("agents.run.parts.algorithm_class", None)  # none could be made
-    start(config(model__critic="separate", model__reference="initial", kl__beta=0.1))
+    start(config(model__critic="separate", model__reference="always", kl__beta=0.1))
     (parts,) = built
     assert parts.network.shared
     assert not parts.network.has_reference
