@@ -17,7 +17,7 @@ BUILT_IN = (
     Metric(
         name="reward/mean",
         label="reward",
-        meaning="Mean reward of a text as the task gives it, in the units of its score.",
+        meaning="Mean reward of a text as the task gives it: its score and what its tokens are paid.",
         column="score",
         short="reward",
         panel="score",
@@ -31,7 +31,7 @@ BUILT_IN = (
     Metric(
         name="eval/sampled",
         label="held out, sampled",
-        meaning="Mean score of sampled texts on held-out prompts, in the units of the task's score.",
+        meaning="Mean reward of sampled texts on held-out prompts: all that the task pays, as in training.",
         column="score",
         short="held-out sampled",
         panel="score",
@@ -41,7 +41,7 @@ BUILT_IN = (
     Metric(
         name="eval/greedy",
         label="held out, greedy",
-        meaning="Mean score on held-out prompts when the likeliest token is always chosen, in the units of the score.",
+        meaning="Mean reward on held-out prompts when the likeliest token is always chosen.",
         column="score",
         short="held-out greedy",
         panel="score",

@@ -40,8 +40,8 @@ class Evaluator:
         sampled = self._write(Sampling(temperature=self.temperature, seed=self.seed))
         greedy = self._write(Sampling(temperature=0.0, seed=self.seed))
         metrics = {
-            "eval/sampled": _mean_score(sampled),
-            "eval/greedy": _mean_score(greedy),
+            "eval/sampled": _mean_reward(sampled),
+            "eval/greedy": _mean_reward(greedy),
             "eval/length": float(np.mean([episode.rollout.num_actions for episode in sampled])),
             "eval/prompts": float(len(self.indices)),
         }
@@ -56,5 +56,5 @@ class Evaluator:
         return self.writer.episodes(indices, indices, sampling)
 
 
-def _mean_score(episodes: list[Episode]) -> float:
-    return float(np.mean([episode.score.total for episode in episodes]))
+def _mean_reward(episodes: list[Episode]) -> float:
+    return float(np.mean([episode.total for episode in episodes]))
