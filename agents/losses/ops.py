@@ -77,7 +77,7 @@ def deviation(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
     Examples:
         >>> deviation(torch.tensor([1.0, 3.0, 100.0]), torch.tensor([True, True, False])).item()
-        2.0
+        1.0
     """
     centre, dims, kind = centred(values, mask, dim), _dims(values, dim), torch.finfo(values.dtype)
     furthest = centre.abs().amax(dims, keepdim=True)

@@ -63,6 +63,15 @@ BUILT_IN = (
         needs=HELD_OUT,
     ),
     Metric(
+        name="eval/failed",
+        label="evaluation failed",
+        meaning="1 if the evaluation gave no rewards, as one of them was no number, else 0.",
+        column="score",
+        occasional=True,
+        quiet=True,
+        needs=HELD_OUT,
+    ),
+    Metric(
         name="reward/failures",
         label="failures",
         meaning="How often the reward function has failed since the run began, and its fallback was used.",

@@ -37,7 +37,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     result = train(config.replace(out=folder, evaluation__prompts=8, log__display=False))
         >>> result.finished, sorted(result.after)
-        (True, ['eval/greedy', 'eval/length', 'eval/prompts', 'eval/sampled'])
+        (True, ['eval/failed', 'eval/greedy', 'eval/length', 'eval/prompts', 'eval/sampled'])
     """
     _begin(config, resume)
     with Display(config.iterations, run_title(config), config.log.display) as display, interruptible() as asked:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from agents.config import TrainConfig
+from agents.report.display import Display
 from agents.report.log import read_metrics
 from agents.rollouts.collector import not_uniform
-from agents.run.training import train
+from agents.run.evaluate import Evaluator
+from agents.run.training import fine_tune, train
+from llm_env.engines import Sampling
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
 from llm_env.tokens.state import TokenState
-from rewards import Rollout
+from rewards import RewardError, Rollout
 from tests.agents.runs import running
 
 Config = Callable[..., TrainConfig]
@@ -90,3 +97,92 @@ def test_rewards_of_tokens_make_a_group_one_to_learn_from(config: Config) -> Non
     totals = [by_hand(episode.rollout, size) for episode in batch.episodes]
     assert batch.data["total"].tolist() == pytest.approx(totals)
     assert not_uniform(batch.data).all()
+
+
+# A reward that is no number.
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The warnings of all runs."""
+    found: list[str] = []
+    monkeypatch.setattr(Display, "warn", lambda self, text: found.append(text))
+    return found
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, which: set[int]) -> None:
+    """Evaluations of these numbers (the first is 0) meet a reward that is no number."""
+    honest, count = Evaluator._write, itertools.count()
+
+    def write(self: Evaluator, sampling: Sampling, some: int | None = None) -> Any:
+        if sampling.temperature == 0 or some is not None or next(count) not in which:
+            return honest(self, sampling, some)
+        raise RewardError("reward 'score' returned nan")
+
+    monkeypatch.setattr(Evaluator, "_write", write)
+
+
+def test_an_evaluation_without_numbers_is_counted_as_failed(config: Config) -> None:
+    with running(config(task__name="NoNumberHeldOut")) as run:
+        assert run.evaluator is not None
+        found = run.evaluator.evaluate()
+        assert run.evaluator.some(2) == []
+        assert found.metrics == {"eval/failed": 1.0}
+        assert found.episodes == []
+        assert found.failure is not None
+        assert re.search(r"not be judged; .* the run goes on. The reason: reward .* returned nan for", found.failure)
+        assert run.algorithm.step()["reward/mean"] > 0, "the engine is free again"
+
+
+def test_a_reward_of_a_token_that_is_no_number_fails_it_too(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found in the middle of writing; the engine's slots are free again."""
+    with running(paid(config)) as run:
+        assert run.evaluator is not None
+        task = run.evaluator.writer.mdp.task
+        monkeypatch.setattr(task, "token_reward", lambda state, rows: np.full(len(rows), np.nan), raising=False)
+        assert run.evaluator.evaluate().metrics == {"eval/failed": 1.0}
+        monkeypatch.undo()
+        assert run.evaluator.evaluate().metrics["eval/failed"] == 0
+        assert run.algorithm.step()["reward/mean"] > 0
+
+
+@pytest.mark.parametrize("failed", [{0, 2}, {1, 3}])
+def test_a_run_outlives_evaluations_that_fail(
+    config: Config, monkeypatch: pytest.MonkeyPatch, said: list[str], failed: set[int]
+) -> None:
+    """The one before it, one in the middle, the last: the weights are those of an undisturbed run."""
+    made = config(iterations=3, evaluation__every=1)
+    whole = made.replace(out=made.out.with_name("whole"))
+    train(whole)
+    spoil(monkeypatch, failed)
+    result = train(made)
+    assert result.finished
+    rows, expected = read_metrics(made.out), read_metrics(whole.out)
+    assert [row["eval/failed"] for row in rows] == [float(number in failed) for number in range(4)]
+    for number, (row, undisturbed) in enumerate(zip(rows, expected, strict=True)):
+        if number in failed:
+            assert not {"eval/sampled", "eval/greedy"} & row.keys()
+        else:
+            assert row["eval/sampled"] == undisturbed["eval/sampled"]
+    assert result.after["eval/failed"] == float(3 in failed)
+    assert len(said) == len(failed)
+    assert all("could not be judged" in line and line.endswith("reward 'score' returned nan") for line in said)
+    assert (made.out / "best").exists()
+    ours, theirs = (load_file(out / "model" / "model.safetensors") for out in (made.out, whole.out))
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_a_failed_evaluation_does_not_end_a_run(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither it nor a resumed run takes the goal for reached; a later one that is good ends the run."""
+    spoil(monkeypatch, {0, 1})
+    made = config(iterations=4, evaluation__every=1, evaluation__stop_at=0.0)
+    assert train(made).finished
+    assert [row["iteration"] for row in read_metrics(made.out)] == [0, 1, 2]
+
+
+def test_a_warm_start_outlives_evaluations_that_fail(config: Config, said: list[str]) -> None:
+    made = config(task__name="NoNumberHeldOut", sft__steps=2, iterations=1)
+    assert train(made).finished
+    assert (made.out / "sft" / "model.safetensors").exists()
+    assert len(said) == 4  # before and after the warm start, before and after the iteration
+    assert fine_tune(made.replace(out=made.out.with_name("alone"))).exists()
