@@ -17,6 +17,8 @@ Tensor = torch.Tensor
 class Optimizer:
     """The optimizer of some weights. Its learning rate is a function of how many steps it has taken.
 
+    Whoever leaves out steps that the schedule counts may set `steps` forward.
+
     Args:
         weights: by name; the order decides what a saved state belongs to.
         learning_rate: the highest.
@@ -26,6 +28,9 @@ class Optimizer:
         weight_decay: AdamW's.
         betas: AdamW's.
         max_gradient_norm: longer gradients are shortened to this.
+
+    Attributes:
+        steps: where the schedule is; the next step is of this number, the first of 0.
 
     Examples:
         >>> optimizer = Optimizer({"w": nn.Parameter(torch.ones(2))}, 0.1, total_steps=10, warmup=2, decay="linear")
