@@ -134,7 +134,9 @@ def train(args: Args) -> list[float]:
                 )
                 ratio = (policy.log_prob(actions.flatten()[batch]) - log_probs.flatten()[batch]).exp()
                 advantage = advantages.flatten()[batch]
-                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                advantage = advantage - advantage.mean()
+                if (deviation := advantage.std()) > 1e-6:  # else they are equal but for rounding, and so are they then
+                    advantage = advantage / deviation
                 clipped = ratio.clamp(1 - args.clip, 1 + args.clip)
                 policy_loss = -torch.min(advantage * ratio, advantage * clipped).mean()
                 value_loss = 0.5 * (value - returns.flatten()[batch]).square().mean()

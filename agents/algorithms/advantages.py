@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -115,22 +116,37 @@ def sequence_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfi
     return _finished(data, of_text, value[:, :1], config), zero_padding(advantage + value, mask)
 
 
-def group_sums(returns: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """For each text the sum of its group's returns, and how many they are: both `[B]`.
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """The returns of texts as a table, a row for each group: what is compared within a row is compared in a group.
 
-    Args:
-        returns: `[B]`.
-        groups: `[B]` equal numbers belong together.
+    Attributes:
+        returns: `[G, K]`, with 0 where a group is smaller than the largest.
+        mask: `[G, K]` true where there is a text.
+        places: the row and the column of each text, both `[B]`: `table[places]` has the order of the texts again.
+    """
+
+    returns: Tensor
+    mask: Tensor
+    places: tuple[Tensor, Tensor]
+
+
+def in_groups(returns: Tensor, groups: Tensor) -> Grouped:
+    """The returns `[B]` of texts by their groups: `[B]`, equal numbers belong together.
 
     Examples:
-        >>> sums, counts = group_sums(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([7, 9, 7]))
-        >>> sums.tolist(), counts.tolist()
-        ([6.0, 2.0, 6.0], [2.0, 1.0, 2.0])
+        >>> grouped = in_groups(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([7, 9, 7]))
+        >>> grouped.returns.tolist(), grouped.returns[grouped.places].tolist()
+        ([[1.0, 5.0], [2.0, 0.0]], [1.0, 2.0, 5.0])
     """
-    _, group = torch.unique(groups, return_inverse=True)
-    zeros = torch.zeros(int(group.max()) + 1, device=returns.device)
-    counts = zeros.index_add(0, group, torch.ones_like(returns))
-    return zeros.index_add(0, group, returns)[group], counts[group]
+    _, row = torch.unique(groups, return_inverse=True)
+    order, sizes = row.argsort(stable=True), row.bincount()
+    column = torch.empty_like(row)
+    column[order] = torch.arange(len(row), device=row.device) - (sizes.cumsum(0) - sizes)[row[order]]
+    mask = torch.arange(int(sizes.max()), device=row.device) < sizes[:, None]
+    table = returns.new_zeros(mask.shape)
+    table[row, column] = returns
+    return Grouped(table, mask, (row, column))
 
 
 def for_all_tokens(advantage: Tensor, mask: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from tensordict import TensorDict
 
-from agents.algorithms.advantages import for_all_tokens, group_sums, register_advantage
+from agents.algorithms.advantages import for_all_tokens, in_groups, register_advantage
 from agents.algorithms.base import Algorithm
 from agents.algorithms.registry import needs_groups, register_algorithm
 from agents.config import AdvantageConfig, TrainConfig
+from agents.losses import ops
 
 Tensor = torch.Tensor
 
@@ -57,10 +58,6 @@ def compare_with_group(returns: Tensor, groups: Tensor, whiten: bool = True) -> 
         >>> compare_with_group(torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([7, 7, 9, 9])).tolist()
         [1.0, -1.0, 0.0, 0.0]
     """
-    sums, counts = group_sums(returns, groups)
-    centred = returns - sums / counts
-    if not whiten:
-        return centred
-    squares, _ = group_sums(centred**2, groups)
-    deviation = (squares / counts).sqrt()
-    return torch.where(deviation > 1e-6, centred / deviation.clamp_min(1e-6), 0.0)
+    table = in_groups(returns, groups)
+    compare = ops.whiten if whiten else ops.centred
+    return compare(table.returns, table.mask, dim=1)[table.places]

@@ -61,16 +61,19 @@ class Learner:
         self.loss = loss
         self.check = check
         self.longest = longest
-        self.actor_optimizer = self._optimizer(network.actor_parameters(), config.actor)
-        self.critic_optimizer = self._optimizer(network.critic_parameters(), config.critic) if critic else None
+        self.has_critic = critic
+        actor_steps, critic_steps = self.steps_before(config.iterations)
+        self.actor_optimizer = self._optimizer(network.actor_parameters(), config.actor, actor_steps)
+        self.critic_optimizer = (
+            self._optimizer(network.critic_parameters(), config.critic, critic_steps) if critic else None
+        )
 
     def passes(self, iteration: int) -> Iterator[Pass]:
         """The passes over an iteration's batch."""
         actor, critic = self.config.actor, self.config.critic
-        has_critic = self.critic_optimizer is not None
-        warming_up = has_critic and iteration < self.config.critic_warmup
+        warming_up = self.has_critic and iteration < self.config.critic_warmup
         actor_epochs = 0 if warming_up else actor.epochs
-        critic_epochs = critic.epochs if has_critic and self.config.loss.value > 0 else 0
+        critic_epochs = critic.epochs if self.has_critic and self.config.loss.value > 0 else 0
         if self.network.shared:  # one backward pass serves both; where only one learns, its own settings count
             for number in range(max(actor_epochs, critic_epochs)):
                 learns = number < actor_epochs
@@ -80,6 +83,20 @@ class Learner:
                 yield Pass(number, True, False, actor)
             for number in range(critic_epochs):
                 yield Pass(number, False, True, critic)
+
+    def steps_before(self, iteration: int) -> tuple[int, int]:
+        """How many steps the schedules of actor and critic have when an iteration begins: all that its passes take.
+
+        Those that are left out, as something was not finite or the policy had moved far enough, count as well: so a
+        learning rate that falls has come to 0 at the last iteration, and not before.
+        """
+        warmup = min(iteration, self.config.critic_warmup)
+        actor = critic = 0
+        for count, like in ((warmup, 0), (iteration - warmup, self.config.critic_warmup)):
+            for turn in self.passes(like):
+                actor += count * turn.actor * turn.settings.minibatches
+                critic += count * turn.critic * turn.settings.minibatches
+        return actor, critic
 
     def reuses_forward(self, rows: int, iteration: int) -> bool:
         """Whether the first optimizer step of each part will see the whole batch at once, with the present weights."""
@@ -97,6 +114,7 @@ class Learner:
         Returns:
             Metrics: means over the mini-batches.
         """
+        self._set_schedules(iteration)
         self.network.train()
         average, actor_epochs, far = Average(), 0.0, False
         target, begun = self.config.loss.target_kl, self.actor_optimizer.steps
@@ -192,11 +210,19 @@ class Learner:
         average.add(means | {NORMS[part]: float(norm) for part, norm in norms.items()}, tokens)
         return False
 
-    def _optimizer(self, weights: Mapping[str, torch.nn.Parameter], config: OptimizerConfig) -> Optimizer:
+    def _set_schedules(self, iteration: int) -> None:
+        actor_steps, critic_steps = self.steps_before(iteration)
+        self.actor_optimizer.steps = actor_steps
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.steps = critic_steps
+
+    def _optimizer(
+        self, weights: Mapping[str, torch.nn.Parameter], config: OptimizerConfig, total_steps: int
+    ) -> Optimizer:
         return Optimizer(
             weights,
             config.learning_rate,
-            total_steps=self.config.iterations * config.epochs * config.minibatches,
+            total_steps=total_steps,
             warmup=config.warmup,
             decay=config.decay,
             weight_decay=config.weight_decay,

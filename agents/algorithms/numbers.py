@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from tensordict import TensorDict
 
-from agents.losses.ops import explained_variance, masked_mean, zero_padding
+from agents.losses.ops import deviation, explained_variance, masked_mean, zero_padding
 from llm_env.tasks.replies import Replies
 from llm_env.tokens.episode import Episode
 from rewards import End
@@ -23,7 +23,7 @@ def batch_metrics(data: TensorDict, episodes: Sequence[Episode]) -> dict[str, fl
     task_reward = zero_padding(data["next", "reward"][..., 0], mask).sum(1)
     metrics = {
         "reward/mean": task_reward.mean(),
-        "reward/std": task_reward.std(correction=0),
+        "reward/std": deviation(task_reward, mask.any(1)),
         "text/length": mask.sum(1).float().mean(),
         "text/cut": data["cut"].float().mean(),
         "text/eos": torch.tensor(sum(episode.end is End.EOS for episode in episodes) / max(1, len(episodes))),

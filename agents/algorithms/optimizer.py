@@ -23,6 +23,8 @@ class Optimizer:
     weights the optimizer keeps copies in float32, its masters: they are what it steps, and the weights are then set to
     what they round to. With gradients and Adam's two averages that takes 16 bytes for each of these weights.
 
+    Whoever leaves out steps that the schedule counts may set `steps` forward.
+
     Args:
         weights: by name; the order decides what a saved state belongs to.
         learning_rate: the highest.
@@ -32,6 +34,9 @@ class Optimizer:
         weight_decay: AdamW's.
         betas: AdamW's.
         max_gradient_norm: longer gradients are shortened to this.
+
+    Attributes:
+        steps: where the schedule is; the next step is of this number, the first of 0.
 
     Examples:
         >>> optimizer = Optimizer({"w": nn.Parameter(torch.ones(2))}, 0.1, total_steps=10, warmup=2, decay="linear")

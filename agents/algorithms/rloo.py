@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from tensordict import TensorDict
 
-from agents.algorithms.advantages import for_all_tokens, group_sums, register_advantage
+from agents.algorithms.advantages import for_all_tokens, in_groups, register_advantage
 from agents.algorithms.base import Algorithm
 from agents.algorithms.registry import needs_groups, register_algorithm
 from agents.config import AdvantageConfig, TrainConfig
+from agents.losses.ops import above_least
 
 Tensor = torch.Tensor
 
@@ -55,6 +56,7 @@ def compare_with_others(returns: Tensor, groups: Tensor) -> Tensor:
         >>> compare_with_others(torch.tensor([3.0, 5.0, 1.0, 0.0]), torch.tensor([7, 7, 7, 9])).tolist()
         [0.0, 3.0, -3.0, 0.0]
     """
-    sums, counts = group_sums(returns, groups)
-    others = (sums - returns) / (counts - 1).clamp_min(1)
-    return torch.where(counts > 1, returns - others, 0.0)
+    table = in_groups(returns, groups)
+    above, count = above_least(table.returns, table.mask, dim=1), table.mask.sum(1, keepdim=True)
+    others = (above.sum(1, keepdim=True) - above) / (count - 1).clamp_min(1)
+    return (above - others)[table.places]

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 
 from agents.config import RewardConfig
-from agents.losses.ops import EPSILON, zero_padding
+from agents.losses.ops import centred, deviation, zero_padding
 
 Tensor = torch.Tensor
 
@@ -27,9 +27,10 @@ def shape_rewards(data: TensorDict, config: RewardConfig, beta: float = 0.0) -> 
     if config.no_eos_penalty:
         reward -= config.no_eos_penalty * (last & data["cut"][:, None])
     if config.whiten:
-        total = reward.sum(1)
-        deviation = total.std(correction=0) + EPSILON
-        reward = (reward - last * total.mean()) / deviation  # so that each text's sum is whitened
+        # So that each text's sum is whitened; where all sums are equal, no text is worth more than another: nothing.
+        total, texts = reward.sum(1), mask.any(1)
+        mean, spread = total - centred(total, texts), deviation(total, texts)
+        reward = torch.where(spread == 0, 0, (reward - last * mean[:, None]) / spread)
     reward = reward * config.scale
     if config.clip is not None:
         reward = reward.clamp(-config.clip, config.clip)

@@ -19,14 +19,10 @@ from tyro.constructors import (
 )
 
 from agents.config import Scalar, TrainConfig
-from agents.config.checks import flag
 from agents.config.explain import help_texts
-from agents.config.files import ConfigError, check_config, differences, load_config, read_value, refuse_a_second_run
+from agents.config.files import ConfigError, check_config, load_config, read_value, refuse_a_second_run, refuse_changes
 from agents.config.presets import PRESETS
 from rewards.registry import did_you_mean
-
-# What a resumed run may be told anew. Everything else decides what it learns.
-FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at", "sft.checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,8 @@ class Options:
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yaml")] = None
     """Then take what this YAML file says; it may name a few settings only. Flags win over both."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the run in --out. Only these may change: iterations, log, checkpoint, sft.checkpoint-every, guard,
-    evaluation.stop-at."""
+    """Go on with the run in --out. Only these may change: iterations (unless a learning rate decays), log, checkpoint,
+    sft.checkpoint-every, guard, evaluation.stop-at."""
     traceback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show where in the program an error came from."""
 
@@ -61,7 +57,7 @@ def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Op
     if options.resume:
         saved = _config_of_run(out)
         options = _parse(arguments, with_file(saved), program)  # of the preset only the folder's name was needed
-        _refuse_changes(saved, options.settings)
+        refuse_changes(saved, options.settings)
         # The folder may have been moved since.
         options = replace(options, settings=options.settings.replace(out=out))
     else:
@@ -119,16 +115,6 @@ def _config_of_run(out: Path) -> TrainConfig:
     if not path.is_file():
         raise ConfigError(f"there is no run to resume in {out} (no {path.name}): check --out, or leave out --resume")
     return load_config(path)
-
-
-def _refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:
-    changed = {name: pair for name, pair in differences(saved, wanted).items() if not name.startswith(FREE_ON_RESUME)}
-    if changed:
-        listed = "\n".join(f"  {flag(name)} is {now}, was {before}" for name, (before, now) in changed.items())
-        raise ConfigError(
-            f"a resumed run goes on as it was told in the beginning, but here\n{listed}\n"
-            f"Leave these out, or begin another run with another --out"
-        )
 
 
 def _registry() -> ConstructorRegistry:

@@ -16,12 +16,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 
 from agents.config import TrainConfig
-from agents.config.checks import flatten, problems
+from agents.config.checks import flag, flatten, problems
 from llm_env.files import replace_file
 from rewards.registry import did_you_mean
 
-# By these a folder is known to hold a run.
-RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")
+# By these a folder is known to hold a run, or something that a run there would take for its own, or replace.
+RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints", "sft", "best", "model")
+
+# What a resumed run may be told anew. Everything else decides what it learns.
+FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at", "sft.checkpoint_every")
 
 
 class ConfigError(ValueError):
@@ -57,6 +60,25 @@ def refuse_a_second_run(out: Path) -> None:
     if found:
         raise ConfigError(
             f"{out} holds a run already ({', '.join(found)}): go on with it (--resume), or use another folder (--out)"
+        )
+
+
+def refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:
+    """Raise if a run that is resumed was told anything that decides what it learns, and is told otherwise now."""
+    changed = {name: pair for name, pair in differences(saved, wanted).items() if not name.startswith(FREE_ON_RESUME)}
+    if changed:
+        listed = "\n".join(f"  {flag(name)} is {now}, was {before}" for name, (before, now) in changed.items())
+        raise ConfigError(
+            f"a resumed run goes on as it was told in the beginning, but here\n{listed}\n"
+            f"Leave these out, or begin another run with another --out"
+        )
+    falling = [name for name in ("actor", "critic") if getattr(saved, name).decay != "constant"]
+    if falling and wanted.iterations != saved.iterations:
+        decays = " and ".join(f"--{name}.decay is {getattr(saved, name).decay}" for name in falling)
+        raise ConfigError(
+            f"--iterations is {wanted.iterations}, was {saved.iterations}, but {decays}: the learning rate falls to 0 "
+            f"at the last iteration, and with another one it would jump. Leave --iterations out; or begin another run, "
+            f"with another --out, from the model of this one: --model.name {wanted.out / 'model'}"
         )
 
 

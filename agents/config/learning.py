@@ -133,7 +133,7 @@ class OptimizerConfig:
     small."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate goes on after its warm-up: constant, or falling to 0 at the last iteration, as a line or a
-    cosine."""
+    cosine. A run in which it falls cannot be made longer later."""
     weight_decay: NotNegative = 0.0
     """How strongly every step shrinks the weights (AdamW's weight decay), such as 0.01; 0 does not."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)

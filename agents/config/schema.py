@@ -124,14 +124,15 @@ class EvaluationConfig:
     every: CountOrZero = 10
     """Judge the policy every so many iterations; 0 does so at the beginning and the end only."""
     prompts: Count = 256
-    """The most prompts that the policy is judged on. More give a more exact score, and take longer."""
+    """The most prompts that the policy is judged on. More give a more exact mean, and take longer."""
     split: str = "test"
     """Which of the task's sets of prompts the policy is judged on, such as test."""
     best: Literal["sampled", "greedy"] = "sampled"
-    """Which mean score decides what the best model is: that of sampled texts, drawn at random as in training, or of
+    """Which mean reward decides what the best model is: that of sampled texts, drawn at random as in training, or of
     greedy ones, in which every token is the likeliest."""
     stop_at: Finite | None = None
-    """End the run as soon as the mean score reaches this; none goes on to the last iteration."""
+    """End the run as soon as the mean reward on held-out prompts, as --evaluation.best counts it, reaches this; none
+    goes on to the last iteration."""
 
 
 @dataclass(frozen=True)

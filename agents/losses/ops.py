@@ -15,7 +15,13 @@ Tensor = torch.Tensor
 Estimator = Literal["k1", "k2", "k3"]
 Aggregate = Literal["token", "sequence", "fixed"]
 
-EPSILON = 1e-8
+ROUNDING = 8
+"""Numbers no further than this many units in the last place from their mean count as equal.
+
+A text's reward is a sum of float32 numbers, and so is an advantage: a few hundred of them, each rounded by half a unit,
+add up to an error of about eight. Differences that anybody means are larger by far; divided by themselves, as whitening
+does, smaller ones would become advantages of 1 and -1.
+"""
 
 
 def zero_padding(values: Tensor, mask: Tensor) -> Tensor:
@@ -36,29 +42,76 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return zero_padding(values, mask).sum() / mask.sum().clamp_min(1)
 
 
-def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
-    """The variance over real steps (divided by their number, not by one less)."""
-    return masked_mean((values - masked_mean(values, mask)) ** 2, mask)
+def above_least(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Values minus the least of the real ones, and 0 elsewhere.
+
+    What is left is how much they differ: exactly 0 if they are equal. The rounded mean of equal numbers may not be that
+    number, so what is compared with a mean is first made this.
+
+    Args:
+        values: of any shape.
+        mask: of that shape.
+        dim: along which to compare; None: all with each other.
+    """
+    least = torch.where(mask, values, torch.inf).amin(_dims(values, dim), keepdim=True)
+    return zero_padding(values - least, mask)
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
+def centred(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Values minus their mean over real steps, and 0 elsewhere; exactly 0 where all are equal.
+
+    Examples:
+        >>> values, mask = torch.tensor([1.0, 3.0, 100.0]), torch.tensor([True, True, False])
+        >>> centred(values, mask).tolist()
+        [-1.0, 1.0, 0.0]
+    """
+    above, dims = above_least(values, mask, dim), _dims(values, dim)
+    mean = above.sum(dims, keepdim=True) / mask.sum(dims, keepdim=True).clamp_min(1)
+    return zero_padding(above - mean, mask)
+
+
+def deviation(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """The standard deviation over real steps (divided by their number, not by one less), with the dimensions kept.
+
+    Exactly 0 where the values differ by no more than rounding does, see `ROUNDING`.
+
+    Examples:
+        >>> deviation(torch.tensor([1.0, 3.0, 100.0]), torch.tensor([True, True, False])).item()
+        1.0
+    """
+    centre, dims, kind = centred(values, mask, dim), _dims(values, dim), torch.finfo(values.dtype)
+    furthest = centre.abs().amax(dims, keepdim=True)
+    size = zero_padding(values, mask).abs().amax(dims, keepdim=True).clamp_min(kind.tiny)
+    equal = furthest <= ROUNDING * kind.eps * size  # no: NaN is not equal to anything
+    # In parts of the furthest: the squares of very small or large numbers would be 0 or infinite.
+    squares = (centre / torch.where(furthest > 0, furthest, 1)) ** 2
+    mean = squares.sum(dims, keepdim=True) / mask.sum(dims, keepdim=True).clamp_min(1)
+    return torch.where(equal, 0, furthest * mean.sqrt())
+
+
+def whiten(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Values of mean 0 and standard deviation 1 over real steps, and 0 elsewhere.
 
-    Values that are all the same become 0, not noise.
+    Values that are all the same, but for rounding, become 0, not noise.
+
+    Args:
+        values: of any shape.
+        mask: of that shape.
+        dim: along which to compare; None: all with each other.
 
     Examples:
         >>> whiten(torch.tensor([1.0, 3.0, 100.0]), torch.tensor([True, True, False])).tolist()
         [-1.0, 1.0, 0.0]
     """
-    centred = values - masked_mean(values, mask)
-    return zero_padding(centred / (masked_variance(values, mask).sqrt() + EPSILON), mask)
+    spread = deviation(values, mask, dim)
+    return torch.where(spread == 0, 0, centred(values, mask, dim) / spread)
 
 
 def explained_variance(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """How much of the targets' variance the predictions explain: 1 is all, 0 is what a constant would; NaN if none."""
-    variance = masked_variance(target, mask)
-    unexplained = masked_variance(target - predicted, mask)
-    return torch.where(variance > EPSILON, 1 - unexplained / variance, torch.nan)
+    spread = deviation(target, mask)
+    unexplained = (deviation(target - predicted, mask) / spread) ** 2
+    return torch.where(spread > 0, 1 - unexplained, torch.nan).squeeze()
 
 
 def typical_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -198,3 +251,7 @@ def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
         [0.0, 0.800000011920929, 0.9800000190734863]
     """
     return (1 - 1 / (alpha * lengths.clamp_min(1))).clamp(0, 1)
+
+
+def _dims(values: Tensor, dim: int | None) -> list[int]:
+    return list(range(values.ndim)) if dim is None else [dim]

@@ -18,7 +18,7 @@ BUILT_IN = (
     Metric(
         name="reward/mean",
         label="reward",
-        meaning="Mean reward of a text as the task gives it, in the units of its score.",
+        meaning="Mean reward of a text as the task gives it: its score and what its tokens are paid.",
         column="score",
         short="reward",
         panel="score",
@@ -32,7 +32,7 @@ BUILT_IN = (
     Metric(
         name="eval/sampled",
         label="held out, sampled",
-        meaning="Mean score of sampled texts on held-out prompts, in the units of the task's score.",
+        meaning="Mean reward of sampled texts on held-out prompts: all that the task pays, as in training.",
         column="score",
         short="held-out sampled",
         panel="score",
@@ -42,7 +42,7 @@ BUILT_IN = (
     Metric(
         name="eval/greedy",
         label="held out, greedy",
-        meaning="Mean score on held-out prompts when the likeliest token is always chosen, in the units of the score.",
+        meaning="Mean reward on held-out prompts when the likeliest token is always chosen.",
         column="score",
         short="held-out greedy",
         panel="score",
@@ -61,6 +61,15 @@ BUILT_IN = (
         label="held-out prompts",
         meaning="How many held-out prompts the evaluation used.",
         occasional=True,
+        needs=HELD_OUT,
+    ),
+    Metric(
+        name="eval/failed",
+        label="evaluation failed",
+        meaning="1 if the evaluation gave no rewards, as one of them was no number, else 0.",
+        column="score",
+        occasional=True,
+        quiet=True,
         needs=HELD_OUT,
     ),
     Metric(

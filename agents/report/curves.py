@@ -35,7 +35,7 @@ class Frame:
 
 FRAMES: Mapping[str, Frame] = MappingProxyType(
     {
-        "score": Frame("Reward and held-out score"),
+        "score": Frame("Reward, in training and held out"),
         "kl": Frame("KL (nats per token)"),
         "entropy": Frame("Entropy (nats per token)", left=(0.0, None)),
         # A critic that has just begun may be at minus a hundred; all that matters is above -1.

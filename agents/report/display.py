@@ -42,11 +42,11 @@ class Display:
     Examples:
         >>> with Display(2, "demo", enabled=True, console=Console(width=80, force_terminal=False)) as display:
         ...     display.phase("writing texts")
-        ...     sample = {"prompt": "ab>", "transcript": "[b]a", "score": 0.5}
+        ...     sample = {"prompt": "ab>", "transcript": "[b]", "reward": 0.5}
         ...     display.update({"iteration": 1, "reward/mean": 0.25}, [sample])
         ...     display.warn("All rewards are equal.")
         1/2  reward 0.25
-          sample (score 0.5): ab> | [b]a
+          sample (reward 0.5): ab> | [b]
         warning: All rewards are equal.
     """
 

@@ -19,7 +19,7 @@ SAMPLES = "samples.jsonl"
 WANDB_ID = "wandb_id.txt"
 
 Sample = Mapping[str, Any]
-"""A text that the policy wrote: `prompt`, `transcript`, `score`, and whatever else is worth keeping."""
+"""A text that the policy wrote: `prompt`, `transcript`, `reward`, and whatever else is worth keeping."""
 
 
 class RunLog:

@@ -42,19 +42,19 @@ def literal_lines(text: str, encoding: str = "utf-8") -> str:
 
 
 def sample_line(sample: Mapping[str, Any], encoding: str = "utf-8") -> Text:
-    """A text that the policy wrote, with its prompt and score, on one line.
+    """A text that the policy wrote, with its prompt and reward, on one line.
 
     Examples:
-        >>> sample_line({"prompt": "ab>", "transcript": "ba", "score": 0.5}).plain
-        '  sample (score 0.5): ab> | ba'
+        >>> sample_line({"prompt": "ab>", "transcript": "ba", "reward": 0.5}).plain
+        '  sample (reward 0.5): ab> | ba'
     """
-    score = sample.get("score")
+    reward = sample.get("reward")
     prompt, text = (literal(str(sample.get(key, "")), encoding) for key in ("prompt", "transcript"))
     # The end of a long prompt matters most, and the beginning of a long text.
     prompt = prompt if len(prompt) <= LONGEST else "..." + prompt[-LONGEST:]
     text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
     return Text.assemble(
-        ("  sample" if score is None else f"  sample (score {short(float(score))})", "cyan"),
+        ("  sample" if reward is None else f"  sample (reward {short(float(reward))})", "cyan"),
         ": ",
         (prompt, "dim"),
         (" | ", "cyan"),

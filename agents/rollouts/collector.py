@@ -163,9 +163,9 @@ def not_cut(data: TensorDict) -> torch.Tensor:
 
 
 def not_uniform(data: TensorDict) -> torch.Tensor:
-    """A filter: groups whose scores differ."""
-    groups, scores = data["group"], data["score"]
+    """A filter: groups whose texts were not all paid the same."""
+    groups, totals = data["group"], data["total"]
     names, place = groups.unique(return_inverse=True)  # of each text's group among all groups
-    highest = torch.full(names.shape, -torch.inf).scatter_reduce_(0, place, scores, "amax")
-    lowest = torch.full(names.shape, torch.inf).scatter_reduce_(0, place, scores, "amin")
+    highest = torch.full(names.shape, -torch.inf).scatter_reduce_(0, place, totals, "amax")
+    lowest = torch.full(names.shape, torch.inf).scatter_reduce_(0, place, totals, "amin")
     return (highest > lowest)[place]

@@ -22,7 +22,8 @@ def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
     A step is one choice of the agent. Tokens that a task has injected lie in `tokens` and are no steps:
     `action_position` says where in `tokens` each action lies, `state_position` where the token before it does.
 
-        tokens [B, L]   attention_mask [B, L]   length, prompt_length, group, prompt_index [B]   score [B]
+        tokens [B, L]   attention_mask [B, L]   length, prompt_length, group, prompt_index [B] [B]
+        total [B]: all that was paid for the text
         action, action_position, state_position, mask [B, T]
         behaviour_log_prob, action_log_prob [B, T]: as sampled (a trainer may replace the second by its own)
         next: reward, done, terminated, truncated [B, T, 1]   cut [B]: ended by the budget or the context
@@ -74,7 +75,7 @@ def pack(episodes: Sequence[Episode], pad_token: int) -> TensorDict:
         "prompt_length": np.array(starts),
         "group": np.array([episode.group for episode in episodes]),
         "prompt_index": np.array([episode.prompt_index for episode in episodes]),
-        "score": np.array([episode.score.total for episode in episodes], dtype=np.float32),
+        "total": np.array([episode.total for episode in episodes], dtype=np.float32),
         "cut": np.array([episode.end.is_cut for episode in episodes]),
         "action": action,
         "action_position": position,

@@ -9,14 +9,22 @@ import numpy as np
 from agents.rollouts.writers import Writer
 from llm_env.engines import Sampling
 from llm_env.tokens.episode import Episode
+from rewards import RewardError
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Metrics by their logged names, and the sampled texts behind them."""
+    """What is known of a policy.
+
+    Attributes:
+        metrics: by their logged names; only "eval/failed" if it has failed.
+        episodes: the sampled texts behind them.
+        failure: what to warn of, if a reward was no number, so that there are no metrics; else None.
+    """
 
     metrics: dict[str, float]
     episodes: list[Episode]
+    failure: str | None = None
 
 
 class Evaluator:
@@ -36,25 +44,37 @@ class Evaluator:
         self.seed = int(np.random.SeedSequence([seed, 0xE7A1]).generate_state(1, np.uint64)[0])
 
     def evaluate(self) -> Evaluation:
-        """Write and score every prompt twice."""
-        sampled = self._write(Sampling(temperature=self.temperature, seed=self.seed))
-        greedy = self._write(Sampling(temperature=0.0, seed=self.seed))
+        """Write and score every prompt twice.
+
+        An error in a reward fails the evaluation, not the run: what was learned so far would be lost, and a resumed run
+        would meet the same error again.
+        """
+        try:
+            sampled = self._write(Sampling(temperature=self.temperature, seed=self.seed))
+            greedy = self._write(Sampling(temperature=0.0, seed=self.seed))
+        except RewardError as error:
+            why = "The policy could not be judged; this evaluation counts as failed, and the run goes on. The reason: "
+            return Evaluation({"eval/failed": 1.0}, [], f"{why}{error}")
         metrics = {
-            "eval/sampled": _mean_score(sampled),
-            "eval/greedy": _mean_score(greedy),
+            "eval/sampled": _mean_reward(sampled),
+            "eval/greedy": _mean_reward(greedy),
             "eval/length": float(np.mean([episode.rollout.num_actions for episode in sampled])),
             "eval/prompts": float(len(self.indices)),
+            "eval/failed": 0.0,
         }
         return Evaluation(metrics, sampled)
 
     def some(self, count: int) -> list[Episode]:
-        """A few sampled texts."""
-        return self._write(Sampling(temperature=self.temperature, seed=self.seed), count)
+        """A few sampled texts; none if their reward is no number."""
+        try:
+            return self._write(Sampling(temperature=self.temperature, seed=self.seed), count)
+        except RewardError:
+            return []
 
     def _write(self, sampling: Sampling, count: int | None = None) -> list[Episode]:
         indices = self.indices[:count]
         return self.writer.episodes(indices, indices, sampling)
 
 
-def _mean_score(episodes: list[Episode]) -> float:
-    return float(np.mean([episode.score.total for episode in episodes]))
+def _mean_reward(episodes: list[Episode]) -> float:
+    return float(np.mean([episode.total for episode in episodes]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Result:
     """What a run has led to; `train` gives it.
 
     Attributes:
-        before: metrics of the evaluation before the first iteration (empty if the task has no held-out prompts).
+        before: metrics of the evaluation before the first iteration (empty if the task has no held-out prompts; only
+            eval/failed if it has failed).
         after: metrics of the last evaluation.
         model: the trained model, as a Hugging Face folder.
         curves: the picture of its metrics, a PNG file.
@@ -53,7 +55,7 @@ class Training:
         self.algorithm = run.algorithm
         self.warnings = Warnings(config.guard, self.algorithm.collector.writer.mdp.max_new_tokens)
         self.before: dict[str, float] = {}
-        self.best = -float("inf")
+        self.best = -math.inf
         self.seconds = 0.0  # that earlier processes have spent on this run, if it was resumed
 
     def go(self, resume: bool, asked: Interruption) -> Result:
@@ -111,17 +113,23 @@ class Training:
         if self.run.evaluator is None:
             return None
         self.display.phase("judging on held-out prompts")
-        return self.run.evaluator.evaluate()
+        evaluation = self.run.evaluator.evaluate()
+        if evaluation.failure:
+            self.display.warn(evaluation.failure)
+        return evaluation
 
     def _reached(self, metrics: dict[str, float]) -> bool:
         goal = self.config.evaluation.stop_at
-        return goal is not None and metrics.get(f"eval/{self.config.evaluation.best}", -float("inf")) >= goal
+        return goal is not None and self._judged(metrics) >= goal
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
-        score = metrics[f"eval/{self.config.evaluation.best}"]
-        if score > self.best:
-            self.best = score
+        if self._judged(metrics) > self.best:
+            self.best = self._judged(metrics)
             self._export("best")
+
+    def _judged(self, metrics: dict[str, float]) -> float:
+        """What counts for the best model and the end; less than anything if there was no evaluation, or it failed."""
+        return metrics.get(f"eval/{self.config.evaluation.best}", -math.inf)
 
     def _export(self, name: str) -> Path:
         with replace_folder(self.config.out / name) as new:
@@ -157,7 +165,7 @@ class Training:
         return True
 
     def _last_evaluation(self) -> dict[str, float]:
-        judged = [row for row in read_metrics(self.config.out) if "eval/sampled" in row]
+        judged = [row for row in read_metrics(self.config.out) if "eval/failed" in row]
         return {name: value for name, value in judged[-1].items() if name.startswith("eval/")} if judged else {}
 
     def _finish(self, after: dict[str, float], asked: Interruption) -> Result:

@@ -29,11 +29,11 @@ def before_and_after(
 
     Examples:
         >>> before_and_after(TrainConfig(), {"eval/greedy": 0.25}, {"eval/greedy": 0.75})
-        [('held-out score, greedy', 0.25, 0.75)]
+        [('held-out reward, greedy', 0.25, 0.75)]
     """
     labels = {
-        "eval/sampled": f"held-out score, sampled at temperature {config.rollout.temperature:g}",
-        "eval/greedy": "held-out score, greedy",
+        "eval/sampled": f"held-out reward, sampled at temperature {config.rollout.temperature:g}",
+        "eval/greedy": "held-out reward, greedy",
         "eval/length": "length of a text",
     }
     return [(label, before[name], after[name]) for name, label in labels.items() if name in before and name in after]
@@ -45,7 +45,7 @@ def samples_of(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
         {
             "prompt": episode.rollout.prompt,
             "transcript": episode.rollout.transcript,
-            "score": episode.score.total,
+            "reward": episode.total,
             "end": episode.rollout.end,
         }
         for episode in episodes[:SAMPLES]

@@ -8,7 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents.algorithms.registry import check_algorithm
 from agents.config import TrainConfig
-from agents.config.files import ConfigError, check_config, refuse_a_second_run, save_config
+from agents.config.files import ConfigError, check_config, load_config, refuse_a_second_run, refuse_changes, save_config
 from agents.report.display import Display
 from agents.report.log import METRICS
 from agents.run.interruption import Interruption, interruptible
@@ -26,9 +26,12 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
 
     Args:
         config: what it is.
-        resume: go on from the last checkpoint in `config.out`, be it of the warm start or of an iteration.
+        resume: go on from the last checkpoint in `config.out`, be it of the warm start or of an iteration. Of what the
+            run was told in the beginning, only that may change which does not decide what it learns.
 
     Raises:
+        ConfigError: the configuration cannot be used; or the folder holds a run already, or (with `resume`) one that
+            was told otherwise.
         KeyboardInterrupt: Ctrl-C was pressed in the warm start; it can be resumed.
 
     Examples:
@@ -37,7 +40,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     result = train(config.replace(out=folder, evaluation__prompts=8, log__display=False))
         >>> result.finished, sorted(result.after)
-        (True, ['eval/greedy', 'eval/length', 'eval/prompts', 'eval/sampled'])
+        (True, ['eval/failed', 'eval/greedy', 'eval/length', 'eval/prompts', 'eval/sampled'])
     """
     _begin(config, resume)
     with Display(config.iterations, run_title(config), config.log.display) as display, interruptible() as asked:
@@ -92,11 +95,14 @@ def _begin(config: TrainConfig, resume: bool) -> None:
     """Check what can be checked before anything heavy is done, and make the run's folder."""
     check_config(config)
     check_algorithm(config)
+    saved = config.out / "config.yaml"
     if not resume:
         refuse_a_second_run(config.out)
         check_parts(config)
+    elif saved.exists():
+        refuse_changes(load_config(saved), config)
     config.out.mkdir(parents=True, exist_ok=True)
-    save_config(config, config.out / "config.yaml")
+    save_config(config, saved)
     disable_progress_bar()  # transformers would draw bars for loading and saving across our display
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from agents.config import TrainConfig
 from agents.report.display import Display
+from agents.run.evaluate import Evaluation
 from agents.run.interruption import Interruption
 from agents.run.parts import Parts, build_parts
 from agents.run.sft import SFT
@@ -69,7 +70,7 @@ def warm_start(
         progress.begin(resume)
         progress.go(asked or Interruption())
         parts.update_engine()
-        after = parts.evaluator.evaluate() if parts.evaluator else None
+        after = progress.judge()
         with replace_folder(folder) as new:
             parts.network.export(new, parts.tokenizer)
     finally:
@@ -99,10 +100,17 @@ class _Progress:
         if resume and self._resume():
             return
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        if self.parts.evaluator is not None:
-            self.before = self.parts.evaluator.evaluate().metrics
+        if evaluation := self.judge():
+            self.before = evaluation.metrics
         if self.config.sft.checkpoint_every:
             self._save()  # the evaluation may have taken longer than many steps
+
+    def judge(self) -> Evaluation | None:
+        """Evaluate the present policy, if there are held-out prompts."""
+        evaluation = self.parts.evaluator.evaluate() if self.parts.evaluator else None
+        if evaluation and evaluation.failure:
+            self.display.warn(evaluation.failure)
+        return evaluation
 
     def go(self, asked: Interruption) -> None:
         """All steps that are left."""

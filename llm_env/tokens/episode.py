@@ -80,6 +80,6 @@ class Episode:
 
     @property
     def total(self) -> float:
-        """All that was paid for it: the sum of `rewards`."""
+        """All that was paid for it, the sum of `rewards`: its reward in logs, evaluations and filters."""
         paid = 0.0 if self.token_rewards is None else float(self.token_rewards.sum())
         return paid + self.score.total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ class VowelShare(Task):
 
     def score(self, rollout: Rollout) -> float:
         return 0.3 * sum(letter in "aeiou" for letter in rollout.text) + 0.1 * rollout.num_actions
+
+
+@register_task
+class NoNumberHeldOut(VowelShare):
+    """The same, but the score of a held-out prompt is no number. Prompts have answers, for a warm start."""
+
+    def splits(self) -> dict[str, list[Prompt]]:
+        return {
+            name: [Prompt(prompt.text, {"answer": "ab", "held_out": name == "test"}) for prompt in prompts]
+            for name, prompts in super().splits().items()
+        }
+
+    def score(self, rollout: Rollout) -> float:
+        return math.nan if rollout.metadata["held_out"] else super().score(rollout)
 
 
 def character_model(*, width: int = 32, layers: int = 1, seed: int = 0, spread: float = 0.02, surplus: int = 0) -> Any:

@@ -149,7 +149,7 @@ def test_another_algorithm_than_the_presets(
 
 
 def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begun = ["train", "--preset", "reverse-tiny", "--actor.learning-rate", "0.5"]
+    begun = ["train", "--preset", "reverse-tiny", "--actor.learning-rate", "0.5", "--actor.decay", "constant"]
     assert main(begun) == 0
     first = trained.last
     assert main(begun) == 2
@@ -177,6 +177,10 @@ def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixtur
     path = write(tmp_path, "seed: 4")
     assert main(["train", "--out", "elsewhere/run", "--resume", "--config", str(path)]) == 2
     assert "--seed is 4, was 0" in capsys.readouterr().err
+    assert main(["train", "--preset", "reverse-tiny", "--out", "falling"]) == 0
+    assert main(["train", "--out", "falling", "--resume", "--iterations", "999"]) == 2
+    assert "--iterations is 999, was 60, but --actor.decay is linear" in capsys.readouterr().err
+    count += 1
     assert main(["train", "--out", "nowhere", "--resume"]) == 2
     assert "there is no run to resume in nowhere" in capsys.readouterr().err
     assert len(trained.calls) == count

@@ -13,13 +13,13 @@ from torchrl.objectives.value import GAE
 
 from agents.losses.ops import (
     Estimator,
+    deviation,
     explained_variance,
     gae,
     importance_weights,
     kl_estimate,
     length_adaptive_lambda,
     masked_mean,
-    masked_variance,
     token_weights,
     typical_error,
     whiten,
@@ -41,12 +41,12 @@ def test_statistics_ignore_padding() -> None:
     mask = mask_of([2, 1], 3)
     assert zero_padding(values, mask).tolist() == [[1, 2, 0], [6, 0, 0]]
     assert masked_mean(values, mask).item() == 3
-    assert masked_variance(values, mask).item() == pytest.approx((4 + 1 + 9) / 3)
+    assert deviation(values, mask).item() == pytest.approx(math.sqrt((4 + 1 + 9) / 3))
     white = whiten(values, mask)
-    deviation = math.sqrt(14 / 3)
-    assert white.flatten().tolist() == pytest.approx([-2 / deviation, -1 / deviation, 0, 3 / deviation, 0, 0])
+    root = math.sqrt(14 / 3)
+    assert white.flatten().tolist() == pytest.approx([-2 / root, -1 / root, 0, 3 / root, 0, 0])
     assert masked_mean(white, mask).item() == pytest.approx(0, abs=1e-6)
-    assert masked_variance(white, mask).item() == pytest.approx(1)
+    assert deviation(white, mask).item() == pytest.approx(1)
 
 
 def test_statistics_of_next_to_nothing() -> None:

@@ -53,7 +53,7 @@ def test_all_is_drawn_against_tokens(tmp_path: Path, figures: list[Figure], leng
     drawn = panels(figures[0])
     assert drawn.keys() == {frame.title for frame in FRAMES.values()}
     assert {title: list(lines) for title, lines in drawn.items()} == {
-        "Reward and held-out score": ["reward", "held out, sampled", "held out, greedy"],
+        "Reward, in training and held out": ["reward", "held out, sampled", "held out, greedy"],
         "KL (nats per token)": ["KL to reference", "KL to old"],
         "Entropy (nats per token)": ["entropy"],
         "Critic": ["value loss", "explained variance"],
@@ -93,7 +93,7 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path, figures: list[Figure]
     rows[3]["reward/mean"] = math.inf
     plot_curves(rows, tmp_path / "curves.png", "title")
     assert panels(figures[0]) == {
-        "Reward and held-out score": {"reward": [[0, 0], [1, 0.1], [2, 0.2]], "held out, greedy": [[2, 0.9]]},
+        "Reward, in training and held out": {"reward": [[0, 0], [1, 0.1], [2, 0.2]], "held out, greedy": [[2, 0.9]]},
         "Critic": {"explained variance": [[2, -50.0]]},
     }
 

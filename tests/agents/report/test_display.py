@@ -113,9 +113,9 @@ def test_a_long_run_is_throttled_but_for_evaluations() -> None:
 def test_samples_in_a_file_are_shown_literally() -> None:
     plain = Plain(5)
     with plain.display as display:
-        display.update(at(1), [{"prompt": "go>", "transcript": NASTY, "score": 0.5}])
+        display.update(at(1), [{"prompt": "go>", "transcript": NASTY, "reward": 0.5}])
         display.message(f"first\n{NASTY}")
-    assert plain.lines[1] == f"  sample (score 0.5): go> | {SHOWN}"
+    assert plain.lines[1] == f"  sample (reward 0.5): go> | {SHOWN}"
     assert plain.lines[2:] == ["first", *SHOWN.replace("\\nlast", "\nlast").split("\n")]
 
 
@@ -145,7 +145,7 @@ def test_a_terminal_shows_the_numbers_one_watches(terminal: Terminal) -> None:
     display.update(at(2, reward__mean=0.5))
     display.phase("judging [all]")
     display.update(
-        at(3, reward__mean=0.75, policy__entropy=1.0), [{"prompt": "go>", "transcript": NASTY, "score": 0.5}]
+        at(3, reward__mean=0.75, policy__entropy=1.0), [{"prompt": "go>", "transcript": NASTY, "reward": 0.5}]
     )
     panel = terminal.panel
     for pattern in (
@@ -166,7 +166,7 @@ def test_a_terminal_shows_the_numbers_one_watches(terminal: Terminal) -> None:
         r"share cut off +0.02",
         r"written tokens/s +5,321",
         r"rollout 0.35 s",
-        r"sample \(score 0.5\): go> \| " + re.escape(SHOWN[:20]),
+        r"sample \(reward 0.5\): go> \| " + re.escape(SHOWN[:20]),
     ):
         assert re.search(pattern, panel), pattern
     assert "failures" not in panel
@@ -239,7 +239,7 @@ def test_a_display_that_is_off_still_warns() -> None:
 def test_the_summary() -> None:
     plain = Plain(3)
     rows: list[tuple[str, Number, Number]] = [("held out, sampled [b]", 0.31, 0.97), ("KL", None, "0.12 nats")]
-    samples = [{"prompt": "p>", "transcript": f"{NASTY}{number}", "score": number} for number in range(3)]
+    samples = [{"prompt": "p>", "transcript": f"{NASTY}{number}", "reward": number} for number in range(3)]
     folder = Path("runs") / ("a-long-name" * 10)
     plain.display.summary("Reverse [b]: done", rows, samples, {"model": folder / "model", "curves": folder / "c.png"})
     lines = [line.rstrip() for line in plain.lines]
@@ -247,7 +247,7 @@ def test_the_summary() -> None:
     assert re.fullmatch(r" +before +after", lines[2])
     assert re.fullmatch(r"held out, sampled \[b\] +0\.31 +0\.97", lines[3])
     assert re.fullmatch(r"KL +0\.12 nats", lines[4])
-    assert lines[5:8] == [f"  sample (score {number}): p> | {SHOWN}{number}" for number in range(3)]
+    assert lines[5:8] == [f"  sample (reward {number}): p> | {SHOWN}{number}" for number in range(3)]
     assert lines[8:] == [f"model   {folder / 'model'}", f"curves  {folder / 'c.png'}"]
 
 

@@ -190,7 +190,7 @@ def test_what_is_cut_off_is_scored_or_valued_but_never_both(model: Any) -> None:
         assert cut.any()
         assert truncated.tolist() == (cut.tolist() if not final else [False] * 10)
         assert (data["next", "reward"][..., 0].abs().sum(1) > 0)[truncated].sum() == 0
-        assert ((data["score"] == 0) == truncated).all() or final
+        assert ((data["total"] == 0) == truncated).all() or final
         assert (data["next", "done"][..., 0].sum(1) == 1).all()
         assert ((data["next", "terminated"] | data["next", "truncated"]) == data["next", "done"]).all()
 

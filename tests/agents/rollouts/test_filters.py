@@ -54,11 +54,11 @@ class Written:
 
 
 def places(data: TensorDict) -> list[int]:
-    return [int(score) for score in data["score"]]
+    return [int(total) for total in data["total"]]
 
 
 def scores_in(wanted: set[int]) -> Any:
-    return lambda data: torch.tensor([int(score) % 100 in wanted for score in data["score"]])
+    return lambda data: torch.tensor([int(total) % 100 in wanted for total in data["total"]])
 
 
 def test_over_sampling_keeps_the_first_that_filters_leave() -> None:
@@ -89,7 +89,7 @@ def test_more_is_written_until_there_is_enough() -> None:
 
 def test_in_the_end_what_was_left_out_fills_the_batch() -> None:
     written = Written()
-    batch = Collector(written, 4, filters=[lambda data: data["score"] == 303.0]).collect()
+    batch = Collector(written, 4, filters=[lambda data: data["total"] == 303.0]).collect()
     assert written.rounds == [4] * MAX_ROUNDS
     assert places(batch.data) == [303, 100, 101, 102]
     assert (batch.written, batch.refilled) == (16, 3)
@@ -112,7 +112,7 @@ def test_groups_are_whole_even_where_they_fill_up() -> None:
 
 
 def test_a_filter_must_answer_for_each_episode() -> None:
-    for wrong in (lambda data: data["score"], lambda data: torch.ones(3, dtype=torch.bool)):
+    for wrong in (lambda data: data["total"], lambda data: torch.ones(3, dtype=torch.bool)):
         with pytest.raises(ValueError, match=r"a filter must return a bool for each of 4 episodes, got shape"):
             Collector(Written(), 4, filters=[wrong]).collect()
 
@@ -122,7 +122,7 @@ def test_the_filters_that_come_with_it() -> None:
         {
             "cut": torch.tensor([True, False, False, True, False]),
             "group": torch.tensor([8, -3, 8, -3, 5]),
-            "score": torch.tensor([1.0, 2.0, 0.0, 2.0, 1.0]),
+            "total": torch.tensor([1.0, 2.0, 0.0, 2.0, 1.0]),
         },
         batch_size=[5],
     )

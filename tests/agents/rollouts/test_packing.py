@@ -78,7 +78,7 @@ def test_three_texts_by_hand() -> None:
     assert found["prompt_length"] == [2, 1, 3]
     assert found["prompt_index"] == [3, 4, 5]
     assert found["group"] == [1, 1, 2]
-    assert found["score"] == [1.0, 0.25, -1.0]
+    assert found["total"] == [1.0, 0.25, -1.0]
     assert found["cut"] == [False, True, False]
     assert found["mask"] == [[True] * 3, [True] * 3, [True, False, False]]
     assert found["action"] == [[5, 6, EOS], [4, 5, 6], [EOS, PAD, PAD]]
@@ -156,7 +156,7 @@ def test_rewards_per_token_come_together() -> None:
     one = episode([7], [5, 6, EOS], score=scored, token_rewards=[0.0, 0.125, 0.125])
     assert one.rewards.tolist() == [0.5, 0.125, 1.875]
     assert pack([one], PAD)["next", "reward"][0, :, 0].tolist() == [0.5, 0.125, 1.875]
-    assert pack([one], PAD)["score"].tolist() == [2.25]  # what the task pays at tokens is no part of its score
+    assert pack([one], PAD)["total"].tolist() == [2.5]  # the score and what the task pays at tokens
     assert one.rewards.tolist() == [0.5, 0.125, 1.875]  # asked again: nothing was added up in place
     assert scored.per_token is not None
     assert scored.per_token.tolist() == [0.5, 0.0, -0.25]

@@ -199,6 +199,23 @@ def test_killed_and_resumed(attempt: Attempt, folder: Path, tmp_path: Path) -> N
     assert_same_run(whole.out, killed.out)
 
 
+def test_killed_between_evaluations_that_fail(attempt: Attempt, folder: Path, tmp_path: Path) -> None:
+    """A reward that is no number on held-out prompts stops neither the run nor its going on."""
+    changes: dict[str, object] = {"module": "tests.agents.runs", "task__name": "NoNumberHeldOut", "task__args": {}}
+    changes |= {"iterations": 5, "sft__steps": 0, "evaluation__every": 2, "checkpoint__every": 1}
+    whole, killed = (config_in(tmp_path / name, folder, **changes) for name in ("whole", "killed"))
+    assert attempt(arguments(whole))[0] == 0
+    rows = rows_of(whole.out)
+    assert [row["iteration"] for row in rows if row.get("eval/failed")] == [0, 2, 4, 5]
+    for lines in (3, 4):  # the last line is that of an evaluation, and of none
+        status, _ = attempt(arguments(killed), file=str(killed.out / "metrics.jsonl"), lines=lines)
+        assert status == -9
+    assert attempt(arguments(killed))[0] == 0
+    assert rows_of(killed.out) == rows
+    assert_same_tensors(*(out / "model" / "model.safetensors" for out in (whole.out, killed.out)))
+    assert not (killed.out / "best").exists()
+
+
 def test_the_comparison_can_fail(attempt: Attempt, folder: Path, tmp_path: Path) -> None:
     """Random numbers of another seed, from the last two iterations on, are noticed."""
     one, other = (config_in(tmp_path / name, folder, iterations=4) for name in ("one", "other"))

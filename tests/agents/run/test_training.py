@@ -160,7 +160,7 @@ def test_the_samples_of_a_run(done: tuple[TrainConfig, Result]) -> None:
     for sample in samples:
         assert sample["prompt"].startswith("copy ")
         assert sample["end"] in ("eos", "budget")
-        assert 0 <= sample["score"] <= 1
+        assert 0 <= sample["reward"] <= 1
 
 
 def test_models_are_ordinary_folders(done: tuple[TrainConfig, Result]) -> None:

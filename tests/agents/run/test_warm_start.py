@@ -194,7 +194,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(config: Config, begin: Callable
     made = config(iterations=1)
     train(made)
     before = {path: path.stat().st_mtime_ns for path in made.out.rglob("*")}
-    with pytest.raises(ConfigError, match=r"run holds a run already \(config.yaml, metrics.jsonl, checkpoints\)"):
+    with pytest.raises(ConfigError, match=r"run holds a run already \(config.yaml, metrics.jsonl, checkpoints, sft,"):
         begin(made.replace(seed=1))
     assert before == {path: path.stat().st_mtime_ns for path in made.out.rglob("*")}
 
