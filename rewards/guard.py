@@ -60,12 +60,14 @@ class Guard(Reward):
     Without a timeout, batches are passed on whole; if one raises, its rollouts are scored again one at a
     time, so that only those which raise fail. With a timeout, rollouts are scored one at a time in a worker
     process, by a copy of the reward which is made now; on time-out that process is killed and a new one
-    started. What the reward remembers is then lost, and what the copy changes does not change the reward here.
+    started. What the reward remembers is then lost, and what the copy changes does not change the reward here. What it
+    draws at random follows the seed, or else the program's `random`; see `rewards.isolated.Isolated`.
 
     Args:
         reward: The reward, or a function.
         on_error: The value of a rollout whose scoring failed.
         timeout: Seconds that scoring a rollout may take; None for no limit and no worker process.
+        seed: Of what the reward draws at random in the worker process; None follows the program's `random`.
 
     Attributes:
         num_failures: How many rollouts failed.
@@ -80,9 +82,16 @@ class Guard(Reward):
         (1, 'ZeroDivisionError: division by zero')
     """
 
-    def __init__(self, reward: RewardLike, on_error: float = 0.0, timeout: float | None = None) -> None:
+    def __init__(
+        self, reward: RewardLike, on_error: float = 0.0, timeout: float | None = None, seed: int | None = None
+    ) -> None:
         if not math.isfinite(on_error):
             raise ValueError(f"Guard: on_error is {on_error}; expected a finite number.")
+        if timeout is None and seed is not None:
+            raise ValueError(
+                f"Guard: seed is {seed}, but without a timeout the reward draws from the program's own generators: "
+                "seed those, or give a timeout."
+            )
         self.reward = as_reward(reward)
         self.name = self.reward.name
         self.on_error = float(on_error)
@@ -90,7 +99,7 @@ class Guard(Reward):
         self.num_rollouts = 0
         self.failures: deque[Failure] = deque(maxlen=KEPT_FAILURES)
         self._num_failed_batches = 0
-        self._isolated = None if timeout is None else Isolated(self.reward, timeout)
+        self._isolated = None if timeout is None else Isolated(self.reward, timeout, seed)
 
     @property
     def timeout(self) -> float | None:
@@ -113,6 +122,11 @@ class Guard(Reward):
         if not any(score.parts["reward_failed"] for score in scores):
             self._report_batch(len(rollouts), trace)
         return scores
+
+    def reseed(self, seed: int | None) -> None:
+        """Begin what the worker process draws at random anew; without a timeout there is none, and nothing happens."""
+        if self._isolated is not None:
+            self._isolated.reseed(seed)
 
     def close(self) -> None:
         """End the worker process, if there is one, and close the guarded reward."""
