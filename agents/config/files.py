@@ -23,6 +23,9 @@ from rewards.registry import did_you_mean
 # By these a folder is known to hold a run.
 RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints")
 
+# Says that the run in this folder failed before its first checkpoint, and why: there is nothing to go on from.
+FAILED = "failed.txt"
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says which field, what was expected, and what to do."""
@@ -52,7 +55,12 @@ def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
 
 
 def refuse_a_second_run(out: Path) -> None:
-    """Raise if a folder holds a run already: another one there would take what is left of it for its own."""
+    """Raise if a folder holds a run already: another one there would take what is left of it for its own.
+
+    A run that failed before its first checkpoint does not count: whoever has mended the mistake begins again.
+    """
+    if (out / FAILED).exists():
+        return
     found = [name for name in RUN_FILES if (out / name).exists()]
     if found:
         raise ConfigError(
