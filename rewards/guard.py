@@ -39,7 +39,8 @@ class Guard(Reward):
     Without a timeout, batches are passed on whole; if one raises, its rollouts are scored again one at a
     time, so that only those which raise fail. With a timeout, rollouts are scored one at a time in a worker
     process, by a copy of the reward which is made now; on time-out that process is killed and a new one
-    started. What the reward remembers is then lost, and what the copy changes does not change the reward here.
+    started. What the reward remembers is then lost, and what the copy changes does not change the reward here. What it
+    draws at random follows the seed, or else the program's `random`; see `rewards.isolated.Isolated`.
 
     Args:
         reward: The reward, or a function.
@@ -47,6 +48,7 @@ class Guard(Reward):
         timeout: Seconds that scoring a rollout may take; None for no limit and no worker process.
         give_up_after: How many rollouts must have failed by the same error, with no success before, to raise an
             `AlwaysFailsError`; None to go on whatever happens.
+        seed: Of what the reward draws at random in the worker process; None follows the program's `random`.
 
     Example:
         >>> guard = Guard(lambda rollout: 1 / len(rollout.text), on_error=-1.0)
@@ -61,16 +63,22 @@ class Guard(Reward):
         reward: RewardLike,
         on_error: float = 0.0,
         timeout: float | None = None,
+        seed: int | None = None,
         give_up_after: int | None = GIVE_UP_AFTER,
     ) -> None:
         if not math.isfinite(on_error):
             raise ValueError(f"Guard: on_error is {on_error}; expected a finite number.")
+        if timeout is None and seed is not None:
+            raise ValueError(
+                f"Guard: seed is {seed}, but without a timeout the reward draws from the program's own generators: "
+                "seed those, or give a timeout."
+            )
         self.reward = as_reward(reward)
         self.name = self.reward.name
         self.on_error = float(on_error)
         self._log = FailureLog(f"reward {self.name!r}", logger, _ADVICE, give_up_after)
         self._num_failed_batches = 0
-        self._isolated = None if timeout is None else Isolated(self.reward, timeout)
+        self._isolated = None if timeout is None else Isolated(self.reward, timeout, seed)
 
     @property
     def num_failures(self) -> int:
@@ -110,6 +118,11 @@ class Guard(Reward):
         if not any(score.parts["reward_failed"] for score in scores):
             self._report_batch(len(rollouts), trace)
         return scores
+
+    def reseed(self, seed: int | None) -> None:
+        """Begin what the worker process draws at random anew; without a timeout there is none, and nothing happens."""
+        if self._isolated is not None:
+            self._isolated.reseed(seed)
 
     def close(self) -> None:
         """End the worker process, if there is one, and close the guarded reward."""

@@ -4,14 +4,24 @@ A thread that hangs cannot be ended and a signal handler works in the main threa
 may hang (an endless loop, a regular expression that backtracks forever, the agent's own code) needs a
 process. It is started from scratch rather than forked, since forking a program that has threads or uses a GPU
 is unsafe; and not by `multiprocessing`, which would run the user's main script again.
+
+What a reward starts ends with its worker: children, their children, and on Linux also those that have made a session
+of their own or have outlived their parents, since a supervisor between program and worker adopts them
+(`rewards.worker`). This keeps order among processes; it is no prison. Without the rights of an administrator nobody
+can hold on to a process that does not want it: one that kills or stops the supervisor first, that replaces itself
+faster than it can be killed, that runs with the rights of another user (sudo), or that a service which runs already
+was asked to start (systemd, Docker, cron). Code that may attack its surroundings needs a container around it. Elsewhere
+than on Linux, a process that has made a session of its own survives.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import pickle
+import random
 import signal
 import socket
 import subprocess
@@ -28,8 +38,13 @@ from rewards.base import Reward
 from rewards.rollout import Rollout
 from rewards.score import RewardError, Score
 
+logger = logging.getLogger("rewards")
+
 # Loading a reward may import large libraries; one that takes longer than this is taken to hang.
 STARTUP_SECONDS = 120.0
+
+# Ending the worker and what it has started is a matter of milliseconds; a supervisor that takes longer is stopped.
+ENDING_SECONDS = 10.0
 
 
 class IsolationError(RuntimeError):
@@ -55,9 +70,18 @@ class Isolated:
     The process starts with the first rollout, and anew with the next one after it ended. It has a copy of
     the reward as it was when this object was made. Any thread may use this object; calls take turns.
 
+    What the reward draws from `random`, `numpy.random` and torch's global generator is decided by a number for each
+    rollout, which comes from a generator of this object if there is a seed, and else from the program's own `random`.
+    So runs that begin with the same seed agree, whenever workers are replaced. Generators that a reward makes for
+    itself without a seed, such as `numpy.random.default_rng()`, differ each time, as everywhere.
+
+    If the reward forks, and the child comes back from scoring as if it were the worker, it is ended, its answer is
+    dropped, and there is a warning (logger "rewards"): each rollout has one score, the worker's.
+
     Args:
         reward: The reward; it travels by cloudpickle, so functions of the main script and closures do too.
         timeout: Seconds a rollout may take. Starting the process does not count.
+        seed: Of what the reward draws at random; None follows the program's `random`.
 
     Raises:
         TypeError: If the reward cannot be pickled.
@@ -70,7 +94,7 @@ class Isolated:
         >>> isolated.close()
     """
 
-    def __init__(self, reward: Reward, timeout: float) -> None:
+    def __init__(self, reward: Reward, timeout: float, seed: int | None = None) -> None:
         if os.name != "posix":
             raise OSError(
                 f"A reward with a timeout needs process groups to be killed, which {sys.platform} does not "
@@ -86,16 +110,25 @@ class Isolated:
                 f"pickled: {error}. Keep locks, connections and open files out of the reward (open them on "
                 "first use), or use timeout=None."
             ) from error
-        self.__setstate__((payload, timeout))
+        self.__setstate__((payload, timeout, reward.name, None))
+        self.reseed(seed)
 
-    def __getstate__(self) -> tuple[bytes, float]:
-        return self._payload, self.timeout
+    def __getstate__(self) -> tuple[bytes, float, str, random.Random | None]:
+        return self._payload, self.timeout, self._name, self._own_random
 
-    def __setstate__(self, state: tuple[bytes, float]) -> None:
-        self._payload, self.timeout = state
+    def __setstate__(self, state: tuple[bytes, float, str, random.Random | None]) -> None:
+        self._payload, self.timeout, self._name, self._own_random = state
         self._lock = threading.Lock()
         self._process: _Process | None = None
         self._has_started = False
+        self._number = 0
+        self._num_strays = 0
+
+    def reseed(self, seed: int | None) -> None:
+        """Begin what the reward draws at random anew, from this seed; None follows the program's `random`."""
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed is {seed}; expected a whole number of 0 or more, or None.")
+        self._own_random = None if seed is None else random.Random(seed)
 
     def score(self, rollout: Rollout) -> Score:
         """Score one rollout.
@@ -106,10 +139,12 @@ class Isolated:
             StartupError: If no worker process could load the reward.
         """
         # pickle would not do: metadata may hold objects whose classes are defined in the main script.
-        request = cloudpickle.dumps(rollout)
+        pickled = cloudpickle.dumps(rollout)
         with self._lock:
+            self._number += 1
+            seed = (self._own_random or random).getrandbits(64)
             try:
-                reply = self._ask(request)
+                reply = self._ask(self._number, seed, pickled)
             except BaseException as error:
                 # The process is ended on KeyboardInterrupt as well. Otherwise its answer to this rollout would arrive
                 # later, and be taken for the answer to the next one.
@@ -123,6 +158,7 @@ class Isolated:
                 if isinstance(error, TimeoutError | EOFError | ConnectionError):
                     raise IsolationError(f"the worker process ended while scoring ({_why(code)})") from None
                 raise
+            self._look_for_strays()
         match reply:
             case ("score", Score() as score):
                 return score
@@ -137,18 +173,18 @@ class Isolated:
         with self._lock:
             self._end()
 
-    def _ask(self, request: bytes) -> tuple[Any, ...]:
+    def _ask(self, number: int, seed: int, pickled: bytes) -> tuple[Any, ...]:
         known = self._process
         process = self._started()
         try:
-            return process.ask(request, self.timeout)
+            return process.ask(number, seed, pickled, self.timeout)
         except (EOFError, ConnectionError):
             if process is not known:
                 raise
         # An old worker may have died while it was idle without our noticing, so it is replaced and asked again. Only
         # the death of a new one (raised above) is blamed on this rollout.
         self._end()
-        return self._started().ask(request, self.timeout)
+        return self._started().ask(number, seed, pickled, self.timeout)
 
     def _started(self) -> _Process:
         if self._process is not None and not self._process.is_ready():
@@ -173,8 +209,24 @@ class Isolated:
         return self._process
 
     def _end(self) -> int | None:
-        process, self._process = self._process, None
-        return None if process is None else process.end()
+        if self._process is None:
+            return None
+        code = self._process.end()
+        self._look_for_strays()
+        self._process = None
+        return code
+
+    def _look_for_strays(self) -> None:
+        found = 0 if self._process is None else self._process.new_strays()
+        before, self._num_strays = self._num_strays, self._num_strays + found
+        if before.bit_length() < self._num_strays.bit_length():  # at 1, 2, 4, ...
+            logger.warning(
+                "reward %r: a process that it had forked came back from scoring as if it were the worker process; its "
+                "answer was dropped (%d so far). Let a forked process end with os._exit, or use subprocess or "
+                "multiprocessing.",
+                self._name,
+                self._num_strays,
+            )
 
 
 class _Process:
@@ -182,22 +234,25 @@ class _Process:
 
     def __init__(self, user: Isolated) -> None:
         self.owner = os.getpid()
-        self.connection, theirs = socket.socketpair()
-        with theirs:
+        self.connection, connection = socket.socketpair()
+        self.control, control = socket.socketpair()
+        self._dropped = 0
+        self._noticed = bytearray()
+        with connection, control:
+            ends = [connection.fileno(), control.fileno()]
             self.popen = subprocess.Popen(
-                [sys.executable, "-P", worker.__file__, str(theirs.fileno())],
+                [sys.executable, "-P", worker.__file__, *map(str, ends), str(self.owner)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what the reward prints goes to standard error, not into the program's own output
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # so that it is killed with its children, and Ctrl-C reaches the parent only
+                pass_fds=ends,
+                start_new_session=True,  # so that Ctrl-C reaches the program only
             )
-        self._finalizer = weakref.finalize(user, _end, self.popen, self.connection, self.owner)
+        sockets = (self.connection, self.control)
+        self._finalizer = weakref.finalize(user, _end, self.popen, *sockets, self._noticed, self.owner)
 
     def load(self, payload: bytes) -> tuple[Any, ...]:
         deadline = time.monotonic() + STARTUP_SECONDS
-        hello = (list(sys.path), self.owner, payload)
-        worker.send(self.connection, pickle.dumps(hello), deadline)
-        return self._reply(deadline)
+        return self._exchange((0, list(sys.path), payload), deadline)
 
     def is_ready(self) -> bool:
         """Whether it is alive, and was started by this process rather than by one that this was forked from."""
@@ -205,36 +260,62 @@ class _Process:
             return False
         self.connection.setblocking(False)
         try:
-            self.connection.recv(1, socket.MSG_PEEK)
+            # Where there is something that nobody has asked for, `_exchange` leaves it out.
+            return bool(self.connection.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
             return True
         except ConnectionError:
-            pass
-        return False  # it closed the connection, or sent something without being asked
+            return False
 
-    def ask(self, request: bytes, timeout: float) -> tuple[Any, ...]:
-        deadline = time.monotonic() + timeout
-        worker.send(self.connection, request, deadline)
-        return self._reply(deadline)
+    def ask(self, number: int, seed: int, pickled: bytes, timeout: float) -> tuple[Any, ...]:
+        return self._exchange((number, seed, pickled), time.monotonic() + timeout)
 
-    def _reply(self, deadline: float) -> tuple[Any, ...]:
-        reply: tuple[Any, ...] = pickle.loads(worker.receive(self.connection, deadline))
-        return reply
+    def _exchange(self, message: tuple[Any, ...], deadline: float) -> tuple[Any, ...]:
+        """Send a message, and receive the answer that has its number."""
+        worker.send(self.connection, pickle.dumps(message), deadline)
+        while True:
+            number, *answer = pickle.loads(worker.receive(self.connection, deadline))
+            if number == message[0]:
+                return tuple(answer)
+            self._dropped += 1
+
+    def new_strays(self) -> int:
+        """How many answers were not the worker's since this was asked the last time."""
+        if self._finalizer.alive:
+            _read_notices(self.control, self._noticed)
+        found = len(self._noticed) + self._dropped
+        self._noticed.clear()
+        self._dropped = 0
+        return found
 
     def end(self) -> int | None:
-        """Kill the process group and return the exit code; None if that was done before."""
+        """Kill it and all that it has started, and return its exit code; None if that was done before."""
         code: int | None = self._finalizer()
         return code
 
 
-def _end(popen: subprocess.Popen[bytes], connection: socket.socket, owner: int) -> int | None:
-    connection.close()
-    if owner != os.getpid():
-        return None  # this is a forked copy of the program: the worker belongs to the original
-    # Kill before waiting: once it was waited for, its id, which also names the group, may be given to another process.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(popen.pid, signal.SIGKILL)
-    return popen.wait()
+def _end(
+    popen: subprocess.Popen[bytes], connection: socket.socket, control: socket.socket, noticed: bytearray, owner: int
+) -> int | None:
+    with connection, control:
+        if owner != os.getpid():
+            return None  # this is a forked copy of the program: the worker belongs to the original
+        with contextlib.suppress(OSError):  # not connected any more: the supervisor has ended by itself
+            control.shutdown(socket.SHUT_WR)
+        try:
+            code = popen.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            popen.kill()  # somebody has stopped the supervisor; the worker notices that it is gone, and ends
+            code = popen.wait()
+        _read_notices(control, noticed)
+        return code
+
+
+def _read_notices(control: socket.socket, noticed: bytearray) -> None:
+    control.setblocking(False)
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        while found := control.recv(4096):
+            noticed += found
 
 
 def _why(code: int | None) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from rewards.base import FunctionReward, Reward, as_reward
-from rewards.registry import Registry
+from rewards.registry import Registry, wrong_arguments
 
-__all__ = ["make_reward", "register_reward", "reward_names"]
+__all__ = ["make_reward", "register_reward", "registered_reward", "reward_names"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -58,6 +58,16 @@ def reward_names() -> list[str]:
     return _REWARDS.names()
 
 
+def registered_reward(name: str) -> Callable[..., Any]:
+    """The class or function that was registered under a name.
+
+    Examples:
+        >>> registered_reward("exact_match").__name__
+        'ExactMatch'
+    """
+    return _REWARDS[name]
+
+
 def make_reward(name: str, args: Mapping[str, Any] | None = None) -> Reward:
     """Make a reward from its registered name and its arguments.
 
@@ -87,9 +97,9 @@ def make_reward(name: str, args: Mapping[str, Any] | None = None) -> Reward:
             return made
         if arguments:
             inspect.signature(known).bind(None, **arguments)
-            known = functools.partial(known, **arguments)
-        made = as_reward(known)
+        made = as_reward(functools.partial(known, **arguments) if arguments else known)
     except TypeError as error:
-        raise TypeError(f"cannot make the reward {name!r} with {arguments}: {error}") from error
+        why = wrong_arguments(known, arguments) or error
+        raise TypeError(f"cannot make the reward {name!r} with {arguments}: {why}") from error
     made.name = name
     return made

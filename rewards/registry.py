@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-__all__ = ["Registry", "UnknownNameError", "did_you_mean"]
+__all__ = ["Registry", "UnknownNameError", "arguments_of", "did_you_mean", "wrong_arguments"]
 
 T = TypeVar("T")
 
@@ -135,6 +136,56 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3, cutoff: float 
     """
     near = difflib.get_close_matches(str(name), dict.fromkeys(known), n=count, cutoff=cutoff)
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+
+
+def arguments_of(thing: Callable[..., object]) -> list[str]:
+    """The names of the arguments that something registered can be given.
+
+    Those of a class are its constructor's, and those of its bases where it hands `**arguments` on. A function's first
+    is left out: it is what the function is called with, such as a rollout.
+
+    Examples:
+        >>> def mentions(rollout, word="please"): return float(word in rollout.text)
+        >>> arguments_of(mentions)
+        ['word']
+        >>> class Base:
+        ...     def __init__(self, seed=0): self.seed = seed
+        >>> class Longer(Base):
+        ...     def __init__(self, length, **arguments): super().__init__(**arguments)
+        >>> arguments_of(Longer)
+        ['length', 'seed']
+    """
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if not isinstance(thing, type):
+        return [name for name, p in inspect.signature(thing).parameters.items() if p.kind in named][1:]
+    names: dict[str, None] = {}
+    for kind in thing.__mro__:
+        if kind is object or "__init__" not in vars(kind):
+            continue
+        parameters = inspect.signature(vars(kind)["__init__"]).parameters
+        names |= dict.fromkeys([name for name, p in parameters.items() if p.kind in named][1:])
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return list(names)
+
+
+def wrong_arguments(thing: Callable[..., object], given: Mapping[str, object]) -> str:
+    """What is wrong with the names of some arguments, in words; empty if they are known, and none is missing.
+
+    Examples:
+        >>> def mentions(rollout, word="please"): return float(word in rollout.text)
+        >>> wrong_arguments(mentions, {"wort": "thanks"})
+        "there is no argument 'wort'; did you mean 'word'? it takes word"
+    """
+    known = arguments_of(thing)
+    takes = f"it takes {', '.join(known)}" if known else "it takes none"
+    for name in given:
+        if name not in known:
+            return f"there is no argument {name!r}; {did_you_mean(name, known, count=1, cutoff=0.6)}{takes}"
+    for name, parameter in inspect.signature(thing).parameters.items():
+        if name in known and name not in given and parameter.default is parameter.empty:
+            return f"the argument {name!r} is missing; {takes}"
+    return ""
 
 
 def _origin(thing: object) -> tuple[str, str]:

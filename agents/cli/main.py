@@ -1,8 +1,7 @@
-"""The command `llm-env`: train, sft, presets, tasks, metrics."""
+"""The command `llm-env`: trains, and lists what there is to choose from."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import traceback
@@ -16,11 +15,13 @@ usage: llm-env COMMAND [OPTIONS]
 
 Reinforcement learning on language models.
 
-  train      train a model on a task
-  sft        only the supervised warm start of a run
-  presets    list the named configurations to begin with
-  tasks      list the tasks
-  metrics    list the numbers that a run logs, and what they mean
+  train        train a model on a task
+  sft          only the supervised warm start of a run
+  presets      list the named configurations to begin with
+  tasks        list the tasks, and what each can be told
+  rewards      list the rewards that any task can be given
+  algorithms   list the algorithms
+  metrics      list the numbers that a run logs, and what they mean
 
 To begin:                       llm-env train --preset reverse-tiny
 All that a run can be told:     llm-env train --help
@@ -88,16 +89,26 @@ def _presets(arguments: list[str]) -> None:
 
 
 def _tasks(arguments: list[str]) -> None:
-    _expect_nothing("tasks", arguments)
-    from llm_env.tasks import task_class, task_names
+    from agents.cli.lists import list_of_tasks
 
-    for name in task_names():
-        task = task_class(name)
-        own = [p for p in inspect.signature(task).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        print(f"  {name:<14} {(inspect.getdoc(task) or '').partition(chr(10))[0]}")
-        print(f"  {'':<14}   arguments: {', '.join(p.name for p in own)}")
-    print("\nUse one: llm-env train --task.name Reverse --task.args length 6")
-    print("One of your own: --module my_module, which registers it")
+    examples = [
+        "llm-env train --task.name Reverse --task.args length 6",
+        "llm-env train --task.name Dataset --task.args train data.jsonl --task.reward exact_match",
+    ]
+    _list("tasks", arguments, list_of_tasks, *examples)
+
+
+def _rewards(arguments: list[str]) -> None:
+    from agents.cli.lists import list_of_rewards
+
+    example = "llm-env train --task.reward exact_match --task.reward-args ignore_case true"
+    _list("rewards", arguments, list_of_rewards, example)
+
+
+def _algorithms(arguments: list[str]) -> None:
+    from agents.cli.lists import list_of_algorithms
+
+    _list("algorithms", arguments, list_of_algorithms, "llm-env train --algo rloo --rollout.completions-per-prompt 8")
 
 
 def _metrics(arguments: list[str]) -> None:
@@ -106,6 +117,19 @@ def _metrics(arguments: list[str]) -> None:
 
     print(list_of_metrics())
     print("\nCapital letters stand for a name that a task or your own code makes up.")
+
+
+def _list(command: str, arguments: list[str], listing: Callable[[], str], *examples: str) -> None:
+    from agents.cli.lists import import_module_named_in
+
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if {"-h", "--help"} & set(arguments):
+        print(f"usage: llm-env {command} [--module NAME]\n")
+        arguments = []
+    import_module_named_in(arguments, command)
+    print(listing())
+    print("\n" + "\n".join(f"Use one: {example}" for example in examples))
+    print(f"Those of your own, too, which a module registers: llm-env {command} --module my_module")
 
 
 def _expect_nothing(command: str, arguments: list[str]) -> None:
@@ -121,6 +145,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sft": _sft,
     "presets": _presets,
     "tasks": _tasks,
+    "rewards": _rewards,
+    "algorithms": _algorithms,
     "metrics": _metrics,
 }
 
@@ -136,7 +162,7 @@ def _print_error(error: Exception) -> None:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA:
         text = f"{error.name} is missing. Training needs more than the bare library: pip install 'llm-env[train]'"
-    text = f"error: {text or type(error).__name__}"
+    text = "\n".join([f"error: {text or type(error).__name__}", *getattr(error, "__notes__", ())])
     if not isinstance(error, ConfigError):
         text += "\n(--traceback shows where this came from)"
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:

@@ -62,8 +62,9 @@ def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Op
         options = replace(options, settings=options.settings.replace(out=out))
     else:
         refuse_a_second_run(out)
-        if options.settings.algo != base.algo:
-            options = _parse(arguments, _for_another_algorithm(base, options.settings), program)
+        if (fitting := _for_other_choices(base, options.settings)) != base:
+            # Flags are put on top of it once more, so that one without effect is still refused.
+            options = _parse(arguments, fitting, program)
     check_config(options.settings)
     from agents.algorithms.registry import check_algorithm  # imports torch: --help and slips in flags do without
 
@@ -76,15 +77,22 @@ def list_of_presets() -> str:
     return "\n".join(f"  {name:<18} {preset.description}" for name, preset in PRESETS.items())
 
 
-def _for_another_algorithm(base: TrainConfig, wanted: TrainConfig) -> TrainConfig:
-    """The preset or file without what another algorithm, chosen by a flag, does not read: those are as by default.
+def _for_other_choices(base: TrainConfig, wanted: TrainConfig) -> TrainConfig:
+    """The preset or file without what only its own algorithm, task or reward reads, where flags choose another one.
 
-    Flags are put on top of it once more, so that one without effect is still refused.
+    All that is left out is as by default.
     """
-    from agents.algorithms.registry import unread_settings
+    changes: dict[str, object] = {}
+    if wanted.algo != base.algo:
+        from agents.algorithms.registry import unread_settings
 
-    defaults = unread_settings(wanted)
-    return base.replace(algo_args={}, **{name.replace(".", "__"): value for name, value in defaults.items()})
+        defaults = unread_settings(wanted)
+        changes = {"algo_args": {}, **{name.replace(".", "__"): value for name, value in defaults.items()}}
+    if wanted.task.name != base.task.name:
+        changes["task__args"] = {}
+    if wanted.task.reward != base.task.reward:
+        changes["task__reward_args"] = {}
+    return base.replace(**changes)
 
 
 def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options:

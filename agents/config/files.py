@@ -26,6 +26,9 @@ RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints", "sft", "best", "mode
 # What a resumed run may be told anew. Everything else decides what it learns.
 FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at", "sft.checkpoint_every")
 
+# Says that the run in this folder failed before its first checkpoint, and why: there is nothing to go on from.
+FAILED = "failed.txt"
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says which field, what was expected, and what to do."""
@@ -55,7 +58,12 @@ def load_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
 
 
 def refuse_a_second_run(out: Path) -> None:
-    """Raise if a folder holds a run already: another one there would take what is left of it for its own."""
+    """Raise if a folder holds a run already: another one there would take what is left of it for its own.
+
+    A run that failed before its first checkpoint does not count: whoever has mended the mistake begins again.
+    """
+    if (out / FAILED).exists():
+        return
     found = [name for name in RUN_FILES if (out / name).exists()]
     if found:
         raise ConfigError(

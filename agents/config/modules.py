@@ -25,7 +25,7 @@ def import_module_of(config: TrainConfig) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(
-                f"--module is {name}, but Python finds no module {error.name} from {os.getcwd()}: "
-                f"expected a name as in `import {name}`"
+                f"--module is {name}, but Python finds no module {error.name} from {os.getcwd()}: expected a name "
+                f"as in `import {name.removesuffix('.py').replace('/', '.')}`, of a file there or an installed package"
             ) from error
         raise

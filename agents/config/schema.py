@@ -28,7 +28,8 @@ class TaskConfig:
     args: dict[str, Scalar] = field(default_factory=dict)
     """Arguments of the task, each a name and a value, such as: length 6."""
     reward: str | None = None
-    """Score the texts by this registered reward instead of the task's own."""
+    """Score the texts by this reward instead of the task's own, such as exact_match; `llm-env rewards` lists them
+    all."""
     reward_args: dict[str, Scalar] = field(default_factory=dict)
     """Arguments of the reward that --task.reward names, each a name and a value."""
     max_new_tokens: Count | None = None
@@ -191,7 +192,8 @@ class SFTConfig:
     weight_decay: NotNegative = 0.0
     """How strongly every step of the warm start shrinks the weights (AdamW's weight decay); 0 does not."""
     answer: str = "answer"
-    """Under which name the task's prompts keep the answer that the warm start learns to write."""
+    """Under which name the task's prompts keep the answer that the warm start learns to write: a text, or in a task
+    that replies a list of them, one for each turn."""
     checkpoint_every: CountOrZero = 50
     """Write a checkpoint of the warm start every so many of its steps; 0 writes one at Ctrl-C only."""
 
@@ -208,8 +210,8 @@ class TrainConfig:
     """
 
     algo: str = "ppo"
-    """How to learn from rewards: a registered algorithm, such as ppo, grpo, a2c, reinforce, or one of your own
-    (--module)."""
+    """How to learn from rewards: ppo, grpo, rloo, a2c, reinforce, or an algorithm of your own (--module);
+    `llm-env algorithms` says what each is."""
     algo_args: dict[str, Scalar] = field(default_factory=dict)
     """Arguments of an algorithm of your own, each a name and a value, such as: strength 0.5."""
     module: str | None = None

@@ -156,7 +156,7 @@ class Display:
         self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def _print_plain(self, known: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
-        every = math.ceil(self.total / PLAIN_LINES)
+        every = max(1, math.ceil(self.total / PLAIN_LINES))
         occasional = any(metric(name).occasional for name in known)
         if self._done % every == 0 or self._done in (1, self.total) or occasional or samples:
             self._print(Text(self._literal(f"{self._done}/{self.total}  {plain_numbers(known)}")))

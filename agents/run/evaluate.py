@@ -73,6 +73,7 @@ class Evaluator:
 
     def _write(self, sampling: Sampling, count: int | None = None) -> list[Episode]:
         indices = self.indices[:count]
+        self.writer.mdp.reward.reseed(self.seed)  # what one with a timeout draws: the same each time
         return self.writer.episodes(indices, indices, sampling)
 
 

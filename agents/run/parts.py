@@ -17,6 +17,7 @@ import torch
 from agents.algorithms.base import Algorithm
 from agents.algorithms.registry import algorithm_class, check_algorithm
 from agents.config import ModelConfig, TrainConfig
+from agents.config.files import ConfigError
 from agents.config.modules import import_module_of
 from agents.networks.network import Network
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform
@@ -164,7 +165,13 @@ def seed_everything(seed: int) -> None:
 def check_parts(config: TrainConfig) -> None:
     """Raise if there is no such task, reward, model or engine; to be called before anything is written."""
     make_task_of(config)
-    load_tokenizer(config.model.name)
+    try:
+        load_tokenizer(config.model.name)
+    except OSError as error:
+        raise ConfigError(
+            f"--model.name is {config.model.name}, which could not be loaded: expected the name of a built-in model, "
+            f"the folder of one, or its id on the Hugging Face hub. {error}"
+        ) from error
     if config.rollout.engine not in engine_names():
         raise UnknownNameError("engine", config.rollout.engine, engine_names())
 
@@ -175,6 +182,13 @@ def make_task_of(config: TrainConfig) -> Task:
     task = make_task(config.task.name, config.task.args)
     if config.task.reward is not None:
         task.reward = make_reward(config.task.reward, config.task.reward_args)
+    try:
+        task.as_reward()
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"--task.reward is none, but the task {task.name} has no reward of its own: name one, such as exact_match; "
+            f"`llm-env rewards` lists them"
+        ) from error
     return task
 
 

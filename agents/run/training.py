@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
 from agents.algorithms.registry import check_algorithm
 from agents.config import TrainConfig
-from agents.config.files import ConfigError, check_config, load_config, refuse_a_second_run, refuse_changes, save_config
+from agents.config.files import (
+    FAILED,
+    ConfigError,
+    check_config,
+    load_config,
+    refuse_a_second_run,
+    refuse_changes,
+    save_config,
+)
 from agents.report.display import Display
 from agents.report.log import METRICS
 from agents.run.interruption import Interruption, interruptible
-from agents.run.loop import Result, Training
+from agents.run.loop import CHECKPOINTS, Result, Training
 from agents.run.parts import build, check_parts
 from agents.run.summary import before_and_after, run_title
-from agents.run.warm_start import forget_checkpoints, warm_start
+from agents.run.warm_start import SFT_CHECKPOINTS, forget_checkpoints, warm_start
+
+WARM = "sft"
+"""The folder of the model after the warm start, in that of the run."""
 
 
 def train(config: TrainConfig, resume: bool = False) -> Result:
@@ -42,8 +56,11 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
         >>> result.finished, sorted(result.after)
         (True, ['eval/failed', 'eval/greedy', 'eval/length', 'eval/prompts', 'eval/sampled'])
     """
-    _begin(config, resume)
-    with Display(config.iterations, run_title(config), config.log.display) as display, interruptible() as asked:
+    with (
+        _begun(config, resume),
+        Display(config.iterations, run_title(config), config.log.display) as display,
+        interruptible() as asked,
+    ):
         model = _warm_model(config, display, resume, asked) if config.sft.steps else None
         run = build(config, model)
         try:
@@ -78,9 +95,12 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
             f"{config.out} holds a run of `llm-env train`, whose warm start is over: go on with it by "
             f"`llm-env train --resume`, or give another folder"
         )
-    _begin(config, resume)
     title = f"SFT on {config.task.name} with {config.model.name}, seed {config.seed}"
-    with Display(config.sft.steps, title, config.log.display) as display, interruptible() as asked:
+    with (
+        _begun(config, resume),
+        Display(config.sft.steps, title, config.log.display) as display,
+        interruptible() as asked,
+    ):
         if resume and folder.exists():
             forget_checkpoints(folder)
             display.message(f"the warm start in {config.out} is finished already; its model is {folder}")
@@ -91,24 +111,48 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
     return folder
 
 
-def _begin(config: TrainConfig, resume: bool) -> None:
-    """Check what can be checked before anything heavy is done, and make the run's folder."""
+@contextlib.contextmanager
+def _begun(config: TrainConfig, resume: bool) -> Iterator[None]:
+    """Check what can be checked before anything heavy is done, and make the run's folder.
+
+    If the run then fails before its first checkpoint, the folder is left so that the command can be given again.
+    """
     check_config(config)
     check_algorithm(config)
     saved = config.out / "config.yaml"
     if not resume:
         refuse_a_second_run(config.out)
         check_parts(config)
+        if (config.out / FAILED).exists():
+            shutil.rmtree(config.out / "best", ignore_errors=True)  # of the run that failed
     elif saved.exists():
         refuse_changes(load_config(saved), config)
     config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / FAILED).unlink(missing_ok=True)
     save_config(config, saved)
     disable_progress_bar()  # transformers would draw bars for loading and saving across our display
+    try:
+        yield
+    except BaseException as error:
+        if not any((config.out / name).exists() for name in (CHECKPOINTS, SFT_CHECKPOINTS, WARM, "model")):
+            _leave_free(config.out, error)
+        raise
+
+
+def _leave_free(out: Path, error: BaseException) -> None:
+    """Let a folder in which a run has failed be used again; what the run has logged stays there to be looked at."""
+    if (out / METRICS).exists():
+        (out / FAILED).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+        error.add_note(f"There was no checkpoint yet: the same command may be given again. The log is in {out}.")
+        return
+    (out / "config.yaml").unlink()
+    with contextlib.suppress(OSError):  # there is something else in it
+        out.rmdir()
 
 
 def _warm_model(config: TrainConfig, display: Display, resume: bool, asked: Interruption) -> Path:
     """The folder of the model after supervised fine-tuning, which is done once and then found again."""
-    folder = config.out / "sft"
+    folder = config.out / WARM
     if folder.exists():
         forget_checkpoints(folder)
         return folder

@@ -27,7 +27,7 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
         task: a registered name, a `Task`, or a subclass of it.
         num_envs: the batch size.
         device: where the tensors are put. The episodes themselves live on the CPU.
-        seed: of the order of prompts.
+        seed: see `TokenMDP.reseed`.
         **options: see `llm_env.mdp.core.TokenMDP`.
 
     Examples:
@@ -110,7 +110,7 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is not None:
-            self.mdp.sampler.reseed(seed)
+            self.mdp.reseed(seed)
 
     def _observation(self) -> dict[str, torch.Tensor]:
         mdp, state = self.mdp, self.mdp.state

@@ -138,6 +138,11 @@ class TokenMDP:
         """`[num_envs]` which rows are to be compared with each other."""
         return self.episodes.group
 
+    def reseed(self, seed: int) -> None:
+        """Start over all that this draws at random: the order of prompts, and what a reward with a timeout draws."""
+        self.sampler.reseed(seed)
+        self.reward.reseed(seed)
+
     def reset(
         self,
         rows: Sequence[int] | IntArray | None = None,
@@ -149,13 +154,13 @@ class TokenMDP:
 
         Args:
             rows: which rows. Beginning all of them begins a new group of episodes, too.
-            seed: start the order of prompts over, from this seed.
+            seed: see `reseed`.
             prompt_indices: begin with these prompts of the split, one for each row, instead of the next in order. Rows
                 that are given the same prompt form a group; its number is negative, unlike those dealt in order.
         """
         self._check_open()
         if seed is not None:
-            self.sampler.reseed(int(seed))
+            self.reseed(int(seed))
         if rows is None:
             self.sampler.begin_group()
         rows = self.state.all_rows if rows is None else as_indices(rows, self.num_envs, "row")

@@ -22,7 +22,7 @@ class _CharacterTask(Task):
     right, in their place; one that is too long or too short loses the difference.
     """
 
-    def __init__(self, *, answer_length: int, prompt_length: int, alphabet: str, dense: bool, **kwargs: Any) -> None:
+    def __init__(self, answer_length: int, prompt_length: int, alphabet: str, dense: bool, /, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.alphabet = alphabet
         self.dense = dense
@@ -60,7 +60,7 @@ class _WordTask(_CharacterTask):
     ) -> None:
         self.length = _at_least_one(length, "length")
         prompt_length = length + len(f"{self.verb} : ")
-        super().__init__(answer_length=length, prompt_length=prompt_length, alphabet=alphabet, dense=dense, **kwargs)
+        super().__init__(length, prompt_length, alphabet, dense, **kwargs)
 
     def answer(self, word: str) -> str:
         """What to write when given a word."""
@@ -133,9 +133,7 @@ class Addition(_CharacterTask):
 
     def __init__(self, digits: int = 2, *, dense: bool = False, **kwargs: Any) -> None:
         self.digits = _at_least_one(digits, "digits")
-        super().__init__(
-            answer_length=digits + 1, prompt_length=2 * digits + 2, alphabet=string.digits, dense=dense, **kwargs
-        )
+        super().__init__(digits + 1, 2 * digits + 2, string.digits, dense, **kwargs)
 
     def sample(self, rng: np.random.Generator) -> Prompt:
         """Two random numbers."""

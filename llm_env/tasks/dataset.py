@@ -9,22 +9,26 @@ from typing import Any
 import numpy as np
 
 from llm_env.tasks.base import Splits, Task
+from llm_env.tasks.registry import register_task
 from llm_env.tokens.prompts import read_prompts
 from rewards import Reward, Rollout
 
 Source = str | Path | Iterable[Any]
 
 
+@register_task
 class Dataset(Task):
-    """Prompts from a file or an iterable, scored by a reward.
+    """Prompts from a JSONL file (or any iterable), scored by a reward of your choice.
 
     Args:
         train: a path to a JSONL file, or an iterable of rows (mappings, strings or `Prompt`s).
         test: held-out prompts likewise; by default a tenth of `train`, drawn with `seed`, is held out.
         prompt: the field of a row that is the prompt, a string or chat messages. The other fields are what the reward
             finds in `rollout.metadata`.
-        reward: scores a finished rollout.
-        stop, chat, max_new_tokens, max_prompt_tokens: see `Task`.
+        reward: scores a finished rollout; None leaves it to whoever makes the task, as `--task.reward` does.
+        stop: as in `Task`; a string is one stop sequence.
+        chat, max_new_tokens, max_prompt_tokens: see `Task`.
+        seed: of the prompts that are held out.
 
     Examples:
         >>> from rewards import NumericMatch
@@ -38,10 +42,10 @@ class Dataset(Task):
         self,
         train: Source,
         *,
-        reward: Reward | Callable[[Rollout], float],
+        reward: Reward | Callable[[Rollout], float] | None = None,
         test: Source | None = None,
         prompt: str = "prompt",
-        stop: Sequence[str | Sequence[int]] = (),
+        stop: str | Sequence[str | Sequence[int]] = (),
         chat: bool | None = False,
         max_new_tokens: int = 64,
         max_prompt_tokens: int = 192,
@@ -49,7 +53,7 @@ class Dataset(Task):
     ) -> None:
         super().__init__(seed=seed)
         self.reward = reward
-        self.stop = stop
+        self.stop = (stop,) if isinstance(stop, str) else stop
         self.chat = chat
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens

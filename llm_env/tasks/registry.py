@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import gymnasium
 
 from llm_env.tasks.base import Task
-from rewards.registry import Registry
+from rewards.registry import Registry, wrong_arguments
 
 TaskType = TypeVar("TaskType", bound=type[Task])
 
@@ -87,4 +87,6 @@ def make_task(task: str | Task | type[Task], task_kwargs: Mapping[str, Any] | No
     try:
         return task(**(task_kwargs or {}))
     except TypeError as error:
-        raise TypeError(f"cannot make the task {task.name} with {dict(task_kwargs or {})}: {error}") from error
+        arguments = dict(task_kwargs or {})
+        why = wrong_arguments(task, arguments) or error
+        raise TypeError(f"cannot make the task {task.name} with {arguments}: {why}") from error

@@ -69,6 +69,8 @@ def read_prompts(source: str | Path | Iterable[Any], key: str = "prompt") -> lis
         raise TypeError(f"prompts must be a list of rows, or the path of a JSONL file, got one mapping: {source!r}")
     if not isinstance(source, str | Path):
         return [Prompt.of(row, key) for row in source]
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"there is no file {source}: expected the path of a JSONL file, a prompt on each line")
     prompts = []
     with open(source, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -77,7 +79,8 @@ def read_prompts(source: str | Path | Iterable[Any], key: str = "prompt") -> lis
             try:
                 prompts.append(Prompt.of(json.loads(line), key))
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{source}, line {number}: {error}") from error
+                # str() of a KeyError is the repr of its message.
+                raise ValueError(f"{source}, line {number}: {error.args[0] if error.args else error}") from error
     return prompts
 
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from agents.algorithms.advantages import advantage_estimator, advantage_names
+from agents.algorithms.registry import algorithm_class, algorithm_names
 from agents.algorithms.steps import TrainingDiverged
 from agents.cli import main
-from agents.config import KLConfig, LossConfig, RolloutConfig, TrainConfig
+from agents.config import AdvantageConfig, KLConfig, LossConfig, RolloutConfig, TrainConfig
 from agents.config.checks import flag, flatten
 from agents.config.explain import help_texts
 from agents.config.files import save_config
@@ -148,6 +150,30 @@ def test_another_algorithm_than_the_presets(
     assert "--loss.dual-clip is 3.0, but --algo a2c does not read it" in capsys.readouterr().err
 
 
+def test_another_task_than_the_presets(trained: Trained, tmp_path: Path) -> None:
+    """Arguments that were meant for the preset's own task, or for a file's own reward, do not reach another one."""
+    preset = PRESETS["reverse-tiny"].config
+    line = ["train", "--preset", "reverse-tiny", "--out"]
+    assert preset.task.args
+    assert main([*line, "a", "--task.name", "Addition"]) == 0
+    assert trained.last == preset.replace(out=Path("a"), task__name="Addition", task__args={})
+    assert main([*line, "b", "--task.name", "Addition", "--task.args", "digits", "3"]) == 0
+    assert trained.last.task.args == {"digits": 3}
+    assert main([*line, "c", "--task.name", "Reverse"]) == 0
+    assert trained.last == preset.replace(out=Path("c"))
+    assert main([*line, "d", "--task.name", "Copy", "--algo", "reinforce"]) == 0
+    assert (trained.last.task.args, trained.last.loss.clip_high) == ({}, TrainConfig().loss.clip_high)
+
+    path = write(tmp_path, "task: {reward: length_penalty, reward_args: {free: 3}, args: {length: 4}}")
+    line = ["train", "--config", str(path), "--out"]
+    assert main([*line, "e", "--task.reward", "exact_match"]) == 0
+    assert (trained.last.task.reward_args, trained.last.task.args) == ({}, {"length": 4})
+    assert main([*line, "f", "--task.reward", "none"]) == 0
+    assert trained.last.task.reward_args == {}
+    assert main([*line, "g", "--task.reward", "length_penalty"]) == 0
+    assert trained.last.task.reward_args == {"free": 3}
+
+
 def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun = ["train", "--preset", "reverse-tiny", "--actor.learning-rate", "0.5", "--actor.decay", "constant"]
     assert main(begun) == 0
@@ -248,13 +274,30 @@ def test_help_shows_the_defaults_of_the_preset(trained: Trained, capsys: pytest.
     assert "(default: Reverse)" in help_of(capsys, "sft")
 
 
+def test_help_names_all_algorithms_and_estimators() -> None:
+    """The texts are written by hand; whoever adds one finds them wanting here."""
+    own = [name for name in algorithm_names() if algorithm_class(name).__module__.startswith("agents.")]
+    assert {"ppo", "rloo"} <= set(own)
+    assert [name for name in own if not re.search(rf"\b{name}\b", help_texts(TrainConfig)["algo"])] == []
+    own = [name for name in advantage_names() if advantage_estimator(name).critic]
+    own = [name for name in own if advantage_estimator(name).__module__.startswith("agents.")]
+    assert [name for name in own if not re.search(rf"\b{name}\b", help_texts(AdvantageConfig)["kind"])] == []
+
+
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets"]) == 0
     text = capsys.readouterr().out
     assert all(name in text and preset.description in text for name, preset in PRESETS.items())
     assert main(["tasks"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"Reverse +Write the word backwards\.\n +arguments: length, alphabet", text)
+    assert re.search(r"Reverse +Write the word backwards\.\n +arguments: length, alphabet, dense, num_train", text)
+    assert re.search(r"Dataset +Prompts from a JSONL file.*\n +arguments: train, ", text)
+    assert main(["rewards"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"numeric_match +1 if the last number .*\n +arguments: key, tolerance", text)
+    assert main(["algorithms", "--traceback"]) == 0
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^  {name} +\S", text, flags=re.MULTILINE) for name in ("grpo", "ppo", "rloo"))
     assert main(["metrics"]) == 0
     text = capsys.readouterr().out
     named = re.findall(r"^  (\S+) +\S", text, flags=re.MULTILINE)
@@ -271,8 +314,12 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "message"),
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
-        ("xyz", "unknown command 'xyz'; there are train, sft, presets, tasks, metrics"),
+        ("xyz", "unknown command 'xyz'; there are train, sft, presets, tasks, rewards, algorithms, metrics"),
         ("presets all", "llm-env presets takes no arguments, got all"),
+        ("tasks all", "llm-env tasks takes --module and its name, or nothing, got all"),
+        ("rewards --module", "llm-env rewards takes --module and its name, or nothing, got --module"),
+        ("algorithms --module=nothing_here", "--module is nothing_here, but Python finds no module nothing_here"),
+        ("train --module own/parts.py", "expected a name as in `import own.parts`"),
         ("train --preset reverse", "unknown preset 'reverse'; did you mean 'reverse-tiny'?"),
         ("train --config none.yaml", "there is no configuration file none.yaml"),
         ("train --rollout.batch-size 0", "--rollout.batch-size is 0"),

@@ -123,9 +123,9 @@ def test_trainer_reference_and_engine_agree(name: str, tmp_path: Path) -> None:
 
         sft = SFT(SFTConfig(steps=2, batch_size=4, learning_rate=1e-9), network, run.mdp)
         indices, _ = sft.sampler.deal(4)
-        texts = [[*run.mdp.prompts.tokens[index], *sft.answers[index]] for index in indices]
+        texts = [[*run.mdp.prompts.tokens[index], *sft.answers[index].tokens] for index in indices]
         scores = run.engine.log_probs(texts)
-        own = [score[-len(sft.answers[index]) :] for score, index in zip(scores, indices, strict=True)]
+        own = [score[-len(sft.answers[index].tokens) :] for score, index in zip(scores, indices, strict=True)]
         again = SFT(SFTConfig(steps=2, batch_size=4, learning_rate=1e-9), network, run.mdp)
         assert again.step() == pytest.approx(-torch.cat([torch.tensor(part) for part in own]).mean().item(), rel=1e-4)
 

@@ -63,6 +63,55 @@ def test_the_loss_is_on_the_answer_and_its_end_only() -> None:
     assert sft.step() == pytest.approx(float(np.mean(expected)), rel=1e-5)
 
 
+class Asks(Answers):
+    """Asks again after every answer that does not end with a full stop."""
+
+    max_new_tokens = 8
+    max_prompt_tokens = 12
+    stop = (".",)
+
+    def reply(self, rollout: Rollout) -> str | None:
+        return None if rollout.text.endswith(".") else "and?"
+
+
+def test_on_several_turns_the_loss_is_on_the_agents_tokens_only() -> None:
+    turns: dict[str, Any] = {"a": ["no", "ok."], "bb": ["yes"], "c": "x."}
+    net = network()
+    sft = SFT(SFTConfig(steps=1, batch_size=3, learning_rate=0.0), net, TokenMDP(Asks(turns)))
+    encode = load_tokenizer("tiny").encode
+    # By hand: the text, and which of it the agent writes. A stop sequence is an end of its own.
+    hand = [
+        ([*encode("a"), *encode("no"), EOS, *encode("and?"), *encode("ok.")], "-+++----+++"),
+        ([*encode("bb"), *encode("yes"), EOS, *encode("and?")], "--++++----"),
+        ([*encode("c"), *encode("x.")], "-++"),
+    ]
+    losses = []
+    for (tokens, marks), text in zip(hand, sft.answers, strict=True):
+        assert [*text.prompt_tokens, *text.tokens] == tokens
+        with torch.no_grad():
+            log_probs = net.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        losses += [-float(log_probs[place - 1, tokens[place]]) for place, mark in enumerate(marks) if mark == "+"]
+    assert len(losses) == 6 + 4 + 2
+    assert sft.step() == pytest.approx(float(np.mean(losses)), rel=1e-5)
+
+
+def test_turns_that_no_agent_could_write() -> None:
+    for answer, which in (
+        (["a.", "b"], "answer 2 of 2"),  # over after the first
+        (["a.b"], "answer 1 of 1"),  # over in the middle of it
+        (["abcdefg", "h"], "answer 2 of 2"),  # the budget is used up
+    ):
+        with pytest.raises(ValueError, match=rf"{which} to a prompt of Asks, .* cannot be written as one turn"):
+            SFT(SFTConfig(), network(), TokenMDP(Asks({"a": answer})))
+    with pytest.raises(ValueError, match="has 2 answers under 'answer', but the task does not reply between them"):
+        SFT(SFTConfig(), network(), TokenMDP(Answers({"a": ["x", "y"]})))
+
+
+def test_numbers_are_answers_too() -> None:
+    (text,) = SFT(SFTConfig(), network(), TokenMDP(Answers({"a": 42}))).answers
+    assert text.tokens.tolist() == [*load_tokenizer("tiny").encode("42"), EOS]
+
+
 def test_its_gradient_is_that_of_the_answers() -> None:
     """Prompts are read, and not learned; nor does padding leave a trace."""
     sft = SFT(SFTConfig(steps=1, batch_size=4, learning_rate=0.0), network(), TokenMDP(Answers()))
@@ -133,7 +182,9 @@ def test_no_steps_no_change() -> None:
 def test_errors_say_what_is_missing() -> None:
     for task, config in [
         (Answers(key="solution"), SFTConfig()),
-        (Answers({"a": "no", "b": 7}), SFTConfig()),
+        (Answers({"a": "no", "b": True}), SFTConfig()),
+        (Answers({"a": "no", "b": []}), SFTConfig()),
+        (Answers({"a": ["no", None]}), SFTConfig()),
         (Answers(), SFTConfig(answer="solution")),
     ]:
         with pytest.raises(ValueError, match=rf"learns from the prompts' '{config.answer}'.*set --sft.answer"):

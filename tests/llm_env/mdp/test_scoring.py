@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tokenizers.processors import TemplateProcessing
 
-from llm_env import END_OF_CODE, Prompt, Task, TokenEnv, TokenVectorEnv
+from llm_env import END_OF_CODE, Prompt, Task, TokenEnv, TokenVectorEnv, TorchRLTokenEnv
 from llm_env.models import load_tokenizer
 from llm_env.tasks import Copy, Dataset
 from rewards import ExactMatch, LengthPenalty, Reward, RewardError, Rollout, Score
@@ -62,6 +64,24 @@ class TestRewards:
         assert envs.step(envs.mdp.vocabulary.encode("ab"))[1].tolist() == [1.0, -1.0]
         assert time.monotonic() - start < 60  # it came back at all
         envs.close()
+
+    def test_what_an_isolated_one_draws_follows_the_seed(self) -> None:
+        def drawing(rollout: Rollout) -> float:
+            return random.random()
+
+        options: Any = {"reward_timeout": 10.0, "max_new_tokens": 1}
+        env = TokenEnv(one_prompt(drawing), **options)
+        torchrl = TorchRLTokenEnv(one_prompt(drawing), **options)
+        drawn = []
+        for seed in (3, 4, 3):
+            env.reset(seed=seed)
+            drawn.append(env.step(5)[1])
+            torchrl.set_seed(seed)
+            step = torchrl.reset().set("action", torch.tensor([5]))
+            assert torchrl.step(step)["next", "reward"].item() == pytest.approx(drawn[-1])
+        assert drawn[0] == drawn[2] != drawn[1]
+        env.close()
+        torchrl.close()
 
     def test_nan_is_an_error_at_the_step_that_earned_it(self) -> None:
         env = TokenEnv(one_prompt(lambda rollout: float("nan")), max_new_tokens=1)
