@@ -68,6 +68,7 @@ class Asks(Answers):
 
     max_new_tokens = 8
     max_prompt_tokens = 12
+    max_reply_tokens = 16
     stop = (".",)
 
     def reply(self, rollout: Rollout) -> str | None:
