@@ -8,6 +8,9 @@ Importing this package registers its tasks with Gymnasium:
     >>> sorted(observation)
     ['length', 'prompt_length', 'tokens']
 
+An id may name the module that registers it: `gymnasium.make("llm_env:llm_env/Reverse-v0")` works in a process that has
+not imported this package, such as a worker of `gymnasium.vector.AsyncVectorEnv`. So does `"my_tasks:llm_env/Greet-v0"`.
+
 The engines, `TorchRLTokenEnv` and `SB3TokenVecEnv` are imported on first use, so that this package starts without their
 libraries.
 """

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llm_env.engines.forks import use_one_thread_if_forked
 from llm_env.engines.protocol import Engine
 from rewards.registry import Registry, UnknownNameError
 
@@ -92,6 +93,7 @@ def make_engine(
         raise UnknownNameError("engine", engine, engine_names())
     if model is None:
         raise ValueError(f"the engine {engine!r} needs a model: a name such as 'tiny', or a model object")
+    use_one_thread_if_forked()  # making the model computes already
     if engine not in _ENGINES:
         importlib.import_module(f"{_PACKAGE}.{engine}")
     return _ENGINES[engine](model, num_slots=num_slots, context=context, **options)

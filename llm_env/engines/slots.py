@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from llm_env.engines.checks import as_slots, as_token_lists, check_prompt, check_room
+from llm_env.engines.forks import use_one_thread_if_forked
 from llm_env.engines.protocol import Tokens
 from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.checks import as_token_ids
@@ -183,8 +184,10 @@ class EngineSlots(abc.ABC):
         return np.flatnonzero(~self._claimed & (self.lengths == 0))
 
     def _check_open(self) -> None:
+        """Before anything is done: the engine must be open, and torch must be able to compute in this process."""
         if self._closed:
             raise ValueError("this engine has been closed: make a new one")
+        use_one_thread_if_forked()
 
     def _slots(self, slots: Tokens) -> IntArray:
         self._check_open()

@@ -7,7 +7,7 @@ A `Layer` is the rule. `TokenWrapper` applies it to a `TokenEnv`, a batch of one
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,11 @@ from gymnasium.vector.utils import batch_space
 
 from llm_env.mdp.core import TokenMDP
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    _VectorWrapper = VectorWrapper[Any, Any, Any, Any, Any]
+else:
+    _VectorWrapper = VectorWrapper  # before Gymnasium 1.4 it had no parameters
 
 
 class Layer:
@@ -136,7 +141,7 @@ class TokenWrapper(AppliedLayer, gymnasium.Wrapper[Any, Any, Any, Any]):
         return info
 
 
-class TokenVectorWrapper(AppliedLayer, VectorWrapper[Any, Any, Any, Any, Any]):
+class TokenVectorWrapper(AppliedLayer, _VectorWrapper):
     """A layer around a `TokenVectorEnv`, wrapped or not.
 
     Args:

@@ -1,6 +1,6 @@
 """The wrappers of `llm_env.wrappers` for `TokenVectorEnv`, under the same names.
 
-Gymnasium 1.4 keeps no record of the wrappers of a batch. So the `spec` of a wrapped vector environment is that of the
+Gymnasium keeps no record of the wrappers of a batch. So the `spec` of a wrapped vector environment is that of the
 environment inside, and `gymnasium.make_vec(spec)` gives it without its wrappers: apply them again. Nor can the wrappers
 recorded in the spec of a single environment be applied to a batch: `make_vec` refuses such a spec, except with
 `vectorization_mode="sync"` or `"async"`, where it puts single environments side by side, each with its wrappers.
