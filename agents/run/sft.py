@@ -22,6 +22,9 @@ from rewards import Rollout, Score
 class SFT:
     """Teaches the policy to write the answers: the loss is on the answer and its end-of-sequence token only.
 
+    A task's action mask plays no part here: the model learns to keep to it by itself, and its loss is one of the whole
+    vocabulary. Where texts are then written, the mask only takes from what is no answer.
+
     Args:
         config: steps, batch size, learning rate, where the answers are.
         network: whose policy learns.
