@@ -31,6 +31,9 @@ class SFT:
     Where a task replies, a prompt may have a list of answers, one for each turn of the policy. The task's replies
     stand between them; they are read, and not learned.
 
+    A task's action mask plays no part here: the model learns to keep to it by itself, and its loss is one of the whole
+    vocabulary. Where texts are then written, the mask only takes from what is no answer.
+
     Args:
         config: steps, batch size, learning rate, where the answers are.
         network: whose policy learns.

@@ -13,6 +13,7 @@ from llm_env.envs.spaces import action_space, observation_space
 from llm_env.mdp.core import Arrays, SavedMDP, TokenMDP
 from llm_env.mdp.options import MDPOptions
 from llm_env.tasks.base import Task
+from llm_env.tokens.arrays import BoolArray
 
 
 class TokenEnv(gymnasium.Env[Arrays, np.int64]):
@@ -78,6 +79,11 @@ class TokenEnv(gymnasium.Env[Arrays, np.int64]):
     def render(self) -> str | None:
         """The prompt, the text so far, and the return."""
         return render_row(self.mdp, 0) if self.render_mode == "ansi" else None
+
+    def action_masks(self) -> BoolArray:
+        """`[vocab_size]` the tokens that the task allows next, by the name that sb3-contrib's MaskablePPO looks for."""
+        mask = self.mdp.action_mask()
+        return np.ones(self.mdp.vocabulary.size, np.bool_) if mask is None else mask[0].astype(np.bool_)
 
     def save(self) -> SavedMDP:
         """Copy the episode out; see `restore`."""

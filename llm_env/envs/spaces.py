@@ -27,4 +27,6 @@ def observation_space(mdp: TokenMDP) -> spaces.Dict[Any]:
             boxes[name] = spaces.Box(0, mdp.vocabulary.size - 1, array.shape[1:], np.int64)
         else:
             boxes[name] = spaces.Box(-np.inf, np.inf, array.shape[1:], np.float32)
+    if mdp.observes_mask:
+        boxes["action_mask"] = spaces.MultiBinary(mdp.vocabulary.size)
     return spaces.Dict(boxes)

@@ -57,12 +57,14 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
         # Built before any reset: the arrays' shapes and dtypes are known, whatever an engine adds to them.
         specs = {}
         for name, array in mdp.observation(copy=False).items():
+            if name == "action_mask":
+                continue
             if array.dtype == np.int64:
                 high = vocab if name in ("tokens", "top_ids") else mdp.context + 1
                 specs[name] = Bounded(0, high - 1, shape=array.shape, dtype=torch.int64, device=device)
             else:
                 specs[name] = Unbounded(shape=array.shape, dtype=torch.float32, device=device)
-        if mdp.episodes.masks_actions:
+        if mdp.episodes.masks_actions or mdp.observes_mask:
             specs["action_mask"] = Binary(vocab, shape=(rows, vocab), dtype=torch.bool, device=device)
         self.observation_spec = Composite(specs, shape=self.batch_size, device=device)
         self.action_spec = Categorical(vocab, shape=(rows,), dtype=torch.int64, device=device)
@@ -121,8 +123,8 @@ class TorchRLTokenEnv(EnvBase):  # type: ignore[misc]
             "truncated": truncated,
             "done": terminated | truncated,
         }
-        if (mask := mdp.action_mask()) is not None:
-            arrays["action_mask"] = mask.view(np.bool_)
+        if (mask := arrays.get("action_mask", mdp.action_mask())) is not None:
+            arrays["action_mask"] = mask.astype(np.bool_)
         return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
     def _tensordict(self, tensors: dict[str, torch.Tensor]) -> TensorDictBase:

@@ -65,6 +65,7 @@ class TokenMDP:
         state: their tokens, see `TokenState`.
         begun: `[num_envs]` bool, the rows that the last reset began.
         closed: whether `close` was called. Nothing can be stepped, reset or restored any more.
+        observes_mask: whether observations hold the action mask.
         finished: the episodes that the last step ended, by row.
         followers: those who keep something beside the episodes, and are told when episodes are copied.
 
@@ -121,6 +122,8 @@ class TokenMDP:
         )
         self.state = self.episodes.state
         self.observer = Observer.make(engine, chosen["observe"], chosen["top_k"], model, self.state, self.vocabulary)
+        self.observes_mask = chosen["observe_mask"]
+        self._mask: npt.NDArray[np.int8] | None = None  # of the present states, once somebody has asked for it
         self.followers: list[Follower] = []
         self.closed = False
         self.begun = np.zeros(num_envs, dtype=np.bool_)
@@ -169,6 +172,7 @@ class TokenMDP:
         else:
             indices, groups = self._chosen(prompt_indices, rows)
         self.episodes.begin(rows, indices, groups)
+        self._mask = None
         self.begun[:] = False
         self.begun[rows] = True
         self.episode_return[rows] = 0.0
@@ -179,6 +183,7 @@ class TokenMDP:
         """Let `rows` (all by default) each take an action; returns `[num_envs]` rewards, 0 for the others."""
         self._check_open()
         episodes = self.episodes
+        self._mask = None
         episodes.step(actions, rows)
         acted = self.state.all_rows if rows is None else np.asarray(rows, dtype=np.int64)
         # Before anything is scored: if the reward raises an error, the engine has still read the same text.
@@ -207,17 +212,22 @@ class TokenMDP:
             "prompt_length": state.prompt_length[:, None],
             **self.observer.arrays,
         }
+        if self.observes_mask:
+            mask = self.action_mask()
+            shape = (self.num_envs, self.vocabulary.size)
+            arrays["action_mask"] = np.ones(shape, dtype=np.int8) if mask is None else mask
         return {name: array.copy() for name, array in arrays.items()} if copy else arrays
 
     def action_mask(self) -> npt.NDArray[np.int8] | None:
         """`[num_envs, vocab_size]` 1 for the tokens the task allows next (all, where a text has ended); None: any."""
         if not self.episodes.masks_actions:
             return None
-        mask = np.ones((self.num_envs, self.vocabulary.size), dtype=np.int8)
-        running = np.flatnonzero(self.state.running)
-        if len(running) and (allowed := self.episodes.action_mask(running)) is not None:
-            mask[running] = allowed
-        return mask
+        if self._mask is None:  # a new array every time: those handed out before stay as they were
+            self._mask = np.ones((self.num_envs, self.vocabulary.size), dtype=np.int8)
+            running = np.flatnonzero(self.state.running)
+            if len(running) and (allowed := self.episodes.action_mask(running)) is not None:
+                self._mask[running] = allowed
+        return self._mask
 
     def rollout(self, row: int) -> Rollout:
         """The episode in `row` as it stands, as a reward sees it."""
@@ -244,6 +254,7 @@ class TokenMDP:
         self._check_open()
         rows = as_indices(rows, self.num_envs, "row")
         self.episodes.restore(rows, saved.episodes)
+        self._mask = None
         self.episode_return[rows] = saved.episode_return
         self.observer.begin(rows)
         same = len(saved.more) == len(self.followers)

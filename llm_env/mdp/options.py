@@ -38,6 +38,9 @@ class MDPOptions(TypedDict, total=False):
     """With an engine, "logits" (all of them) or "top_k" (ids and log-probs of the likeliest, the default)."""
     top_k: int | None
     """How many of the likeliest; 50 by default."""
+    observe_mask: bool
+    """Put the task's `action_mask` into observations too, for libraries that look for it there: all ones for a task
+    that has none. By default it is in the infos only, and for TorchRL in the tensordict."""
     on_reward_error: float
     """The score of a rollout whose reward raised or took longer than `reward_timeout`; 0 by default."""
     reward_timeout: float | None
@@ -57,6 +60,7 @@ DEFAULTS: MDPOptions = {
     "engine": None,
     "observe": None,
     "top_k": None,
+    "observe_mask": False,
     "on_reward_error": 0.0,
     "reward_timeout": None,
 }

@@ -60,7 +60,7 @@ class Layer:
     def begin(self, begun: BoolArray) -> None:
         """A reset has begun these rows."""
 
-    def mask(self, action_mask: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    def mask(self, action_mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Our action mask, from that of the environment inside, batched."""
         return action_mask
 
@@ -130,6 +130,12 @@ class TokenWrapper(AppliedLayer, gymnasium.Wrapper[Any, Any, Any, Any]):
         info = {**info, **{key: values[0] for key, (values, mask) in more.items()}}
         return self.layer.observe(observation), float(rewards[0]), terminated, truncated, self._with_mask(info)
 
+    def action_masks(self) -> BoolArray:
+        """Which actions are allowed next, `[n]` bool, by the name that sb3-contrib's MaskablePPO looks for."""
+        inside: BoolArray = self.env.get_wrapper_attr("action_masks")()
+        ours: BoolArray = self.layer.mask(inside[None])[0]
+        return ours
+
     def close(self) -> None:
         """Free what the layer and the environment hold."""
         self.layer.close()
@@ -177,6 +183,14 @@ class TokenVectorWrapper(AppliedLayer, _VectorWrapper):
             for row in np.flatnonzero(info["_final_obs"]):
                 info["final_obs"][row] = self.layer.observe(info["final_obs"][row])
         return self.layer.observe(observation), reward, terminated, truncated, self._with_mask(info)
+
+    def action_masks(self) -> BoolArray:
+        """Which actions are allowed next, `[num_envs, n]` bool, by the name that masking algorithms look for."""
+        env: Any = self.env
+        while not hasattr(env, "action_masks"):
+            env = env.env
+        inside: BoolArray = env.action_masks()
+        return self.layer.mask(inside)
 
     def close(self, **kwargs: Any) -> None:
         """Free what the layer and the environment hold."""

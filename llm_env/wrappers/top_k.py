@@ -22,9 +22,22 @@ class TopKActionsLayer(Layer):
             raise ValueError("top-k actions need an environment made with engine='transformers', observe='top_k'")
         self.k = mdp.observer.arrays["top_ids"].shape[1]
 
-    def mask(self, action_mask: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    def mask(self, action_mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """`[num_envs, k]` of the mask of all tokens."""
         return np.take_along_axis(action_mask, self.mdp.observer.arrays["top_ids"], axis=1)
+
+    def observation_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
+        """An observed mask is that of our actions."""
+        if not (isinstance(inside, spaces.Dict) and "action_mask" in inside.spaces):
+            return inside
+        return spaces.Dict({**inside.spaces, "action_mask": spaces.MultiBinary(self.k)})
+
+    def observe(self, observation: Any) -> Any:
+        """An observed mask, of one row or of all, is that of the tokens shown beside it."""
+        if not (isinstance(observation, dict) and "action_mask" in observation):
+            return observation
+        ours = np.take_along_axis(observation["action_mask"], observation["top_ids"], axis=-1)
+        return {**observation, "action_mask": ours}
 
     def action_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
         """An index below k."""

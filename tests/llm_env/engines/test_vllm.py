@@ -21,7 +21,7 @@ from llm_env.engines import Engine, Sampling, engine_names, make_engine
 from llm_env.engines.sampling import process
 from llm_env.models import load_model, load_tokenizer
 
-from . import test_generate, test_stepping, test_weights
+from . import test_action_masks, test_generate, test_stepping, test_weights
 from .conftest import full_logits, make_model
 
 needs_vllm = pytest.mark.skipif(
@@ -87,6 +87,8 @@ GENERAL = [
     *((test_weights.test_the_engine_becomes_the_other_model, {"family": family, "names": names})
       for family, names in (("llama", "parameters"), ("llama", "state_dict"), ("qwen2", "parameters"),
                             ("gpt2", "state_dict"))),
+    *((test_action_masks.test_only_allowed_tokens_are_written, {"sampling": s})
+      for s in (Sampling(seed=0), Sampling(temperature=0.0))),
     (test_weights.test_weights_are_copied_not_kept, {}),
     (test_weights.test_slots_are_stopped_because_they_remember_the_old_weights, {}),
     (test_weights.test_nothing_is_left_of_bad_weights, {}),
@@ -100,7 +102,7 @@ GENERAL = [
 @needs_vllm
 @pytest.mark.parametrize(("test", "arguments"), GENERAL, ids=lambda value: getattr(value, "__name__", ""))
 def test_general(test, arguments, make, monkeypatch):
-    for module in (test_generate, test_stepping, test_weights):
+    for module in (test_action_masks, test_generate, test_stepping, test_weights):
         monkeypatch.setattr(module, "make_engine_of", make)
         monkeypatch.setattr(module, "make_model", wide_model)
     assert set(arguments) == set(inspect.signature(test).parameters)
