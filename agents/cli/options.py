@@ -66,8 +66,7 @@ def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Op
         options = replace(options, settings=options.settings.replace(out=out))
     else:
         refuse_a_second_run(out)
-        if options.settings.algo != base.algo:
-            options = _parse(arguments, _for_another_algorithm(base, options.settings), program)
+        options = _parse(arguments, _as_the_flags_want_it(base, options.settings), program)
     check_config(options.settings)
     from agents.algorithms.registry import check_algorithm  # imports torch: --help and slips in flags do without
 
@@ -80,15 +79,19 @@ def list_of_presets() -> str:
     return "\n".join(f"  {name:<18} {preset.description}" for name, preset in PRESETS.items())
 
 
-def _for_another_algorithm(base: TrainConfig, wanted: TrainConfig) -> TrainConfig:
-    """The preset or file without what another algorithm, chosen by a flag, does not read: those are as by default.
+def _as_the_flags_want_it(base: TrainConfig, wanted: TrainConfig) -> TrainConfig:
+    """The preset or file without what nothing reads any more under the flags, as under another algorithm.
 
-    Flags are put on top of it once more, so that one without effect is still refused.
+    Those settings are as by default. Flags are put on top of it once more, so that one without effect is still refused,
+    as is what had none in the preset or file itself.
     """
     from agents.algorithms.registry import unread_settings
 
-    defaults = unread_settings(wanted)
-    return base.replace(algo_args={}, **{name.replace(".", "__"): value for name, value in defaults.items()})
+    unread_before = unread_settings(base)
+    changes = {name: value for name, value in unread_settings(wanted).items() if name not in unread_before}
+    if wanted.algo != base.algo:
+        changes["algo_args"] = {}
+    return base.replace(**{name.replace(".", "__"): value for name, value in changes.items()})
 
 
 def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options:
