@@ -62,7 +62,7 @@ class OwnWay(Algorithm):
         ({**GRPO, "model__critic": "separate"}, "--model.critic is separate, but --algo grpo has no critic"),
         ({**GRPO, "model__critic_gradient": False}, "--model.critic-gradient is False, but --algo grpo has no critic"),
         ({**GRPO, "loss__value": 0.1}, "--loss.value is 0.1, but --algo grpo has no critic"),
-        ({**GRPO, "loss__value_clip": None}, "--loss.value-clip is None, but --algo grpo has no critic"),
+        ({**GRPO, "loss__value_clip": 0.3}, "--loss.value-clip is 0.3, but --algo grpo has no critic"),
         ({**RLOO, "advantage__whiten": False}, "--advantage.whiten is False, but --algo rloo does not read it"),
         (
             {"algo": "grpo"},
@@ -159,7 +159,7 @@ OTHER: dict[str, Any] = {
     "loss__kind": "penalty",
     "advantage__kind": "monte_carlo",
     "loss__value": 0.1,
-    "loss__value_clip": None,
+    "loss__value_clip": 0.3,
     "critic__decay": "linear",
     "critic__betas": (0.5, 0.5),
     "model__critic": "separate",
