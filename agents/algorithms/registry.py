@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from agents.algorithms.advantages import advantage_estimator, advantage_names
@@ -12,6 +12,7 @@ from agents.config import TrainConfig
 from agents.config.checks import flag, flatten
 from agents.config.files import complain
 from agents.config.modules import import_module_of
+from agents.config.switches import critic_follows, matches, switched_off
 from agents.losses import TokenLoss, loss_class, loss_names, loss_term
 from rewards.registry import Registry, UnknownNameError, did_you_mean
 
@@ -90,12 +91,15 @@ def check_algorithm(config: TrainConfig) -> None:
     complain(list(_unknown_names(config)))  # without these there is nothing to ask
     algorithm = algorithm_class(config.algo)
     found = [*algorithm.problems(config), *_wrong_arguments(config), *_critic_mismatch(config)]
+    found += _too_small_a_batch(config)
     values = dict(flatten(config))
     complain(found + [_refusal(name, values[name], config) for name in unread_settings(config)])
 
 
 def unread_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that differ from their defaults though neither algorithm nor loss nor estimator reads them.
+    """The settings that differ from their defaults though nothing reads them.
+
+    Neither algorithm nor loss nor estimator does, or another setting has switched off what would.
 
     Returns:
         Their defaults, by dotted names; nothing if algorithm, loss or estimator are unknown.
@@ -107,11 +111,11 @@ def unread_settings(config: TrainConfig) -> dict[str, Any]:
     import_module_of(config)
     if list(_unknown_names(config)):
         return {}
-    defaults = dict(flatten(TrainConfig()))
+    defaults, off = dict(flatten(TrainConfig())), switched_off(config)
     return {
         name: defaults[name]
         for name, value in flatten(config)
-        if value != defaults[name] and _matches(name, CHOICES) and not _reads(config, name)
+        if name in off or (value != defaults[name] and matches(name, CHOICES) and not _reads(config, name))
     }
 
 
@@ -158,6 +162,18 @@ def _critic_mismatch(config: TrainConfig) -> Iterator[str]:
     yield f"--advantage.kind is {kind}, but --algo {config.algo} {why}: use one of {', '.join(usable)}"
 
 
+def _too_small_a_batch(config: TrainConfig) -> Iterator[str]:
+    """More parts than texts; only asked of passes that are made."""
+    size = config.rollout.batch_size
+    learns_alone = algorithm_class(config.algo).has_critic and config.loss.value > 0 and not critic_follows(config)
+    for name, optimizer in (("actor", config.actor), ("critic", config.critic)):
+        if optimizer.minibatches > size and (name == "actor" or learns_alone):
+            yield (
+                f"--{name}.minibatches is {optimizer.minibatches}, more than there are texts in a batch "
+                f"(--rollout.batch-size {size}): use fewer"
+            )
+
+
 def _loss(config: TrainConfig) -> str | None:
     """The name of the loss in use; None if the algorithm makes one by itself."""
     algorithm = algorithm_class(config.algo)
@@ -174,7 +190,7 @@ def _advantage(config: TrainConfig) -> str | None:
 
 def _reads(config: TrainConfig, name: str) -> bool:
     algorithm, loss, advantage = algorithm_class(config.algo), _loss(config), _advantage(config)
-    if not algorithm.has_critic and _matches(name, OF_THE_CRITIC):
+    if not algorithm.has_critic and matches(name, OF_THE_CRITIC):
         return False
     if name == "loss.kind":
         return loss is not None and algorithm.loss_kind is None
@@ -185,7 +201,7 @@ def _reads(config: TrainConfig, name: str) -> bool:
         read |= _settings_of(loss_class(loss))
     if advantage is not None:
         read |= set(advantage_estimator(advantage).settings)
-    return _matches(name, read)
+    return matches(name, read)
 
 
 def _settings_of(kind: type[Algorithm | TokenLoss]) -> set[str]:
@@ -193,18 +209,16 @@ def _settings_of(kind: type[Algorithm | TokenLoss]) -> set[str]:
     return {name for base in kind.__mro__ for name in vars(base).get("settings", ())}
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(name.startswith(p[:-1]) if p.endswith(".*") else name == p for p in patterns)
-
-
 def _refusal(name: str, value: object, config: TrainConfig) -> str:
     algorithm = algorithm_class(config.algo)
     begin = f"{flag(name)} is {value}, but"
-    if not algorithm.has_critic and _matches(name, OF_THE_CRITIC):
+    if not algorithm.has_critic and matches(name, OF_THE_CRITIC):
         return f"{begin} --algo {config.algo} has no critic: leave it out"
+    if _reads(config, name) or not matches(name, CHOICES):
+        return f"{begin} {switched_off(config)[name]}: leave it out"
     # Where the user has chosen the loss or the estimator, another one may be meant.
     if name.startswith("loss.") and _reads(config, "loss.kind"):
-        readers = [other for other in loss_names() if _matches(name, _settings_of(loss_class(other)))]
+        readers = [other for other in loss_names() if matches(name, _settings_of(loss_class(other)))]
         if readers:
             return f"{begin} the loss {config.loss.kind!r} does not read it ({_list(readers)} would): leave it out"
     if name.startswith("advantage.") and _reads(config, "advantage.kind"):

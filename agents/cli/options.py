@@ -62,8 +62,7 @@ def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Op
         options = replace(options, settings=options.settings.replace(out=out))
     else:
         refuse_a_second_run(out)
-        if (fitting := _for_other_choices(base, options.settings)) != base:
-            # Flags are put on top of it once more, so that one without effect is still refused.
+        if (fitting := _as_the_flags_want_it(base, options.settings)) != base:
             options = _parse(arguments, fitting, program)
     check_config(options.settings)
     from agents.algorithms.registry import check_algorithm  # imports torch: --help and slips in flags do without
@@ -77,22 +76,24 @@ def list_of_presets() -> str:
     return "\n".join(f"  {name:<18} {preset.description}" for name, preset in PRESETS.items())
 
 
-def _for_other_choices(base: TrainConfig, wanted: TrainConfig) -> TrainConfig:
-    """The preset or file without what only its own algorithm, task or reward reads, where flags choose another one.
+def _as_the_flags_want_it(base: TrainConfig, wanted: TrainConfig) -> TrainConfig:
+    """The preset or file without what nothing reads any more under the flags, as under another algorithm, and without
+    the arguments of an algorithm, task or reward that the flags replace.
 
-    All that is left out is as by default.
+    Those settings are as by default. Flags are put on top of it once more, so that one without effect is still refused,
+    as is what had none in the preset or file itself.
     """
-    changes: dict[str, object] = {}
-    if wanted.algo != base.algo:
-        from agents.algorithms.registry import unread_settings
+    from agents.algorithms.registry import unread_settings  # imports torch: --help and slips in flags do without
 
-        defaults = unread_settings(wanted)
-        changes = {"algo_args": {}, **{name.replace(".", "__"): value for name, value in defaults.items()}}
+    unread_before = unread_settings(base)
+    changes = {name: value for name, value in unread_settings(wanted).items() if name not in unread_before}
+    if wanted.algo != base.algo:
+        changes["algo_args"] = {}
     if wanted.task.name != base.task.name:
-        changes["task__args"] = {}
+        changes["task.args"] = {}
     if wanted.task.reward != base.task.reward:
-        changes["task__reward_args"] = {}
-    return base.replace(**changes)
+        changes["task.reward_args"] = {}
+    return base.replace(**{name.replace(".", "__"): value for name, value in changes.items()})
 
 
 def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
-from agents.config import AdvantageConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.config.ranges import expected
 
 
@@ -40,35 +40,14 @@ def _no_such_device(name: str) -> Iterator[str]:
 
 def _contradictions(c: TrainConfig) -> Iterator[str]:
     size, group = c.rollout.batch_size, c.rollout.completions_per_prompt
-    if not c.keeps_reference:
-        for name in ("reference_dtype", "refresh_reference"):
-            if value := getattr(c.model, name):
-                yield (
-                    f"{flag('model.' + name)} is {value}, but there is no reference model, as --kl.beta is 0: give it "
-                    f"a penalty, or keep the reference by --model.reference always, or leave it out"
-                )
-    if c.task.reward_args and c.task.reward is None:
-        yield (
-            f"--task.reward-args is {c.task.reward_args}, but there is no reward to give them to: name one with "
-            f"--task.reward, or leave them out"
-        )
-    if c.kl.where == "loss" and c.kl.beta == 0:
-        yield "--kl.where is loss, but --kl.beta is 0, so there is no penalty: make it more than 0, or leave it out"
-    if c.advantage.length_adaptive is not None and c.advantage.actor_lambda != AdvantageConfig().actor_lambda:
-        yield (
-            f"--advantage.actor-lambda is {c.advantage.actor_lambda}, but --advantage.length-adaptive makes a "
-            f"lambda for each text: leave one of them out"
-        )
     if c.kl.target is not None and c.kl.beta == 0:
         yield f"--kl.target is {c.kl.target}, but an adapted --kl.beta grows from where it begins: make it more than 0"
-    if c.kl.estimator is not None and c.kl.beta == 0:
-        yield f"--kl.estimator is {c.kl.estimator}, but --kl.beta is 0, so there is no penalty: leave it out"
-    elif c.kl.estimator in ("k2", "k3") and c.kl.where == "reward":
+    if c.kl.beta and c.kl.estimator in ("k2", "k3") and c.kl.where == "reward":
         yield (
             f"--kl.estimator is {c.kl.estimator}, but a penalty in the reward is always k1: "
             f"use --kl.where loss, or leave the estimator out"
         )
-    elif c.kl.estimator == "k1" and c.kl.where == "loss":
+    if c.kl.beta and c.kl.estimator == "k1" and c.kl.where == "loss":
         yield (
             "--kl.estimator is k1, but in the loss it holds the policy to nothing: its gradient does not depend on the "
             "reference, it makes whatever was written rarer. Use k2, whose gradient is that of the KL, or k3"
@@ -88,12 +67,6 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
             f"--rollout.drop-uniform-groups needs groups of texts, and --rollout.completions-per-prompt is {group}: "
             f"use at least 2"
         )
-    for name, optimizer in (("actor", c.actor), ("critic", c.critic)):
-        if optimizer.minibatches > size:
-            yield (
-                f"--{name}.minibatches is {optimizer.minibatches}, more than there are texts in a batch "
-                f"(--rollout.batch-size {size}): use fewer"
-            )
     if 0 < c.iterations <= c.critic_warmup:
         yield (
             f"--critic-warmup is {c.critic_warmup} of --iterations {c.iterations}: the policy would never learn. "

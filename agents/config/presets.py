@@ -70,7 +70,6 @@ PRESETS: dict[str, Preset] = {
             actor__micro_batch_size=32,
             critic__learning_rate=1e-3,
             critic__epochs=1,
-            critic__minibatches=2,
             evaluation__every=5,
             evaluation__prompts=40,
             log__samples_every=5,

@@ -83,7 +83,7 @@ class OddIds(Task):
 
 def configuration(shape: Shape, **changes: Any) -> TrainConfig:
     """Our side of an iteration; `changes` as in `TrainConfig.replace`."""
-    same: dict[str, Any] = {"epochs": 1, "minibatches": 1, "learning_rate": LEARNING_RATE}
+    same: dict[str, Any] = {"epochs": 1, "learning_rate": LEARNING_RATE}
     config = TrainConfig(iterations=10**6).replace(
         task__name="OddIds",
         task__args={"prompt": shape.prompt, "response": shape.response, "model": shape.model},
@@ -92,6 +92,7 @@ def configuration(shape: Shape, **changes: Any) -> TrainConfig:
         advantage__actor_lambda=0.95,
         advantage__critic_lambda=0.95,
         loss__clip_high=0.2,
+        actor__minibatches=1,
         kl__beta=0.05,  # TRL always scores its reference, so ours has to
         **{f"{part}__{name}": value for part in ("actor", "critic") for name, value in same.items()},
     )
@@ -100,6 +101,8 @@ def configuration(shape: Shape, **changes: Any) -> TrainConfig:
 
 def open_run(config: TrainConfig) -> Run:
     """Our side, ready; close it at the end."""
+    if config.model.critic == "separate":  # a shared one has no mini-batches of its own
+        config = config.replace(critic__minibatches=config.actor.minibatches)
     run = build(config)
     run.engine.vocabulary.eos_tokens = ()  # so that texts end with their budget only
     mdp = run.algorithm.collector.writer.mdp

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from agents.config import TrainConfig
+from agents.config.switches import critic_follows
 from agents.run.parts import Run, build
 from llm_env.models import load_tokenizer
 from llm_env.tasks import Task, register_task
@@ -109,8 +110,11 @@ def small_config(out: Path, model: Path | str, **changes: object) -> TrainConfig
         log__samples_every=2,
         checkpoint__every=1,
     )
-    critic: dict[str, object] = {"critic__epochs": 2, "critic__minibatches": 2, "critic__learning_rate": 3e-3}
-    return base.replace(**({} if changes.get("algo") in WITHOUT_CRITIC else critic) | changes)
+    if changes.get("algo") in WITHOUT_CRITIC or changes.get("loss__value") == 0:
+        return base.replace(**changes)
+    made = base.replace(**{"critic__epochs": 2, "critic__learning_rate": 3e-3, **changes})
+    # A critic that follows the policy has no portions of its own to choose.
+    return made if critic_follows(made) else made.replace(**{"critic__minibatches": 2, **changes})
 
 
 @contextlib.contextmanager

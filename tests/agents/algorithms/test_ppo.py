@@ -48,7 +48,9 @@ def by_whole_texts(run: Run, data: TensorDict, model: Any) -> tuple[torch.Tensor
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize("reuse", [False, True])
 def test_scores_are_those_of_plain_forward_passes(config: Config, critic: str, reuse: bool) -> None:
-    more: dict[str, object] = {"actor__minibatches": 1, "critic__minibatches": 1} if reuse else {}
+    more: dict[str, object] = {"actor__minibatches": 1} if reuse else {}
+    if reuse and critic == "separate":
+        more["critic__minibatches"] = 1
     made = config(model__critic=critic, kl__beta=0.1, actor__micro_batch_size=None if reuse else 3, **more)
     with running(made) as run:
         wake_up(run)
@@ -101,7 +103,6 @@ def test_portions_are_of_similar_length() -> None:
 
 REUSE: dict[str, object] = {
     "actor__minibatches": 1,
-    "critic__minibatches": 1,
     "actor__epochs": 1,
     "critic__epochs": 1,
     "kl__beta": 0.1,
@@ -113,7 +114,8 @@ REUSE: dict[str, object] = {
 def test_reusing_the_forward_pass_changes_nothing(
     config: Config, monkeypatch: pytest.MonkeyPatch, critic: str, epochs: int
 ) -> None:
-    made = config(**REUSE | {"model__critic": critic, "actor__epochs": epochs, "critic__epochs": epochs})
+    portions: dict[str, object] = {"critic__minibatches": 1} if critic == "separate" else {}
+    made = config(**REUSE | portions | {"model__critic": critic, "actor__epochs": epochs, "critic__epochs": epochs})
     with running(made) as run:
         wake_up(run)
         first = run.algorithm.step()
@@ -140,7 +142,7 @@ def test_the_size_of_micro_batches_changes_nothing(config: Config, critic: str) 
             model__critic=critic,
             iterations=2,
             actor__micro_batch_size=size,
-            critic__micro_batch_size=size,
+            **({"critic__micro_batch_size": size} if critic == "separate" else {}),
             kl__beta=0.1,
             kl__where="loss",
             kl__estimator="k2",

@@ -183,7 +183,6 @@ VARIANTS: dict[str, dict[str, object]] = {
     "dual clip": {"loss__dual_clip": 3.0},
     "value clip": {"loss__value_clip": 0.2},
     "no value loss": {"loss__value": 0.0},
-    "no value loss, separate critic": {"loss__value": 0.0, "model__critic": "separate"},
     "entropy": {"loss__entropy": 0.01},
     "fixed": {"loss__aggregate": "fixed"},
     "sequence": {"loss__aggregate": "sequence"},

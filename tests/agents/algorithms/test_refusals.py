@@ -94,6 +94,14 @@ class OwnWay(Algorithm):
             {"advantage__kind": "group"},
             "--advantage.kind is group, but --algo ppo has a critic, and these give it nothing to learn: use one",
         ),
+        (
+            {"rollout__batch_size": 3},
+            "--actor.minibatches is 4, more than there are texts in a batch (--rollout.batch-size 3): use fewer",
+        ),
+        (
+            {"rollout__batch_size": 3, "actor__minibatches": 3, "model__critic": "separate"},
+            "--critic.minibatches is 4, more than there are texts in a batch (--rollout.batch-size 3): use fewer",
+        ),
         ({"algo": "pqo"}, "--algo: unknown algorithm 'pqo'; did you mean 'ppo'"),
         ({"loss__kind": "clop"}, "--loss.kind: unknown loss 'clop'; did you mean 'clip'?"),
         ({"advantage__kind": "gea"}, "--advantage.kind: unknown advantage estimator 'gea'; did you mean 'gae'?"),
@@ -118,6 +126,66 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
         build(config)
 
 
+# What nothing reads, whatever it is set to: by algorithm, or by the setting that switches it off.
+CLIPS = ("loss__clip_low", "loss__clip_high", "loss__dual_clip")
+PLAIN = (*CLIPS, "loss__penalty_target", "loss__value_clip", "loss__kind")
+CRITIC = (
+    *("critic__learning_rate", "critic__warmup", "critic__decay", "critic__weight_decay", "critic__betas"),
+    *("critic__max_gradient_norm", "critic__epochs", "critic__minibatches", "critic__micro_batch_size"),
+    *("critic_warmup", "model__critic", "model__critic_gradient", "loss__value_clip", "advantage__critic_lambda"),
+)
+LAMBDAS = ("advantage__actor_lambda", "advantage__critic_lambda", "advantage__length_adaptive")
+OF_VALUES = ("advantage__gamma", "advantage__kind", "advantage__baseline", *LAMBDAS)
+LORA = ("model__lora__alpha", "model__lora__dropout", "model__lora__targets")
+PENALTY: dict[str, Any] = {"loss__kind": "penalty"}
+WITHOUT_EFFECT: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"algo": "reinforce"}, PLAIN),
+    ({"algo": "a2c"}, PLAIN),
+    (GRPO, (*OF_VALUES, *CRITIC, "loss__value")),
+    (RLOO, (*OF_VALUES, *CRITIC, *PLAIN, "loss__value", "advantage__whiten")),
+    ({}, ("loss__penalty_target", "kl__horizon", "critic__minibatches", "critic__micro_batch_size", *LORA)),
+    ({}, ("kl__where", "kl__estimator", "task__reward_args", "model__reference_dtype", "model__refresh_reference")),
+    (PENALTY, CLIPS),
+    (GRPO | PENALTY, CLIPS),
+    ({"model__critic": "separate"}, ("model__critic_gradient",)),
+    ({"advantage__kind": "monte_carlo"}, LAMBDAS),
+    ({"advantage__kind": "sequence"}, LAMBDAS),
+    ({"advantage__length_adaptive": 0.05}, ("advantage__actor_lambda",)),
+    ({"loss__value": 0.0}, (*CRITIC, "advantage__baseline")),
+    ({"algo": "a2c", "loss__value": 0.0}, CRITIC),
+    ({"actor__epochs": 6, "critic__epochs": 5}, ("critic__minibatches", "critic__micro_batch_size")),
+]
+OTHER: dict[str, Any] = {
+    "loss__kind": "penalty",
+    "advantage__kind": "monte_carlo",
+    "loss__value": 0.1,
+    "loss__value_clip": 0.3,
+    "critic__decay": "linear",
+    "critic__betas": (0.5, 0.5),
+    "model__critic": "separate",
+    "model__critic_gradient": False,
+    "advantage__baseline": False,
+    "advantage__whiten": False,
+    "model__lora__targets": "attention",
+    "model__reference_dtype": "bfloat16",
+    "model__refresh_reference": 5,
+    "kl__where": "loss",
+    "kl__estimator": "k1",
+    "task__reward_args": {"word": "x"},
+}
+
+
+@pytest.mark.parametrize(("base", "settings"), WITHOUT_EFFECT)
+def test_what_has_no_effect_is_refused(base: dict[str, Any], settings: tuple[str, ...]) -> None:
+    check_algorithm(TrainConfig().replace(**base))
+    for name in settings:
+        whole = name.endswith(("epochs", "size", "warmup", "minibatches", "horizon", "alpha"))
+        value = OTHER.get(name, 5 if whole else 0.5)
+        flag = "--" + name.replace("__", ".").replace("_", "-")
+        with pytest.raises(ConfigError, match=f"{flag} is {re.escape(str(value))}, but .*: leave it out"):
+            check_algorithm(TrainConfig().replace(**base | {name: value}))
+
+
 def test_all_that_is_wrong_is_named_at_once() -> None:
     config = TrainConfig().replace(algo="grpo", advantage__gamma=0.9, critic_warmup=3)
     with pytest.raises(ConfigError, match=r"(?s)^3 things are wrong:.*completions-per-prompt.*gamma.*critic-warmup"):
@@ -137,6 +205,12 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         {**GRPO, "advantage__whiten": False, "loss__kind": "penalty", "kl__beta": 0.1},
         {**GRPO, "loss__dual_clip": 3.0, "loss__aggregate": "fixed", "loss__target_kl": 0.1},
         {**RLOO, "loss__importance_cap": None, "kl__beta": 0.1, "kl__target": 1.0, "kl__horizon": 5},
+        {**GRPO, "rollout__batch_size": 2, "rollout__completions_per_prompt": 2, "actor__minibatches": 2},
+        {"rollout__batch_size": 3, "actor__minibatches": 3},
+        {"critic__epochs": 5, "critic__minibatches": 2, "critic__micro_batch_size": 8},
+        {"critic_warmup": 5, "critic__minibatches": 2, "critic__micro_batch_size": 8},
+        {"model__critic": "separate", "critic__minibatches": 2, "critic__micro_batch_size": 8},
+        {"loss__importance_cap": 1.5},  # a bound, which holds by itself where the engine shares the trained weights
         {"algo": "test_arguments", "algo_args": {"strength": 2}},
         {"algo": "test_own_way", "loss__entropy": 0.1},
     ],

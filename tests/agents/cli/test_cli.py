@@ -174,6 +174,21 @@ def test_another_task_than_the_presets(trained: Trained, tmp_path: Path) -> None
     assert trained.last.task.reward_args == {"free": 3}
 
 
+def test_what_a_flag_switches_off_in_the_preset(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is left as by default, too; what has no effect in the file itself, or on the command line, is refused."""
+    path = write(tmp_path, "critic: {epochs: 9, minibatches: 2}\nkl: {beta: 0.1, where: loss}")
+    line = ["train", "--config", str(path), "--loss.value", "0", "--kl.beta", "0", "--out"]
+    assert main([*line, "a"]) == 0
+    assert trained.last == TrainConfig().replace(out=Path("a"), loss__value=0.0)
+    assert main([*line, "b", "--critic.epochs", "7"]) == 2
+    assert "--critic.epochs is 7, but --loss.value is 0, so no critic learns" in capsys.readouterr().err
+    path = write(tmp_path, "model: {lora: {alpha: 8}}")
+    assert main(["train", "--config", str(path), "--loss.value", "0", "--out", "c"]) == 2
+    assert "--model.lora.alpha is 8, but --model.lora.rank is 0" in capsys.readouterr().err
+
+
 def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun = ["train", "--preset", "reverse-tiny", "--actor.learning-rate", "0.5", "--actor.decay", "constant"]
     assert main(begun) == 0

@@ -17,7 +17,7 @@ from agents.report.log import read_metrics
 Shell = Callable[[str, str], int]
 
 SMALL = (
-    "--model.name {model} --rollout.batch-size 4 --actor.minibatches 1 --critic.minibatches 1 --actor.epochs 1"
+    "--model.name {model} --rollout.batch-size 4 --actor.minibatches 1 --actor.epochs 1"
     " --critic.epochs 1 --evaluation.prompts 2 --out out"
 )
 
