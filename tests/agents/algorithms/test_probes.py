@@ -145,7 +145,7 @@ def test_the_right_token_depends_on_the_prompt(config: Config, monkeypatch: pyte
 
 
 def test_credit_travels_over_many_steps(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = config("ProbeCredit", actor__learning_rate=3e-3)  # faster, one seed in five ends on a bad batch
+    made = config("ProbeCredit", actor__learning_rate=3e-3)  # at 5e-3, rounding decides how its last batches end
     assert success(made) > 0.95
     honest = agents.algorithms.advantages.gae
 
