@@ -19,7 +19,8 @@ from llm_env.tokens.arrays import BoolArray
 class TokenEnv(gymnasium.Env[Arrays, np.int64]):
     """One episode of a language task; an action is the next token's id.
 
-    For speed, use `TokenVectorEnv`: a step of 64 episodes costs little more than a step of one.
+    For speed, use `TokenVectorEnv`: a step of 64 episodes costs little more than a step of one. What `info` holds is
+    listed in `llm_env.envs.infos`; why an episode is over is `END_OF_CODE[info["end_code"]]`.
 
     Args:
         task: a registered name, a `Task`, or a subclass of it.

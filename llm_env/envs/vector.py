@@ -35,6 +35,9 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         copy: observations are copies; False hands out the environment's own arrays, which the next step changes.
         **options: see `llm_env.mdp.core.TokenMDP`.
 
+    What `info` holds is listed in `llm_env.envs.infos`: numbers only, so that Gymnasium's converters (`NumpyToTorch`)
+    take it. With "SameStep" it has `final_obs`, too: an array of objects, as Gymnasium wants it, which they refuse.
+
     `reset` takes these options: `reset_mask` (`[num_envs]` bool, which rows begin anew) and `prompt_indices` (which
     prompts they begin with).
 
@@ -43,9 +46,10 @@ class TokenVectorEnv(VectorEnv[Arrays, IntArray, npt.NDArray[Any]]):
         >>> observation, info = envs.reset(seed=0)
         >>> observation["tokens"].shape, observation["length"].shape
         ((2, 17), (2, 1))
-        >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
-        >>> reward.shape
-        (2,)
+        >>> observation, reward, terminated, truncated, info = envs.step(envs.mdp.vocabulary.encode("xy"))
+        >>> from llm_env import END_OF_CODE
+        >>> reward.shape, [END_OF_CODE[code].value for code in info["end_code"]]
+        ((2,), ['running', 'running'])
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012

@@ -8,7 +8,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 
 from llm_env.mdp.core import TokenMDP
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
@@ -80,7 +79,7 @@ class KLReward(TokenWrapper):
         env: a `TokenEnv`, wrapped or not. For a batch there is `llm_env.wrappers.vector.KLReward`.
         beta: the weight of the penalty.
         reference: the reference model: an engine or the name of one; None: the model that the environment observes.
-            An environment can be rebuilt from its `spec` unless this is an engine, which no spec can hold.
+            An environment that is rebuilt from `spec` shares the engine, in slots of its own.
         model: which model a named engine serves; by default the environment's.
 
     Examples:
@@ -95,14 +94,3 @@ class KLReward(TokenWrapper):
         self, env: gymnasium.Env[Any, Any], beta: float, reference: Any = None, model: str | None = None
     ) -> None:
         super().__init__(env, KLRewardLayer, beta=beta, reference=reference, model=model)
-        self._can_be_rebuilt = reference is None or isinstance(reference, str)
-
-    @property
-    def spec(self) -> EnvSpec | None:  # type: ignore[override]  # Gymnasium's, too, is a property in its Wrapper
-        """What `gymnasium.make` needs to build this environment again."""
-        spec = super().spec
-        if spec is not None and not self._can_be_rebuilt:
-            # None is Gymnasium's word for a wrapper that cannot be rebuilt. With the engine in its place, every
-            # wrapper outside this one would copy the engine along with the spec.
-            spec.additional_wrappers[-1].kwargs = None
-        return spec

@@ -494,3 +494,10 @@ def test_smollm2(make, dtype):
             weight.mul_(1 + 0.02 * torch.randn_like(weight))
     engine.load_weights(model.named_parameters(), version=1)
     compare()
+
+
+def test_no_copy_is_made_of_it():
+    from llm_env.engines.vllm import VLLMEngine
+
+    with pytest.raises(ValueError, match="hand it to the environment, and its copies will share it"):
+        VLLMEngine.duplicate(object.__new__(VLLMEngine))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.utils.env_checker import data_equivalence
+from gymnasium.utils.env_checker import check_env, data_equivalence
 
 from llm_env import Prompt, Task, TokenEnv, TokenVectorEnv, TorchRLTokenEnv, register_task, wrappers
+from llm_env.engines import make_engine
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.models import load_model, load_tokenizer
 from llm_env.wrappers import EpisodeStatistics, FlatTokens, KLReward, ScaleReward, TopKActions, vector
@@ -101,16 +103,38 @@ def test_what_is_recorded() -> None:
     assert FlatTokens(TokenEnv("Copy")).spec is None  # made by its class, an environment has no spec
 
 
-def test_an_engine_is_not_recorded() -> None:
-    """Every wrapper outside would copy it, weights and all, whenever its spec is looked at."""
-    with TransformersEngine(load_model("tiny"), load_tokenizer("tiny"), num_slots=1, context=20) as engine:
+def test_a_rebuilt_environment_shares_the_engine_that_was_handed_in() -> None:
+    """Gymnasium copies what a spec records whenever it is looked at; the engine is not copied, weights and all."""
+    with TransformersEngine(load_model("tiny"), load_tokenizer("tiny"), num_slots=2, context=20) as engine:
         env = FlatTokens(KLReward(gymnasium.make("llm_env/Copy-v0"), beta=0.1, reference=engine))
-        with pytest.raises(ValueError, match="free"):  # its one slot serves the wrapper, so this is no copy
-            engine.claim(1)
-        assert [spec.kwargs for spec in env.spec.additional_wrappers] == [None, {}]
-        with pytest.raises(ValueError, match=r"KLReward .* the wrapper cannot be recreated"):
+        assert env.spec.additional_wrappers[0].kwargs["reference"] is engine
+        again = gymnasium.make(env.spec)
+        with pytest.raises(ValueError, match="1 slots are wanted, but of the engine's 2 only 0 are free"):
             gymnasium.make(env.spec)
+        again.close()
+        engine.claim(1)
+        with pytest.raises(TypeError, match="TransformersEngine is not JSON serializable"):
+            env.spec.to_json()
         env.close()
+
+
+def made_with_an_engine() -> gymnasium.Env[Any, Any]:
+    """Two engines that were handed in: one reads along, the other is the reference."""
+    first, second = (make_engine("transformers", "tiny", num_slots=3, context=20) for _ in range(2))
+    return FlatTokens(KLReward(gymnasium.make("llm_env/Copy-v0", engine=first), beta=0.1, reference=second))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [*(lambda name=name: make(name) for name in NAMES), make_all, made_with_an_engine],
+    ids=[*NAMES, "all", "engines"],
+)
+def test_gymnasium_checks_the_wrapped_environment(build: Callable[[], Any]) -> None:
+    """It rebuilds it from its spec, with every render mode, and closes what it built twice."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(is different from the unwrapped version|infinity)")
+        check_env(build())
 
 
 def test_gymnasium_vectorizes_what_is_recorded() -> None:
