@@ -34,6 +34,7 @@ class NewcomersTask(Task):
 
     max_new_tokens = 2
     max_prompt_tokens = 8
+    max_reply_tokens = 1
 
     def __init__(self, works_for=10**6, **kwargs):
         super().__init__(**kwargs)
@@ -88,7 +89,8 @@ def iterations() -> list[float]:
 
 def test_no_iterations(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
     """The model is judged, written, and can be trained later."""
-    assert shell("train", "--iterations 0 --task.args length 2 --actor.decay linear") == 0
+    assert shell("train", "--iterations 0 --task.args length 2 --actor.decay linear --out falling") == 0
+    assert shell("train", "--iterations 0 --task.args length 2") == 0
     assert "finished, 0 iterations, 0 tokens" in capsys.readouterr().out
     assert iterations() == [0]
     assert Path("out/model/model.safetensors").exists()
