@@ -139,9 +139,10 @@ def test_one_right_token(config: Config, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_right_token_depends_on_the_prompt(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert success(config("ProbePrompt")) > 0.95
+    made = config("ProbePrompt", actor__learning_rate=3e-3)  # at 5e-3 one seed in four ends below the bound
+    assert success(made) > 0.95
     pay_the_neighbour(monkeypatch, 1, 0)
-    assert success(config("ProbePrompt")) < 0.5
+    assert success(made) < 0.5
 
 
 def test_credit_travels_over_many_steps(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
