@@ -117,8 +117,9 @@ def config(folder: Path, tmp_path: Path) -> Config:
             "task__args": {},
             "iterations": 36,
             "rollout__batch_size": 128,
-            "actor__learning_rate": 5e-3,
+            "actor__learning_rate": 3e-3,  # at 5e-3, rounding decides which of the last batches is a bad one
             "critic__learning_rate": 1e-2,
+            "loss__value_clip": None,  # the critic learns fast here
         }
         return small_config(tmp_path / "run", folder, task__name=task, **own | changes)
 
@@ -146,7 +147,7 @@ def test_the_right_token_depends_on_the_prompt(config: Config, monkeypatch: pyte
 
 
 def test_credit_travels_over_many_steps(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = config("ProbeCredit", actor__learning_rate=3e-3)  # at 5e-3, rounding decides how its last batches end
+    made = config("ProbeCredit")
     assert success(made) > 0.95
     honest = agents.algorithms.advantages.gae
 
