@@ -236,7 +236,8 @@ class TrainConfig:
     actor: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How the policy (the actor, the model that writes the texts) is trained, with AdamW."""
     critic: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
-    """How the critic, which predicts rewards, is trained, with an AdamW of its own."""
+    """How the critic, which predicts rewards, is trained, with an AdamW of its own. One that shares the policy's model
+    learns in the policy's passes, in their mini-batches, and in passes of its own only where it makes more of them."""
     critic_warmup: CountOrZero = 0
     """In how many iterations at the beginning only the critic learns, so that its first guesses do not mislead the
     policy."""
