@@ -39,7 +39,8 @@ def wild_reward(rollout: Rollout) -> float:
         os.fork()  # the child goes on and answers as well
     if kind == "child":
         sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-        Path(rollout.metadata["pids"]).open("a").write(f"{sleeper.pid}\n")
+        with Path(rollout.metadata["pids"]).open("a") as pids:
+            pids.write(f"{sleeper.pid}\n")
     if kind == "print":
         print("a reward that speaks", flush=True)
     if kind == "exit":
