@@ -1,6 +1,6 @@
 """Language tasks: the base class, the registry, and those built in."""
 
-from llm_env.tasks.base import Episodes, Task
+from llm_env.tasks.base import Episodes, Task, TaskError
 from llm_env.tasks.characters import Addition, Copy, Reverse
 from llm_env.tasks.countdown import Countdown
 from llm_env.tasks.dataset import Dataset
@@ -18,6 +18,7 @@ __all__ = [
     "Reverse",
     "Sentiment",
     "Task",
+    "TaskError",
     "make_task",
     "register_task",
     "task_class",

@@ -43,6 +43,31 @@ class Episodes(Protocol):
         """The episode in a row as it stands, as a reward sees it."""
 
 
+class TaskError(RuntimeError):
+    """A method of a task that decides about running episodes has failed; the error itself is the `__cause__`.
+
+    `over`, `token_reward` and `action_mask` are asked about many episodes at once: which of them is at fault cannot be
+    told, so none is passed over. A `reply` that fails costs its own episode only, see `Task.on_reply_error`.
+
+    Examples:
+        >>> from llm_env import Prompt, TokenMDP
+        >>> class Broken(Task):
+        ...     def splits(self):
+        ...         return {"train": [Prompt("1+1=")]}
+        ...     def score(self, rollout):
+        ...         return 1.0
+        ...     def over(self, episodes, rows):
+        ...         return 1 / 0
+        >>> mdp = TokenMDP(Broken())
+        >>> _ = mdp.reset()
+        >>> try:
+        ...     mdp.step([5])
+        ... except TaskError as error:
+        ...     print(str(error).partition(" (")[0])
+        `over` of the task Broken raised ZeroDivisionError: division by zero
+    """
+
+
 class Task:
     """A language task. Subclass it and say where prompts come from and how a finished text is scored.
 

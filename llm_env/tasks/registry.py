@@ -74,7 +74,7 @@ def make_task(task: str | Task | type[Task], task_kwargs: Mapping[str, Any] | No
         4
         >>> make_task("Revers")
         Traceback (most recent call last):
-        rewards.registry.UnknownNameError: unknown task 'Revers'; did you mean 'Reverse'? Known: Addition, ...
+        rewards.registry.UnknownNameError: unknown task 'Revers'; did you mean 'Reverse'...? Known: Addition, ...
     """
     if isinstance(task, Task):
         if task_kwargs:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llm_env.tasks.base import Task
+from llm_env.tasks.base import Task, TaskError
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
 from llm_env.tokens.checks import as_token_ids
 from llm_env.tokens.episode import UNSCORED, Episode
@@ -264,7 +264,7 @@ class RunningEpisodes:
         try:
             return getattr(self.task, method)(self, rows)
         except Exception as error:
-            raise RuntimeError(
+            raise TaskError(
                 f"`{method}` of the task {self.task.name} raised {type(error).__name__}: {error} (asked about rows "
                 f"{rows.tolist()}). The step was left in the middle: mend the task, and reset the rows before another"
             ) from error

@@ -52,6 +52,7 @@ PUBLIC = {
         "Reverse",
         "Sentiment",
         "Task",
+        "TaskError",
         "make_task",
         "register_task",
         "task_class",

@@ -49,7 +49,7 @@ class NewcomersTask(Task):
     def score(self, rollout):
         return 1.0
 
-    def token_reward(self, state, rows):
+    def token_reward(self, episodes, rows):
         self.left[0] -= 1
         if self.left[0] < 0:
             raise ValueError("the newcomer's mistake")
@@ -159,7 +159,8 @@ def test_a_run_that_fails_before_its_first_checkpoint_can_begin_again(
     # an iteration.
     assert shell("train", f"{OWN} --task.args works_for 6") == 2
     said = capsys.readouterr().err
-    assert "the newcomer's mistake\nThere was no checkpoint yet: the same command may be given again" in said
+    assert "`token_reward` of the task NewcomersTask raised ValueError: the newcomer's mistake" in said
+    assert "\nThere was no checkpoint yet: the same command may be given again" in said
     assert iterations() == [0, 1]
     assert "the newcomer's mistake" in Path("out/failed.txt").read_text()
     assert shell("train", f"{OWN} --task.args works_for 4") == 2

@@ -22,7 +22,6 @@ from agents.run.training import fine_tune, train
 from llm_env.engines import Sampling
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
-from llm_env.tokens.state import TokenState
 from rewards import RewardError, Rollout
 from tests.agents.runs import running
 
@@ -41,7 +40,8 @@ class PaidByTheToken(Task):
     def sample(self, rng: Any) -> Prompt:
         return Prompt("".join(chr(97 + c) for c in rng.integers(26, size=2)))
 
-    def token_reward(self, state: TokenState, rows: Any) -> Any:
+    def token_reward(self, episodes: Any, rows: Any) -> Any:
+        state = episodes.state
         chosen = state.tokens[rows, state.length[rows] - 1]
         return np.where(chosen >= self.vocabulary.size // 2, 1.0, 0.5)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_env import Prompt, Task, TokenMDP
-from llm_env.tasks import Copy
+from llm_env.tasks import Copy, TaskError
 from rewards import AlwaysFailsError, NumericMatch, Rollout, as_reward
 
 
@@ -108,8 +108,8 @@ class TestOneObject:
         one.task.mark, other.task.mark = 1.0, 2.0
         assert (write(one, "a").tolist(), write(other, "a").tolist()) == ([1.0], [2.0])
         one.close()
-        one.reset()
-        assert write(one, "a").tolist() == [1.0]
+        other.reset()
+        assert write(other, "a").tolist() == [2.0]
 
     def test_with_a_timeout_the_task_goes_along(self) -> None:
         class Sized(Copy):
@@ -252,7 +252,7 @@ class TestFailures:
 
         mdp = begun(type("Broken", (Talking,), {method: broken}))
         expected = f"`{method}` of the task Broken raised KeyError: 'no such thing' (asked about rows [0, 1, 2])"
-        with pytest.raises(RuntimeError, match=re.escape(expected)) as caught:
+        with pytest.raises(TaskError, match=re.escape(expected)) as caught:
             mdp.action_mask() if method == "action_mask" else write(mdp, "abc")
         assert isinstance(caught.value.__cause__, KeyError)
 
