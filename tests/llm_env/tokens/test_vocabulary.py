@@ -206,7 +206,7 @@ def test_a_real_tokenizer():
 
 
 def test_a_pickled_vocabulary_reads_its_tokenizer_when_it_is_used():
-    vocabulary = Vocabulary(load_tokenizer("tiny"), size=120, eos_tokens=[2, 5])
+    vocabulary = Vocabulary(load_tokenizer("tiny"), eos_tokens=[2, 5])
     small = len(pickle.dumps(vocabulary))
     vocabulary.matchers(["END"])
     assert vocabulary.token_bytes[5]
@@ -214,7 +214,7 @@ def test_a_pickled_vocabulary_reads_its_tokenizer_when_it_is_used():
     once = pickle.loads(pickle.dumps(vocabulary))
     for copy in (pickle.loads(pickle.dumps(once)), once):
         assert "tokenizer" not in vars(copy)
-        assert (copy.size, copy.eos_tokens, copy.pad_token) == (120, (2, 5), vocabulary.pad_token)
+        assert (copy.size, copy.eos_tokens, copy.pad_token) == (100, (2, 5), vocabulary.pad_token)
         assert copy.decode(copy.encode("1+2=")) == "1+2="
         assert copy.token_bytes == vocabulary.token_bytes
         assert len(copy.matchers(["END"])) == 1
