@@ -27,8 +27,9 @@ help:
 train: $(VENV)/.core
 	$(BIN)/llm-env train --preset reverse-tiny --out $(OUT)
 
+# Two processes of one thread each: models as small as those of the tests are no faster with two.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 	@$(SAY_WHAT_WAS_SKIPPED)
 
 test-all: $(VENV)/.dev
