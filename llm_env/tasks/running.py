@@ -160,7 +160,7 @@ class RunningEpisodes:
                 f"the task {self.task.name} gave an action_mask of shape {given.shape} of {given.dtype}; expected "
                 f"bools [rows, vocab_size] = {expected}"
             )
-        mask: BoolArray = given.astype(np.bool_)
+        mask: BoolArray = given.astype(np.bool_, copy=False)
         if not (allowed := mask.any(1)).all():
             row = int(rows[~allowed][0])
             raise ValueError(
