@@ -223,10 +223,14 @@ class TokenMDP:
         if not self.episodes.masks_actions:
             return None
         if self._mask is None:  # a new array every time: those handed out before stay as they were
-            self._mask = np.ones((self.num_envs, self.vocabulary.size), dtype=np.int8)
             running = np.flatnonzero(self.state.running)
-            if len(running) and (allowed := self.episodes.action_mask(running)) is not None:
-                self._mask[running] = allowed
+            allowed = self.episodes.action_mask(running) if len(running) else None
+            if allowed is not None and len(running) == self.num_envs:
+                self._mask = allowed.astype(np.int8)
+            else:
+                self._mask = np.ones((self.num_envs, self.vocabulary.size), dtype=np.int8)
+                if allowed is not None:
+                    self._mask[running] = allowed
         return self._mask
 
     def rollout(self, row: int) -> Rollout:
