@@ -27,9 +27,10 @@ help:
 train: $(VENV)/.core
 	$(BIN)/llm-env train --preset reverse-tiny --out $(OUT)
 
-# Two processes of one thread each: models as small as those of the tests are no faster with two.
+# Two processes of one thread: models as small as those of the tests are no faster with two. A file stays in one process:
+# the snippets of a README build on each other.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 	@$(SAY_WHAT_WAS_SKIPPED)
 
 test-all: $(VENV)/.dev
