@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from agents.config import TrainConfig
 from agents.config.switches import critic_follows
+from agents.run.loop import Training
 from agents.run.parts import Run, build
+from agents.run.training import train
 from llm_env.models import load_tokenizer
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
@@ -51,6 +54,25 @@ class NoNumberHeldOut(VowelShare):
 
     def score(self, rollout: Rollout) -> float:
         return math.nan if rollout.metadata["held_out"] else super().score(rollout)
+
+
+def train_until_it_breaks(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, iteration: int, in_the_middle: bool = False
+) -> None:
+    """Train until an error at an iteration, or in the middle of it, when the batch has been learned from."""
+    honest = Training.iterate
+
+    def breaks(self: Training) -> Any:
+        if self.algorithm.iteration == iteration:
+            if in_the_middle:
+                self.algorithm.step()
+            raise RuntimeError("the power is gone")
+        return honest(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "iterate", breaks)
+        with pytest.raises(RuntimeError, match="power"):
+            train(config)
 
 
 def character_model(*, width: int = 32, layers: int = 1, seed: int = 0, spread: float = 0.02, surplus: int = 0) -> Any:

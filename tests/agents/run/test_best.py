@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from safetensors.torch import load_file
 
 from agents.config import TrainConfig
 from agents.run.evaluate import Evaluation, Evaluator
-from agents.run.loop import Training
 from agents.run.training import train
+from tests.agents.runs import train_until_it_breaks
 
 Config = Callable[..., TrainConfig]
 
@@ -68,16 +67,6 @@ def test_a_resumed_run_knows_the_best_so_far(
     """A worse model of the second process does not replace a better one of the first; a better one does."""
     expected = of_iteration(config, place)
     judge(monkeypatch, [0.1, 0.9, 0.3, *later])
-    honest = Training.iterate
-
-    def breaks(self: Training) -> Any:
-        if self.algorithm.iteration == 2:
-            raise RuntimeError("the power is gone")
-        return honest(self)
-
-    monkeypatch.setattr(Training, "iterate", breaks)
-    with pytest.raises(RuntimeError, match="power"):
-        train(made)
-    monkeypatch.setattr(Training, "iterate", honest)
+    train_until_it_breaks(made, monkeypatch, iteration=2)
     assert train(made, resume=True).after["eval/sampled"] == later[-1]
     assert same(made.out / "best", expected)

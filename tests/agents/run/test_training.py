@@ -23,13 +23,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agents.config import TrainConfig
 from agents.config.files import ConfigError, load_config, save_config
 from agents.report.log import read_metrics
-from agents.run.loop import Result, Training
+from agents.run.loop import Result
 from agents.run.training import fine_tune, train
 from llm_env.models import load_model
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
-from tests.agents.runs import WITHOUT_CRITIC, running, save_small_model, small_config
+from tests.agents.runs import WITHOUT_CRITIC, running, save_small_model, small_config, train_until_it_breaks
 
 Config = Callable[..., TrainConfig]
 
@@ -245,18 +245,7 @@ def test_a_run_goes_on(
     made = config(task__name=task, task__args=args, sft__steps=steps, checkpoint__every=checkpoint)
     whole = made.replace(out=tmp_path / "whole")
     train(whole)
-    honest = Training.iterate
-
-    def breaks(self: Any) -> Any:
-        if self.algorithm.iteration == 3:
-            self.algorithm.step()
-            raise RuntimeError("the power is gone")
-        return honest(self)
-
-    monkeypatch.setattr(Training, "iterate", breaks)
-    with pytest.raises(RuntimeError, match="power"):
-        train(made)
-    monkeypatch.setattr(Training, "iterate", honest)
+    train_until_it_breaks(made, monkeypatch, iteration=3, in_the_middle=True)
     train(made, resume=True)
     if task == "Copy":
         assert_same_run(whole.out, made.out)

@@ -10,11 +10,10 @@ import torch
 
 from agents.report.log import read_metrics
 from agents.rollouts.writers import EngineWriter
-from agents.run.loop import Training
 from agents.run.training import train
 from llm_env.engines import Sampling
 from llm_env.tokens.episode import Episode
-from tests.agents.runs import Config, running
+from tests.agents.runs import Config, running, train_until_it_breaks
 
 
 def test_no_random_numbers_are_used_twice(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,17 +40,7 @@ def test_no_random_numbers_are_used_twice(config: Config, monkeypatch: pytest.Mo
 def test_the_engine_writes_with_what_was_learned(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a copy of the weights, its log-probs are the trainer's own in every iteration, after a stop as well."""
     made = config(iterations=3, rollout__engine_dtype="float32", actor__learning_rate=1e-2, evaluation__every=0)
-    honest = Training.iterate
-
-    def breaks(self: Any) -> Any:
-        if self.algorithm.iteration == 1:
-            raise RuntimeError("the power is gone")
-        return honest(self)
-
-    monkeypatch.setattr(Training, "iterate", breaks)
-    with pytest.raises(RuntimeError, match="power"):
-        train(made)
-    monkeypatch.setattr(Training, "iterate", honest)
+    train_until_it_breaks(made, monkeypatch, iteration=1)
     train(made, resume=True)
     rows = [row for row in read_metrics(made.out) if row["iteration"]]
     assert [row["iteration"] for row in rows] == [1, 2, 3]
