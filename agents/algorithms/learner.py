@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from agents.algorithms.optimizer import Optimizer
 from agents.algorithms.scoring import GRAPH, by_length
 from agents.algorithms.steps import StepCheck
+from agents.algorithms.trust import TrustRegion, distance
 from agents.config import OptimizerConfig, TrainConfig
 from agents.losses import TokenLoss
 from agents.losses.base import logged_name
@@ -51,6 +52,7 @@ class Learner:
     Attributes:
         actor_optimizer: the policy's.
         critic_optimizer: the critic's; None if there is none.
+        trust: how far a batch may move the policy, and what that makes of its learning rate.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Learner:
         self.check = check
         self.longest = longest
         self.has_critic = critic
+        self.trust = TrustRegion(config.loss.target_kl)
         actor_steps, critic_steps = self.steps_before(config.iterations)
         self.actor_optimizer = self._optimizer(network.actor_parameters(), config.actor, actor_steps)
         self.critic_optimizer = (
@@ -117,7 +120,8 @@ class Learner:
         self._set_schedules(iteration)
         self.network.train()
         average, actor_epochs, far = Average(), 0.0, False
-        target, begun = self.config.loss.target_kl, self.actor_optimizer.steps
+        begun = self.actor_optimizer.steps
+        self.actor_optimizer.scale = self.trust.scale
         for turn in self.passes(iteration):
             if turn.actor and far:
                 continue
@@ -127,7 +131,7 @@ class Learner:
                 encoded = graph in data  # from the scoring pass, good for one step
                 # Until it has taken a step the policy is the old one: what a KL shows then is rounding, or dropout.
                 moved = turn.actor and self.actor_optimizer.steps > begun
-                limit = 1.5 * target if target is not None and moved else math.inf
+                limit = self.trust.limit if moved else math.inf
                 far = self._step(data if encoded else data[indices], turn, encoded, iteration, average, limit)
                 data = data.exclude(graph, "distribution")
                 if far:
@@ -135,6 +139,9 @@ class Learner:
                 actor_epochs += turn.actor / len(portions)
         self.network.eval()
         metrics = average.means()
+        if self.config.loss.target_kl is not None and self.actor_optimizer.steps > begun:
+            metrics["kl/moved"] = distance(self.network, data)
+            self.trust.moved(metrics["kl/moved"])
         if "ratio/square" in metrics:  # the effective share of the samples, were they weighted by their ratios
             metrics["ratio/ess"] = metrics["ratio/mean"] ** 2 / metrics.pop("ratio/square")
         metrics["policy/epochs"] = actor_epochs
@@ -145,7 +152,8 @@ class Learner:
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """What `load_state` needs: tensors by file, and JSON."""
-        tensors, state = {}, {}
+        tensors: dict[str, dict[str, Tensor]] = {}
+        state: dict[str, Any] = {"rate_scale": self.trust.scale}
         tensors["actor_optimizer"], state["actor_optimizer"] = self.actor_optimizer.state()
         if self.critic_optimizer is not None:
             tensors["critic_optimizer"], state["critic_optimizer"] = self.critic_optimizer.state()
@@ -153,6 +161,7 @@ class Learner:
 
     def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Go on where another was."""
+        self.trust.scale = state["rate_scale"]
         self.actor_optimizer.load_state(tensors["actor_optimizer"], state["actor_optimizer"])
         if self.critic_optimizer is not None:
             self.critic_optimizer.load_state(tensors["critic_optimizer"], state["critic_optimizer"])

@@ -37,6 +37,7 @@ class Optimizer:
 
     Attributes:
         steps: where the schedule is; the next step is of this number, the first of 0.
+        scale: what the whole schedule is multiplied by.
 
     Examples:
         >>> optimizer = Optimizer({"w": nn.Parameter(torch.ones(2))}, 0.1, total_steps=10, warmup=2, decay="linear")
@@ -63,6 +64,7 @@ class Optimizer:
         self.decay = decay
         self.max_gradient_norm = max_gradient_norm
         self.steps = 0
+        self.scale = 1.0
         # Norms and biases are not decayed: they do not make a function simpler.
         self._masters = {
             place: (weight, weight.detach().float())
@@ -81,13 +83,14 @@ class Optimizer:
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step number `step`, the first being 0."""
+        highest = self.learning_rate * self.scale
         if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
+            return highest * (step + 1) / self.warmup
         if self.decay == "constant":
-            return self.learning_rate
+            return highest
         progress = min(1.0, (step - self.warmup) / max(1, self.total_steps - self.warmup))
         factor = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        return self.learning_rate * factor
+        return highest * factor
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

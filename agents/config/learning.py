@@ -97,10 +97,11 @@ class LossConfig:
     """Where the engine computes otherwise than the trained model, weight each token by the ratio of the trained model's
     probability to the engine's, but by no more than this; none does not correct for it. The old probabilities that an
     update is held near to are the trained model's own in any case."""
-    target_kl: Positive | None = None
-    """End the policy's passes over a batch early: before each step its KL per token to the policy that wrote the texts
-    is measured, and where it is more than 1.5 times this, that step and all after it are left out. 0.02 is usual, none
-    makes all passes."""
+    target_kl: Positive | None = 0.01
+    """How far a batch may move the policy, as a KL per token (in nats). Where a batch moves it further, the learning
+    rate of the next is lowered, and it rises again, at most to --actor.learning-rate, where batches move it less.
+    Beyond 1.5 times this the passes over a batch end at once. None sets no bound: a learning rate that is too high then
+    ruins the policy."""
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,12 @@ BUILT_IN = (
         meaning="Mean absolute difference of the engine's and the trainer's log-probs of the same tokens, in nats.",
         needs=f"{ENGINE}, or a single optimizer step for each batch",
     ),
+    Metric(
+        name="kl/moved",
+        label="KL moved",
+        meaning="How far a batch has moved the policy after all steps on it: KL to the one that wrote it, per token.",
+        needs="a trust region (loss.target_kl)",
+    ),
     # The update of the policy.
     Metric(
         name="policy/gradient_norm",

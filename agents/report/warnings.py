@@ -107,7 +107,7 @@ def _kl_to_old(self: Warnings, metrics: Mapping[str, float]) -> str | None:
     return (
         f"One iteration moved the policy by {kl:.3g} nats per token (more than --guard.kl-warning {bound:g}), far out "
         "of the range in which its samples can be trusted. Try a lower --actor.learning-rate, fewer --actor.epochs, "
-        "or --loss.target-kl 0.02, which ends the epochs in time."
+        "or --loss.target-kl 0.01, which lowers the rate and ends the epochs in time."
     )
 
 

@@ -1,0 +1,66 @@
+"""A trust region: how far one batch may move the policy, and the learning rate that keeps it there."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tensordict import TensorDict
+
+from agents.losses.ops import kl_estimate, masked_mean
+from agents.networks.network import Network
+from agents.rollouts.packing import trim
+
+FURTHEST = 1.5  # times the target: further away than this no step is taken
+SLOWEST, FASTEST = 0.5, 1.25  # by how much the learning rate changes after a batch; down is more urgent than up
+MEASURED = 64  # texts that the distance is measured on
+
+
+class TrustRegion:
+    """Scales the learning rate so that a batch moves the policy by about a wanted KL per token, and no further.
+
+    Adam's steps are as long as the learning rate says, however little the gradient knows: where few texts succeed, they
+    follow noise, and a rate that suits the end of a run ruins the policy at its beginning. A KL says how far they went.
+    It grows with the square of a step, so the rate is scaled by the square root of wanted over measured. It never rises
+    above what was configured.
+
+    Args:
+        target: the wanted KL to the policy that wrote the batch, in nats per token; None sets no bound.
+
+    Attributes:
+        scale: what the learning rate is multiplied by, at most 1.
+
+    Examples:
+        >>> region = TrustRegion(0.01)
+        >>> region.moved(0.02)
+        >>> round(region.scale, 3)  # the square root of a half
+        0.707
+        >>> region.moved(0.0)
+        >>> round(region.scale, 3)  # by 1.25 at most
+        0.884
+    """
+
+    def __init__(self, target: float | None) -> None:
+        self.target = target
+        self.scale = 1.0
+
+    @property
+    def limit(self) -> float:
+        """The KL beyond which no further step is taken on a batch."""
+        return math.inf if self.target is None else FURTHEST * self.target
+
+    def moved(self, kl: float) -> None:
+        """The policy is so far from the one that wrote the batch, after all steps on it."""
+        if self.target is None or not math.isfinite(kl):
+            return
+        wanted = math.sqrt(self.target / kl) if kl > 0 else FASTEST
+        self.scale = min(1.0, self.scale * min(FASTEST, max(SLOWEST, wanted)))
+
+
+@torch.no_grad()
+def distance(network: Network, data: TensorDict) -> float:
+    """The KL per token of the present policy to the one that wrote a batch, estimated on some of its texts."""
+    some = trim(data[:: max(1, len(data) // MEASURED)])
+    network.encode(some, critic=False)
+    log_prob = network.actor_head.get_dist(some).log_prob(some["action"])
+    return float(masked_mean(kl_estimate(some["action_log_prob"], log_prob, "k3"), some["mask"]))
