@@ -92,9 +92,7 @@ class Maze(Task):
         longest = max(max(distances.values()) for distances in self._distances.values())
         self.max_new_tokens = max(4 * (size - 1), longest) if moves is None else moves
         if self.max_new_tokens < longest:
-            raise ValueError(
-                f"the longest of the shortest paths takes {longest} moves; give as many, got moves={moves}"
-            )
+            raise ValueError(f"moves={moves} are too few: there are places in this maze that lie {longest} moves apart")
         self.max_prompt_tokens = len("a1>b1 ")
         self.max_reply_tokens = len("a1 ") * self.max_new_tokens
 
@@ -222,7 +220,7 @@ def _exits(size: int, walls: Collection[str]) -> Exits:
             exits[left][there], exits[right][back] = right, left
     cut_off = sorted(exits.keys() - _distances(exits, "a1").keys())
     if cut_off:
-        raise ValueError(f"walls cut {', '.join(cut_off)} off from a1: take some of them away")
+        raise ValueError(f"the walls leave no way from a1 to {cut_off[0]}: take some of them away")
     return exits
 
 
