@@ -193,7 +193,7 @@ def test_what_cannot_be_a_maze() -> None:
         ({"walls": ["a1a2", "b1a1"]}, "the walls leave no way from a1 to a2"),
         (
             {"size": 3, "walls": HAND, "moves": 7},
-            "moves=7 are too few: there are places in this maze that lie 8 moves apart",
+            "moves=7 are too few: .* places in this maze that lie 8 moves apart",
         ),
     ):
         with pytest.raises(ValueError, match=message):
