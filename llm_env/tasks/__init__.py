@@ -4,6 +4,7 @@ from llm_env.tasks.base import Episodes, Task, TaskError
 from llm_env.tasks.characters import Addition, Copy, Reverse
 from llm_env.tasks.countdown import Countdown
 from llm_env.tasks.dataset import Dataset
+from llm_env.tasks.maze import Maze
 from llm_env.tasks.reasoning_gym import ReasoningGym
 from llm_env.tasks.registry import make_task, register_task, task_class, task_names
 from llm_env.tasks.sentiment import Sentiment
@@ -14,6 +15,7 @@ __all__ = [
     "Countdown",
     "Dataset",
     "Episodes",
+    "Maze",
     "ReasoningGym",
     "Reverse",
     "Sentiment",

@@ -48,6 +48,7 @@ PUBLIC = {
         "Countdown",
         "Dataset",
         "Episodes",
+        "Maze",
         "ReasoningGym",
         "Reverse",
         "Sentiment",

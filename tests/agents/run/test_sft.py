@@ -16,7 +16,7 @@ from llm_env.engines import Sampling
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.mdp.core import TokenMDP
 from llm_env.models import load_tokenizer
-from llm_env.tasks import Task
+from llm_env.tasks import Maze, Task
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout
 from tests.agents.runs import character_model
@@ -94,6 +94,19 @@ def test_on_several_turns_the_loss_is_on_the_agents_tokens_only() -> None:
         losses += [-float(log_probs[place - 1, tokens[place]]) for place, mark in enumerate(marks) if mark == "+"]
     assert len(losses) == 6 + 4 + 2
     assert sft.step() == pytest.approx(float(np.mean(losses)), rel=1e-5)
+
+
+def test_a_turn_of_one_token_is_its_own_end() -> None:
+    """A letter that is a stop sequence has no end-of-sequence token after it, between the turns or at the end."""
+    walls = ["b3c3", "a2a3", "b2c2", "b1b2"]
+    mdp = TokenMDP(Maze(3, walls=walls, num_test=0))
+    sft = SFT(SFTConfig(steps=1, batch_size=2), network(), mdp)
+    texts = {text.prompt: text for text in sft.answers}
+    assert len(texts) == 9 * 8
+    assert texts["a3>c3 "].transcript == "eb3 sb2 wa2 sa1 eb1 ec1 nc2 n"
+    assert EOS not in texts["a3>c3 "].tokens
+    assert texts["a3>c3 "].text == "\n".join("eswseenn")
+    assert np.isfinite(sft.step())
 
 
 def test_turns_that_no_agent_could_write() -> None:
