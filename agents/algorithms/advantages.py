@@ -10,8 +10,9 @@ from typing import TypeAlias
 import torch
 from tensordict import TensorDict
 
+from agents.algorithms.baselines import fitted_baseline, trusted_lambda
 from agents.config import AdvantageConfig
-from agents.losses.ops import gae, length_adaptive_lambda, whiten, zero_padding
+from agents.losses.ops import ROUNDING, gae, length_adaptive_lambda, masked_mean, zero_padding
 from rewards.registry import Registry
 
 Tensor = torch.Tensor
@@ -80,40 +81,52 @@ def advantage_names() -> list[str]:
     return _ESTIMATORS.names()
 
 
-# Those that compare with a critic's values. The data holds `mask`, `state_value` `[B, T, 1]`, `last_value` `[B]` and
-# `("next", "truncated")`.
+# Those that compare with a critic's values. The data holds `mask`, `action_log_prob`, `state_value` `[B, T, 1]`,
+# `last_value` `[B]` and `("next", "truncated")`.
 
-COMMON = ("advantage.gamma", "advantage.baseline", "advantage.whiten")
+COMMON = ("advantage.gamma", "advantage.baseline", "advantage.normalize")
 LAMBDAS = ("advantage.actor_lambda", "advantage.critic_lambda", "advantage.length_adaptive")
 
 
 @register_advantage("gae", settings=(*COMMON, *LAMBDAS), critic=True)
 def gae_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates; actor and critic have lambdas of their own."""
-    actor_lambda: float | Tensor = config.actor_lambda
+    actor_lambda: float | Tensor | None = config.actor_lambda
     if config.length_adaptive is not None:
         actor_lambda = length_adaptive_lambda(data["mask"].sum(1), config.length_adaptive)
-    advantage = _estimate(data, reward, config.gamma, actor_lambda)
-    same = config.length_adaptive is None and config.actor_lambda == config.critic_lambda
-    value = _values(data)
-    target = (advantage if same else _estimate(data, reward, config.gamma, config.critic_lambda)) + value
-    return _finished(data, advantage, value, config), zero_padding(target, data["mask"])
+    elif actor_lambda is None:
+        actor_lambda = trusted_lambda(_values(data), returns_to_go(data, reward, config.gamma), data["mask"])
+    returns = returns_to_go(data, reward, config.gamma, actor_lambda)
+    target = returns_to_go(data, reward, config.gamma, config.critic_lambda)
+    return _compared(data, returns, _values(data), config), target
 
 
 @register_advantage("monte_carlo", settings=COMMON, critic=True)
 def monte_carlo_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
-    """The discounted return from each step on, minus the value."""
-    advantage, value = _estimate(data, reward, config.gamma, 1.0), _values(data)
-    return _finished(data, advantage, value, config), zero_padding(advantage + value, data["mask"])
+    """The discounted return from each step on, compared with the value."""
+    returns = returns_to_go(data, reward, config.gamma)
+    return _compared(data, returns, _values(data), config), returns
 
 
 @register_advantage("sequence", settings=COMMON, critic=True)
 def sequence_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
-    """The whole text's return minus the value of its prompt, the same for all its tokens."""
+    """The whole text's return compared with the value of its prompt, the same for all its tokens."""
+    returns, mask = returns_to_go(data, reward, config.gamma), data["mask"]
+    of_text, of_prompt = (for_all_tokens(first[:, 0], mask) for first in (returns, _values(data)))
+    return _compared(data, of_text, of_prompt, config), returns
+
+
+def returns_to_go(data: TensorDict, reward: Tensor, gamma: float, lmbda: float | Tensor = 1.0) -> Tensor:
+    """`[B, T]` what is still to come at each step, by GAE's lambda: 1 goes by the rewards alone, 0 by the next value.
+
+    With a lambda of 1 the critic has no part in it, but where a text was cut off unscored.
+    """
     mask = data["mask"]
-    advantage, value = _estimate(data, reward, config.gamma, 1.0), _values(data)
-    of_text = zero_padding(advantage[:, :1].expand_as(advantage), mask)
-    return _finished(data, of_text, value[:, :1], config), zero_padding(advantage + value, mask)
+    truncated = (data["next", "truncated"][..., 0] & mask).any(1)
+    # Adding the values again would leave their rounding behind, which is no return.
+    plain = not isinstance(lmbda, Tensor) and lmbda == 1
+    value = torch.zeros_like(reward) if plain else _values(data)
+    return gae(reward, value, data["last_value"], mask, truncated, gamma, lmbda) + value
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,14 +171,15 @@ def _values(data: TensorDict) -> Tensor:
     return zero_padding(data["state_value"][..., 0], data["mask"])
 
 
-def _estimate(data: TensorDict, reward: Tensor, gamma: float, lmbda: float | Tensor) -> Tensor:
+def _compared(data: TensorDict, returns: Tensor, value: Tensor, config: AdvantageConfig) -> Tensor:
+    """The returns minus what they are compared with; of a common size, if so asked."""
     mask = data["mask"]
-    truncated = (data["next", "truncated"][..., 0] & mask).any(1)
-    return gae(reward, _values(data), data["last_value"], mask, truncated, gamma, lmbda)
-
-
-def _finished(data: TensorDict, advantage: Tensor, compared_with: Tensor, config: AdvantageConfig) -> Tensor:
-    """Without the baseline, if there is to be none; whitened, if so asked."""
-    if not config.baseline:
-        advantage = zero_padding(advantage + compared_with, data["mask"])
-    return whiten(advantage, data["mask"]) if config.whiten else advantage
+    if config.baseline == "fitted":
+        value = fitted_baseline(value, returns, zero_padding(data["action_log_prob"], mask), mask)
+    advantage = returns if config.baseline == "none" else returns - value
+    # What is only rounding, beside the returns, is no advantage; divided by itself it would be one of 1.
+    rounding = ROUNDING * torch.finfo(returns.dtype).eps * returns.abs().max()
+    advantage = torch.where(advantage.abs() > rounding, advantage, 0)
+    if config.normalize:
+        advantage = advantage / masked_mean(advantage**2, mask).sqrt().clamp_min(torch.finfo(returns.dtype).tiny)
+    return zero_padding(advantage, mask)

@@ -21,8 +21,8 @@ Tensor = torch.Tensor
 class GRPO(Algorithm):
     """PPO's objective, with the group's mean return as baseline in place of a critic.
 
-    `advantage.whiten` divides by the group's standard deviation, as GRPO does; without it (Dr. GRPO) questions that are
-    nearly always, or hardly ever, solved do not weigh more. The usual company: a KL in the loss (`kl.where="loss"`,
+    `advantage.normalize` divides by the group's standard deviation, as GRPO does; without it (Dr. GRPO) questions that
+    are nearly always, or hardly ever, solved do not weigh more. The usual company: a KL in the loss (`kl.where="loss"`,
     `kl.estimator="k3"`), `loss.aggregate` "sequence", or "fixed".
 
     Examples:
@@ -39,10 +39,10 @@ class GRPO(Algorithm):
         yield from needs_groups(config)
 
 
-@register_advantage("group", settings=("advantage.whiten",))
+@register_advantage("group", settings=("advantage.normalize",))
 def group_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, None]:
     """The return of each text compared with its group's, the same for all its tokens."""
-    advantage = compare_with_group(reward.sum(1), data["group"], config.whiten)
+    advantage = compare_with_group(reward.sum(1), data["group"], config.normalize)
     return for_all_tokens(advantage, data["mask"]), None
 
 

@@ -105,7 +105,7 @@ def unread_settings(config: TrainConfig) -> dict[str, Any]:
         Their defaults, by dotted names; nothing if algorithm, loss or estimator are unknown.
 
     Examples:
-        >>> unread_settings(TrainConfig().replace(algo="grpo", advantage__gamma=0.9, advantage__whiten=False))
+        >>> unread_settings(TrainConfig().replace(algo="grpo", advantage__gamma=0.9, advantage__normalize=False))
         {'advantage.gamma': 1.0}
     """
     import_module_of(config)

@@ -13,7 +13,8 @@ class Reinforce(Algorithm):
     """The plain policy gradient.
 
     Here A2C is the same algorithm under the same settings; the two differ in those that they are usually given. The
-    textbook's REINFORCE is `advantage.kind` "monte_carlo" without `advantage.whiten`, one epoch and one mini-batch.
+    textbook's REINFORCE is `advantage.kind` "monte_carlo" with `advantage.baseline` "value" and without
+    `advantage.normalize`, one epoch and one mini-batch.
 
     Examples:
         >>> from agents import TrainConfig

@@ -12,7 +12,8 @@ from agents.networks.network import Network
 from agents.rollouts.packing import trim
 
 FURTHEST = 1.5  # times the target: further away than this no step is taken
-SLOWEST, FASTEST = 0.5, 1.25  # by how much the learning rate changes after a batch; down is more urgent than up
+FIRST = 0.1  # the learning rate of the first batch, as a share of the highest: nothing is known of the policy yet
+SLOWEST, FASTEST = 0.5, 1.5  # by how much the learning rate changes after a batch
 MEASURED = 64  # texts that the distance is measured on
 
 
@@ -21,8 +22,8 @@ class TrustRegion:
 
     Adam's steps are as long as the learning rate says, however little the gradient knows: where few texts succeed, they
     follow noise, and a rate that suits the end of a run ruins the policy at its beginning. A KL says how far they went.
-    It grows with the square of a step, so the rate is scaled by the square root of wanted over measured. It never rises
-    above what was configured.
+    It grows with the square of a step, so the rate is scaled by the square root of wanted over measured. It begins at a
+    tenth of what was configured, and never rises above that.
 
     Args:
         target: the wanted KL to the policy that wrote the batch, in nats per token; None sets no bound.
@@ -32,17 +33,19 @@ class TrustRegion:
 
     Examples:
         >>> region = TrustRegion(0.01)
-        >>> region.moved(0.02)
-        >>> round(region.scale, 3)  # the square root of a half
-        0.707
+        >>> region.scale
+        0.1
+        >>> region.moved(0.005)
+        >>> round(region.scale, 3)  # times the square root of two
+        0.141
         >>> region.moved(0.0)
-        >>> round(region.scale, 3)  # by 1.25 at most
-        0.884
+        >>> round(region.scale, 3)  # by 1.5 at most
+        0.212
     """
 
     def __init__(self, target: float | None) -> None:
         self.target = target
-        self.scale = 1.0
+        self.scale = 1.0 if target is None else FIRST
 
     @property
     def limit(self) -> float:

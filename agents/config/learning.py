@@ -44,21 +44,24 @@ class AdvantageConfig:
     minus the critic's prediction), sequence (one for all tokens of a text), or an estimator that --module registers."""
     gamma: FromZeroToOne = 1.0
     """The discount: how much of a reward counts one token earlier. 1 counts it in full, as is usual for texts."""
-    actor_lambda: FromZeroToOne = 1.0
+    actor_lambda: FromZeroToOne | None = None
     """GAE's lambda for the policy. 1 goes by the rewards alone; less relies on the critic's predictions too, which is
-    steadier, but wrong where they are. 0.95 to 1 is usual."""
+    steadier, but wrong where they are. None goes by how good the critic is: 1 minus its explained variance on the
+    batch, so that one that explains nothing has no say."""
     critic_lambda: FromZeroToOne = 1.0
     """GAE's lambda for what the critic learns to predict. 1 goes by the rewards alone; less, by its own predictions
     too."""
     length_adaptive: Positive | None = None
     """Give each text a lambda of its own, 1 - 1 / (this * length), in place of --advantage.actor-lambda; 0.05 is
     usual."""
-    baseline: bool = True
-    """Subtract the critic's prediction, so that an advantage says how much better than expected a token was. Where
-    rewards are never negative, leaving it out makes texts only ever likelier: a policy that is right now and then
-    sharpens fast. Use --advantage.no-whiten then."""
-    whiten: bool = True
-    """Bring the advantages of a batch to mean 0 and standard deviation 1; grpo does so for the texts of each prompt."""
+    baseline: Literal["fitted", "value", "none"] = "fitted"
+    """What is subtracted from the rewards to come, so that an advantage says how much better than expected a token was:
+    a line through the critic's predictions, fitted so that the policy's gradient is least noisy (fitted); the
+    predictions themselves (value, as is usual in PPO); or nothing (none), which only ever makes texts likelier where
+    rewards are never negative."""
+    normalize: bool = True
+    """Divide the advantages of a batch by their root mean square, so that the size of rewards does not matter. grpo
+    divides those of each prompt's texts by their standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,10 @@ class LossConfig:
     probability to the engine's, but by no more than this; none does not correct for it. The old probabilities that an
     update is held near to are the trained model's own in any case."""
     target_kl: Positive | None = 0.01
-    """How far a batch may move the policy, as a KL per token (in nats). Where a batch moves it further, the learning
-    rate of the next is lowered, and it rises again, at most to --actor.learning-rate, where batches move it less.
-    Beyond 1.5 times this the passes over a batch end at once. None sets no bound: a learning rate that is too high then
-    ruins the policy."""
+    """How far a batch may move the policy, as a KL per token (in nats). The learning rate begins at a tenth of
+    --actor.learning-rate, rises while batches move the policy less than this, and falls where one has moved it further.
+    Beyond 1.5 times this the passes over a batch end at once. None sets no bound, and keeps the learning rate as it is:
+    one that is too high then ruins the policy."""
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,6 @@ PRESETS: dict[str, Preset] = {
             task__args={"length": 6},
             sft__steps=170,
             rollout__batch_size=256,
-            # Right now and then, and never worse than 0: it sharpens fastest on what succeeded.
-            advantage__baseline=False,
-            advantage__whiten=False,
             loss__clip_high=0.2,
             actor__learning_rate=3e-4,
             actor__decay="linear",

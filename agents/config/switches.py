@@ -55,7 +55,7 @@ SWITCHES = (
     Switch(
         (
             *("critic.*", "critic_warmup", "model.critic", "model.critic_gradient", "loss.value_clip"),
-            *("advantage.critic_lambda", "advantage.baseline"),
+            "advantage.critic_lambda",
         ),
         lambda c: c.loss.value == 0,
         "--loss.value is 0, so no critic learns, and it predicts 0",
