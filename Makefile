@@ -51,7 +51,7 @@ bench: $(VENV)/.dev
 	@if [ -e $(VENV)/.no-vllm ]; then echo "==> skipped the vLLM benchmark: vLLM is not installed"; \
 		else $(BIN)/python examples/benchmarks/vllm_step.py; fi
 	$(BIN)/python examples/benchmarks/ppo_throughput.py
-	$(BIN)/python examples/benchmarks/ppo_learning.py
+	$(BIN)/python examples/benchmarks/learning/run.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
