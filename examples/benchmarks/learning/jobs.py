@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from ppo_shared import about
 
 from agents.config.checks import flatten
@@ -124,7 +123,11 @@ class Job:
             if found.get(name, "not there") != wanted.get(name, "not there")
         ]
         if changed:
-            raise OtherSettingsError(f"{path}\n    " + "\n    ".join(changed))
+            raise OtherSettingsError(
+                f"{path} was got with other settings than those asked for:\n  "
+                + "\n  ".join(changed)
+                + "\nUse another --out, go back to those settings, or do such runs again with --redo."
+            )
         return True
 
     def result(self, out: Path) -> dict[str, Any]:
@@ -154,11 +157,6 @@ class Job:
             new.write_text(json.dumps(result, indent=1))
         first, last = points[0], points[-1]
         return f"sampled {first['sampled']:.3f} -> {last['sampled']:.3f}, {last['seconds']:.0f} s of iterations"
-
-
-def one_thread() -> None:
-    """So that jobs side by side do not wait for each other, and numbers do not depend on how many cores there are."""
-    torch.set_num_threads(1)
 
 
 @functools.cache

@@ -143,7 +143,8 @@ def learn(side: Side, tokens: int, points: int) -> list[Point]:
 
 def _point(side: Side, explained: list[float | None]) -> Point:
     """What is known now; the explained variance is the mean since the last point."""
-    known = [value for value in explained if value is not None]
+    # It is NaN where all returns of a batch were the same.
+    known = [value for value in explained if value is not None and math.isfinite(value)]
     sampled, greedy = side.judge()
     return {
         "tokens": float(side.tokens),

@@ -10,17 +10,19 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
+import torch
 from ppo_shared import say
+from transformers.utils.logging import disable_progress_bar
 
 from agents.run.summary import rough_time
-from learning.jobs import Job, Start, one_thread
+from learning.jobs import Job, Start
 
 Jobs = Sequence[Start | Job]
-Done = tuple[Start | Job, str | None]
+Done = tuple[Start | Job, str, str]  # a remark, and what went wrong
 
 
 class Progress:
@@ -39,37 +41,67 @@ class Progress:
         say(f"  [{self.number}/{self.total}] {job.name}: {remark}{after}")
 
 
-def do_all(jobs: Jobs, out: Path, processes: int) -> list[str]:
-    """Do these jobs, in any order; gives what went wrong, a sentence each. The others are done all the same."""
-    progress, failed = Progress(jobs), []
-    alone = processes == 1 or len(jobs) == 1
-    for job, remark, error in _in_turn(jobs, out, processes) if alone else _side_by_side(jobs, out, processes):
-        progress.tell(job, error or remark)
-        if error:
-            failed.append(f"{job.name}: {error}")
-    return failed
+class Workers:
+    """The processes, which are started when they are first needed. Alone, jobs are done in this process.
 
+    Args:
+        out: the folder of all results.
+        processes: how many.
+    """
 
-def _in_turn(jobs: Jobs, out: Path, processes: int) -> Iterator[tuple[Start | Job, str, str]]:
-    one_thread()
-    for job in jobs:
-        yield job, *_do(job, out, processes)
+    def __init__(self, out: Path, processes: int) -> None:
+        self.out, self.processes = out, processes
+        self._pool: ProcessPoolExecutor | None = None
 
+    def __enter__(self) -> Workers:
+        return self
 
-def _side_by_side(jobs: Jobs, out: Path, processes: int) -> Iterator[tuple[Start | Job, str, str]]:
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin)
-    waiting: dict[Future[Any], Start | Job] = {pool.submit(_do, job, out, processes): job for job in jobs}
-    try:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop(wait=kind is None)
+
+    def do_all(self, jobs: Jobs) -> dict[str, str]:
+        """Do these, in any order; gives what went wrong, by the names of jobs. The others are done all the same."""
+        progress, failed = Progress(jobs), {}
+        for job, remark, error in self._in_turn(jobs) if self.processes == 1 else self._side_by_side(jobs):
+            progress.tell(job, error or remark)
+            if error:
+                failed[job.name] = error
+        return failed
+
+    def _in_turn(self, jobs: Jobs) -> Iterator[Done]:
+        _quiet_and_alone()
+        for job in jobs:
+            yield job, *_do(job, self.out, 1)
+
+    def _side_by_side(self, jobs: Jobs) -> Iterator[Done]:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.processes, multiprocessing.get_context("spawn"), initializer=_begin_process
+            )
+        waiting = {self._pool.submit(_do, job, self.out, self.processes): job for job in jobs}
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), *future.result()
-    finally:
-        pool.shutdown(wait=not waiting, cancel_futures=True)
+                job = waiting.pop(future)
+                try:
+                    yield job, *future.result()
+                except BrokenProcessPool:
+                    self._pool = None  # of a pool that has lost a process nothing is left
+                    yield job, "", "failed: a process was killed (out of memory?)"
+
+    def _stop(self, wait: bool) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=wait, cancel_futures=True)
 
 
-def _begin() -> None:
+def _quiet_and_alone() -> None:
+    """One thread: jobs side by side do not wait for each other, and no number depends on how many cores there are."""
+    torch.set_num_threads(1)
+    disable_progress_bar()  # transformers would draw bars for loading and saving between the lines of progress
+
+
+def _begin_process() -> None:
     """What a process does first: it is to end with the one that has started it, however that ends."""
-    one_thread()
+    _quiet_and_alone()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 

@@ -107,12 +107,13 @@ def scaled(regime: Regime, scale: float) -> Regime:
 
 
 def quick(regime: Regime) -> Regime:
-    """So small that nothing is learned: a few iterations, to see that everything works."""
+    """So small that nothing is learned: an iteration, to see that everything works."""
     tiny: dict[str, Any] = {
-        "task__args": {**regime.changes["task__args"], "num_test": 16},
+        "task__args": {**regime.changes["task__args"], "num_test": 8},
         "sft__steps": 2,
         "sft__warmup": 1,
-        "evaluation__prompts": 16,
-        "rollout__batch_size": 16,
+        "evaluation__prompts": 8,
+        "rollout__batch_size": 8,
+        "actor__minibatches": 1,
     }
-    return dataclasses.replace(regime, tokens=250, points=2, changes={**regime.changes, **tiny})
+    return dataclasses.replace(regime, tokens=50, points=1, changes={**regime.changes, **tiny})
