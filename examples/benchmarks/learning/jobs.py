@@ -138,6 +138,8 @@ class Job:
     def run(self, out: Path, processes: int) -> str:
         """Do it and write its result; gives a remark on how it went."""
         start = Start(self.regime, self.seed).path(out)
+        if not start.exists():
+            raise RuntimeError(f"there is no {start} to begin with, as its warm start has failed")
         config = configuration(self.regime, self.algorithm, self.seed, self.rate)
         trl = self.algorithm.trl and {**self.algorithm.trl, "learning_rate": self.rate}
         with open_side(config, start, trl=trl, critic=self.algorithm.critic) as side:

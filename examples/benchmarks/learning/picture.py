@@ -31,7 +31,7 @@ def draw(regimes: Sequence[Regime], runs: Runs, path: Path) -> None:
     drawn = [regime for regime in regimes if any(runs.get(regime.name, {}).values())]
     if not drawn:
         return
-    figure = Figure(figsize=(max(7.0, 3.4 * len(drawn) + 0.6), 5.8), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 2.8 * len(drawn) + 0.6), 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(drawn), sharey="row", sharex="col", height_ratios=(3, 1), squeeze=False)
     seen = set()
@@ -52,7 +52,7 @@ def draw(regimes: Sequence[Regime], runs: Runs, path: Path) -> None:
         lower.set_xlabel("tokens written", color=INK)
         lower.set_xlim(0, regime.tokens)
         lower.xaxis.set_major_formatter(EngFormatter(sep=""))
-        lower.xaxis.set_major_locator(MaxNLocator(4))
+        lower.xaxis.set_major_locator(MaxNLocator(3))
         for panel in (upper, lower):
             panel.grid(color=GRID)
             panel.set_axisbelow(True)
@@ -61,6 +61,7 @@ def draw(regimes: Sequence[Regime], runs: Runs, path: Path) -> None:
     panels[0][0].set_ylabel("held-out score, sampled", color=INK)
     panels[1][0].set_ylabel("explained variance\nof the critic", color=INK)
     handles = [Line2D([], [], color=COLORS[n], linewidth=_width(n), label=n) for n in ALGORITHMS if n in seen]
+    figure.get_layout_engine().set(wspace=0.04)  # the last number of an axis and the first of the next
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, labelcolor=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -73,7 +74,7 @@ def _line(panel: Any, name: str, runs: Sequence[Run], what: str, tokens: int) ->
     grid, heights = grid[begins:], heights[:, begins:]
     rows = np.random.default_rng(0).integers(len(runs), size=(RESAMPLES // 4, len(runs)))
     low, high = np.quantile(iqm(np.moveaxis(heights[rows], 1, -1)), [0.025, 0.975], axis=0)
-    panel.fill_between(grid, low, high, color=COLORS[name], alpha=0.13, linewidth=0)
+    panel.fill_between(grid, low, high, color=COLORS[name], alpha=0.12, linewidth=0)
     panel.plot(grid, iqm(heights.T), color=COLORS[name], linewidth=_width(name), zorder=3 if name == "ppo" else 2)
 
 

@@ -81,9 +81,15 @@ def ratios(runs: Mapping[str, Sequence[Run]], threshold: float) -> Figures:
     return found
 
 
+LEGEND = """\
+Tokens and seconds to the threshold, and the score in the end: interquartile means of the seeds; [95% intervals].
+untuned: ppo has its defaults; the others have the best of several learning rates. edge: that was the lowest or highest.
+EV: the explained variance of the critic, mean of the run."""
+
+
 def table(figures: Figures) -> str:
     """All of it as text."""
-    return "\n\n".join(_regime_lines(name, of_regime) for name, of_regime in figures.items())
+    return "\n\n".join([*(_regime_lines(name, of_regime) for name, of_regime in figures.items()), LEGEND])
 
 
 def plain(value: Any) -> Any:
@@ -122,7 +128,7 @@ HEADER = (
     "95% interval",
     "seconds",
     "reached",
-    "sampled at the end",
+    "sampled in the end",
     "EV",
 )
 
