@@ -344,7 +344,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
         done = subprocess.run([*command, "--processes", processes], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         runs = {str(path.relative_to(out)): json.loads(path.read_text()) for path in out.glob("*/*/*.json")}
-        assert {run["processes"] for run in runs.values()} == {int(processes)}
+        assert {(run["processes"], run["threads"]) for run in runs.values()} == {(int(processes), 1)}
         curves.append({name: [(p["tokens"], p["sampled"]) for p in run["points"]] for name, run in runs.items()})
     assert len(curves[0]) == 2 * (2 + 2 + 2)
     assert curves[0] == curves[1]

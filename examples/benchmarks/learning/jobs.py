@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ppo_shared import about
 
 from agents.config.checks import flatten
@@ -150,6 +151,7 @@ class Job:
             "learning_rate": self.learning_rate,
             "seed": self.seed,
             "processes": processes,
+            "threads": torch.get_num_threads(),
             "machine": about(),
             "commit": commit(),
             "settings": self.settings,

@@ -10,7 +10,7 @@ from typing import Any
 from ppo_shared import about, say
 
 from learning.algorithms import Algorithm
-from learning.jobs import Job, OtherSettingsError, Start, commit
+from learning.jobs import Job, OtherSettingsError, Start
 from learning.picture import draw
 from learning.pool import Workers
 from learning.regimes import Regime
@@ -118,13 +118,12 @@ class Suite:
             done = [job.result(self.out) for job in self.runs(regime, algorithm) if self.is_done(job)]
             runs.setdefault(regime.name, {})[algorithm.name] = done
         everything = [run for of in runs.values() for done in of.values() for run in done]
-        for what in ("commit", "processes"):
-            found = sorted({str(run[what]) for run in everything})
+        made = {what: sorted({str(run[what]) for run in everything}) for what in ("commit", "processes", "threads")}
+        for what, found in made.items():
             if len(found) > 1:
-                say(f"note: these runs have more than one {what}: {', '.join(found)}")
+                say(f"note: {what} is not the same for all of these runs, but {', '.join(found)}")
         figures = summarize(self.regimes, runs)
-        machine = {"commit": commit(), "processes": sorted({run["processes"] for run in everything}), **about()}
-        result = {"machine": machine, "tuning_seed": self.tuning_seed, "regimes": plain(figures)}
+        result = {"runs": made, "machine": about(), "tuning_seed": self.tuning_seed, "regimes": plain(figures)}
         with replace_file(self.out / "suite.json") as new:
             new.write_text(json.dumps(result, indent=1))
         draw(self.regimes, runs, self.out / "suite.png")
