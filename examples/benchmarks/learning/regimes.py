@@ -55,7 +55,7 @@ REGIMES = {
             changes={
                 "task__name": "Reverse",
                 "task__args": {"length": 6, "num_test": 512},
-                "sft__steps": 120,
+                "sft__steps": 125,
                 "evaluation__prompts": 512,
             },
             exact_match=True,
