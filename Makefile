@@ -13,7 +13,7 @@ SAY_WHAT_WAS_SKIPPED = if [ -e $(VENV)/.no-vllm ]; then \
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test test-all lint format bench clean
+.PHONY: help train test test-all lint format bench bench-learning clean
 
 help:
 	@echo "make train      set up, then teach a small model to reverse words with PPO (minutes)"
@@ -21,7 +21,8 @@ help:
 	@echo "make test-all   the long tests too"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the sources"
-	@echo "make bench      the benchmarks (an hour; the last two make an environment for TRL)"
+	@echo "make bench      the benchmarks of speed (most of an hour; the last makes an environment for TRL)"
+	@echo "make bench-learning  how fast algorithms learn (many hours; goes on where it was stopped)"
 	@echo "make clean      remove the virtual environment and caches"
 
 train: $(VENV)/.core
@@ -51,7 +52,9 @@ bench: $(VENV)/.dev
 	@if [ -e $(VENV)/.no-vllm ]; then echo "==> skipped the vLLM benchmark: vLLM is not installed"; \
 		else $(BIN)/python examples/benchmarks/vllm_step.py; fi
 	$(BIN)/python examples/benchmarks/ppo_throughput.py
-	$(BIN)/python examples/benchmarks/ppo_learning.py
+
+bench-learning: $(VENV)/.dev
+	$(BIN)/python examples/benchmarks/learning/run.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,119 @@
+"""The regimes: what is to be learned, from which start, and with how many tokens. All their settings are here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One kind of problem.
+
+    Attributes:
+        name: on the command line and in the report.
+        what: it is, in a sentence.
+        tokens: that each run may write; the iteration in which it has written as many is its last.
+        threshold: the held-out sampled score that "tokens to the threshold" is about.
+        changes: to TrainConfig, as in `replace`, for every algorithm: the task, the warm start, how runs are judged.
+        exact_match: whether one text after a prompt gets 1 for being the answer and else 0, which TRL can do, too.
+        points: how often a run is judged, at equal distances, besides at its start.
+    """
+
+    name: str
+    what: str
+    tokens: int
+    threshold: float
+    changes: Mapping[str, Any]
+    exact_match: bool = False
+    points: int = 20
+
+
+REGIMES = {
+    regime.name: regime
+    for regime in (
+        Regime(
+            "reverse",
+            "Six letters are reversed, right (1) or wrong (0), from a start that often succeeds.",
+            tokens=100_000,
+            threshold=0.8,
+            changes={
+                "task__name": "Reverse",
+                "task__args": {"length": 6, "num_test": 512},
+                "sft__steps": 170,
+                "evaluation__prompts": 512,
+            },
+            exact_match=True,
+        ),
+        Regime(
+            "rare",
+            "The same from a start at which fewer than 5 in 100 texts are right.",
+            tokens=150_000,
+            threshold=0.5,
+            changes={
+                "task__name": "Reverse",
+                "task__args": {"length": 6, "num_test": 512},
+                "sft__steps": 125,
+                "evaluation__prompts": 512,
+            },
+            exact_match=True,
+        ),
+        Regime(
+            "long",
+            "A word of 63 letters is copied: 64 tokens, and one reward, 1 or 0, after the last.",
+            tokens=1_500_000,
+            threshold=0.8,
+            changes={
+                "task__name": "Copy",
+                "task__args": {"length": 63, "num_test": 256},
+                "sft__steps": 300,
+                "evaluation__prompts": 256,
+            },
+            exact_match=True,
+        ),
+        Regime(
+            "dense",
+            "Six letters are reversed, and each right letter is paid when it is written.",
+            tokens=100_000,
+            threshold=0.9,
+            changes={
+                "task__name": "ReverseByLetter",
+                "task__args": {"length": 6, "num_test": 512},
+                "sft__steps": 80,
+                "evaluation__prompts": 512,
+            },
+        ),
+        Regime(
+            "maze",
+            "A way through a maze is found letter by letter; the task answers each with the new place.",
+            tokens=300_000,
+            threshold=0.8,
+            changes={
+                "task__name": "Maze",
+                "task__args": {"num_test": 256},
+                "sft__steps": 50,
+                "evaluation__prompts": 256,
+            },
+        ),
+    )
+}
+
+
+def scaled(regime: Regime, scale: float) -> Regime:
+    """The same with more or fewer tokens."""
+    return dataclasses.replace(regime, tokens=max(1, round(regime.tokens * scale)))
+
+
+def quick(regime: Regime) -> Regime:
+    """So small that nothing is learned: an iteration, to see that everything works."""
+    tiny: dict[str, Any] = {
+        "task__args": {**regime.changes["task__args"], "num_test": 8},
+        "sft__steps": 2,
+        "sft__warmup": 1,
+        "evaluation__prompts": 8,
+        "rollout__batch_size": 8,
+        "actor__minibatches": 1,
+    }
+    return dataclasses.replace(regime, tokens=50, points=1, changes={**regime.changes, **tiny})
