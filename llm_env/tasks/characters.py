@@ -59,9 +59,18 @@ class _WordTask(_CharacterTask):
     verb: ClassVar[str]
 
     def __init__(
-        self, length: int = 6, *, alphabet: str = string.ascii_lowercase, dense: bool = False, **kwargs: Any
+        self,
+        length: int = 6,
+        *,
+        shortest: int | None = None,
+        alphabet: str = string.ascii_lowercase,
+        dense: bool = False,
+        **kwargs: Any,
     ) -> None:
         self.length = _at_least_one(length, "length")
+        self.shortest = length if shortest is None else _at_least_one(shortest, "shortest")
+        if self.shortest > length:
+            raise ValueError(f"shortest must be at most length ({length}), got {shortest}")
         prompt_length = length + len(f"{self.verb} : ")
         super().__init__(length, prompt_length, alphabet, dense, **kwargs)
 
@@ -70,8 +79,9 @@ class _WordTask(_CharacterTask):
         raise NotImplementedError
 
     def sample(self, rng: np.random.Generator) -> Prompt:
-        """A random word."""
-        word = "".join(self.alphabet[i] for i in rng.integers(len(self.alphabet), size=self.length))
+        """A random word, of every length alike."""
+        length = rng.integers(self.shortest, self.length + 1)
+        word = "".join(self.alphabet[i] for i in rng.integers(len(self.alphabet), size=length))
         return Prompt(f"{self.verb} {word}: ", {"answer": self.answer(word)})
 
 
@@ -80,7 +90,8 @@ class Copy(_WordTask):
     """Write the word again.
 
     Args:
-        length: of the word.
+        length: of the word, or of the longest.
+        shortest: the length of the shortest; by default all are of one length.
         alphabet: its characters.
         dense: score the share of right characters instead of all or nothing.
 
@@ -102,7 +113,8 @@ class Reverse(_WordTask):
     """Write the word backwards.
 
     Args:
-        length: of the word.
+        length: of the word, or of the longest.
+        shortest: the length of the shortest; by default all are of one length.
         alphabet: its characters.
         dense: score the share of right characters instead of all or nothing.
 

@@ -1,0 +1,83 @@
+"""How far a batch may move the policy, and the learning rate that follows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from agents.algorithms.trust import TrustRegion, distance
+from tests.agents.algorithms.runs import Config, learn, running
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [
+        (0.01, 1.0),
+        (0.04, 0.5),  # twice as far as wanted
+        (1000.0, 0.5),  # at most halved
+        (0.005, math.sqrt(2)),
+        (1e-9, 1.5),
+        (0.0, 1.5),
+        (math.nan, 1.0),
+    ],
+)
+def test_the_rate_follows_the_distance(kl: float, factor: float) -> None:
+    region = TrustRegion(0.01)
+    region.moved(kl)
+    assert region.scale == pytest.approx(0.1 * factor)
+
+
+def test_it_never_rises_above_what_was_configured() -> None:
+    region = TrustRegion(0.01)
+    for _ in range(20):
+        region.moved(0.0)
+    assert region.scale == 1.0
+
+
+def test_without_a_target_nothing_is_scaled_or_stopped() -> None:
+    region = TrustRegion(None)
+    region.moved(5.0)
+    assert region.scale == 1.0
+    assert region.limit == math.inf
+
+
+def test_the_distance_is_the_kl_of_the_tokens_written(config: Config) -> None:
+    """KL(old | new) by k3: ratio - 1 - log ratio, the ratio being that of the new to the old probability."""
+    with running(config()) as run:
+        data = run.algorithm.score(run.algorithm.collector.collect())
+        network = run.algorithm.network
+        assert distance(network, data) == pytest.approx(0, abs=1e-6)
+        with torch.no_grad():
+            network.head.weight.add_(0.05 * torch.randn(network.head.weight.shape, generator=torch.manual_seed(0)))
+            new = network.actor.get_dist(data.clone(False)).log_prob(data["action"])
+        ratio = (new - data["action_log_prob"])[data["mask"]].double()
+        expected = (ratio.exp() - 1 - ratio).mean()
+        assert expected > 1e-3
+        assert distance(network, data) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_rate_that_is_far_too_high_is_brought_down(config: Config) -> None:
+    made = config(actor__learning_rate=0.1, loss__target_kl=1e-3, iterations=6)
+    run, history = learn(made)
+    rates = [row["policy/learning_rate"] for row in history]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[-1] < 1e-3
+    assert all(later == pytest.approx(earlier / 2) for earlier, later in zip(rates[:3], rates[1:4], strict=True))
+    _, free = learn(made.replace(loss__target_kl=None))
+    assert {row["policy/learning_rate"] for row in free} == {0.1}
+    assert all("kl/moved" not in row for row in free)
+    assert max(row["kl/moved"] for row in history[3:]) < free[-1]["kl/old"]
+
+
+def test_a_resumed_run_goes_on_at_the_rate_it_had(config: Config) -> None:
+    made = config(actor__learning_rate=0.1, loss__target_kl=1e-3)
+    with running(made) as run:
+        run.algorithm.step()
+        tensors, state = run.algorithm.state()
+        scale = run.algorithm.learner.trust.scale
+    assert scale != 0.1
+    with running(made) as other:
+        other.algorithm.load_state(tensors, state)
+        assert other.algorithm.learner.trust.scale == scale
