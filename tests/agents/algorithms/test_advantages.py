@@ -125,8 +125,8 @@ def data() -> TensorDict:
 
 
 def estimates(data: TensorDict, **config: Any) -> tuple[list[float], list[float]]:
-    """Without whitening, unless asked."""
-    how = AdvantageConfig(**({"whiten": False} | config))
+    """PPO's usual ones, as they are: compared with the values, lambda 1; unless asked otherwise."""
+    how = AdvantageConfig(**({"normalize": False, "baseline": "value", "actor_lambda": 1.0} | config))
     advantage, target = advantage_estimator(how.kind)(data, REWARD, how)
     assert target is not None
     return advantage.flatten().tolist(), target.flatten().tolist()
@@ -186,26 +186,49 @@ def test_sequence_gives_all_tokens_the_advantage_of_the_text(data: TensorDict) -
 
 def test_without_a_baseline_advantages_are_returns(data: TensorDict) -> None:
     for kind in ("gae", "monte_carlo"):
-        advantage, target = estimates(data, kind=kind, baseline=False)
+        advantage, target = estimates(data, kind=kind, baseline="none")
         assert advantage == target == [1, 1, 1, 9, 8, 0]
-    advantage, target = estimates(data, kind="sequence", baseline=False)
+    advantage, target = estimates(data, kind="sequence", baseline="none")
     assert advantage == [1, 1, 1, 9, 9, 0]  # the whole text's, everywhere
     assert target == [1, 1, 1, 9, 8, 0]
-    advantage, target = estimates(data, actor_lambda=0.5, baseline=False)
+    advantage, target = estimates(data, actor_lambda=0.5, baseline="none")
     assert advantage == [0.5625, 0.875, 1, 7, 8, 0]  # the lambda-return
     assert target == [1, 1, 1, 9, 8, 0]
 
 
-@pytest.mark.parametrize("kind", ["gae", "monte_carlo", "sequence"])
-def test_whitened_advantages(data: TensorDict, kind: Any) -> None:
-    plain, targets = estimates(data, kind=kind)
-    white, same = estimates(data, kind=kind, whiten=True)
+@pytest.mark.parametrize(
+    ("kind", "baseline"),
+    [("gae", "value"), ("gae", "fitted"), ("gae", "none"), ("monte_carlo", "fitted"), ("sequence", "value")],
+)
+def test_normalized_advantages_are_of_size_one_and_keep_their_zero(data: TensorDict, kind: str, baseline: str) -> None:
+    plain, targets = estimates(data, kind=kind, baseline=baseline)
+    normal, same = estimates(data, kind=kind, baseline=baseline, normalize=True)
     assert same == targets
-    real, expected = np.array(white[:5]), np.array(plain[:5])
-    assert white[5] == 0
-    assert real.mean() == pytest.approx(0, abs=1e-6)
-    assert real.std() == pytest.approx(1)
-    assert real == pytest.approx((expected - expected.mean()) / expected.std(), abs=1e-5)
+    assert normal[5] == 0
+    real, expected = np.array(normal[:5]), np.array(plain[:5])
+    assert (real**2).mean() == pytest.approx(1)
+    assert real == pytest.approx(expected / np.sqrt((expected**2).mean()), abs=1e-6)
+
+
+def test_a_lambda_of_none_goes_by_the_explained_variance(data: TensorDict) -> None:
+    returns = np.array([1, 1, 1, 9, 8])
+    for values in ([0.5, 0.25, 0.75, 2.0, 4.0], [1.0, 1.2, 0.8, 8.0, 8.5], [5.0, 5.0, 5.0, 1.0, 1.0]):
+        data["state_value"] = torch.tensor([[values[:3], [*values[3:], NAN]]])[0][..., None]
+        explained = 1 - (returns - values).var() / returns.var()
+        auto, _ = estimates(data, actor_lambda=None)
+        assert auto == pytest.approx(estimates(data, actor_lambda=1 - max(0.0, explained))[0], abs=1e-5)
+
+
+def test_the_targets_have_no_trace_of_a_critic_that_is_not_asked(data: TensorDict) -> None:
+    """Values of millions would otherwise leave their rounding in returns of 0, and pass for something to explain."""
+    data["state_value"] = torch.full((2, 3, 1), 1e7 / 3)
+    data["next", "truncated"][:] = False
+    how = AdvantageConfig(actor_lambda=1.0, baseline="none")
+    for kind in ("gae", "monte_carlo", "sequence"):
+        advantage, target = advantage_estimator(kind)(data, torch.zeros(2, 3), how)
+        assert target is not None
+        assert not advantage.any()
+        assert not target.any()
 
 
 def test_estimators_by_name() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from agents.algorithms.trust import TrustRegion, distance
-from tests.agents.algorithms.runs import Config, learn, running
+from tests.agents.runs import Config, learn, running
 
 
 @pytest.mark.parametrize(
@@ -60,11 +61,11 @@ def test_the_distance_is_the_kl_of_the_tokens_written(config: Config) -> None:
 
 def test_a_rate_that_is_far_too_high_is_brought_down(config: Config) -> None:
     made = config(actor__learning_rate=0.1, loss__target_kl=1e-3, iterations=6)
-    run, history = learn(made)
+    _, history = learn(made)
     rates = [row["policy/learning_rate"] for row in history]
     assert rates[0] == pytest.approx(0.01)
     assert rates[-1] < 1e-3
-    assert all(later == pytest.approx(earlier / 2) for earlier, later in zip(rates[:3], rates[1:4], strict=True))
+    assert all(later == pytest.approx(earlier / 2) for earlier, later in pairwise(rates[:4]))
     _, free = learn(made.replace(loss__target_kl=None))
     assert {row["policy/learning_rate"] for row in free} == {0.1}
     assert all("kl/moved" not in row for row in free)
