@@ -7,6 +7,7 @@ from llm_env.tasks.dataset import Dataset
 from llm_env.tasks.reasoning_gym import ReasoningGym
 from llm_env.tasks.registry import make_task, register_task, task_class, task_names
 from llm_env.tasks.sentiment import Sentiment
+from llm_env.tasks.sums import WordSums
 
 __all__ = [
     "Addition",
@@ -19,6 +20,7 @@ __all__ = [
     "Sentiment",
     "Task",
     "TaskError",
+    "WordSums",
     "make_task",
     "register_task",
     "task_class",

@@ -53,6 +53,7 @@ PUBLIC = {
         "Sentiment",
         "Task",
         "TaskError",
+        "WordSums",
         "make_task",
         "register_task",
         "task_class",
