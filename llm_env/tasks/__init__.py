@@ -8,6 +8,7 @@ from llm_env.tasks.maze import Maze
 from llm_env.tasks.reasoning_gym import ReasoningGym
 from llm_env.tasks.registry import make_task, register_task, task_class, task_names
 from llm_env.tasks.sentiment import Sentiment
+from llm_env.tasks.sums import WordSums
 
 __all__ = [
     "Addition",
@@ -21,6 +22,7 @@ __all__ = [
     "Sentiment",
     "Task",
     "TaskError",
+    "WordSums",
     "make_task",
     "register_task",
     "task_class",

@@ -54,6 +54,7 @@ PUBLIC = {
         "Sentiment",
         "Task",
         "TaskError",
+        "WordSums",
         "make_task",
         "register_task",
         "task_class",

@@ -25,7 +25,7 @@ from llm_env import SB3TokenVecEnv, TokenVectorEnv, TorchRLTokenEnv
 from llm_env.tasks import Copy, Task
 from llm_env.wrappers.vector import EpisodeStatistics, FlatTokens, KLReward
 
-TASKS = ["Addition", "Copy", "Countdown", "Maze", "ReasoningGym", "Reverse", "Sentiment"]
+TASKS = ["Addition", "Copy", "Countdown", "Maze", "ReasoningGym", "Reverse", "Sentiment", "WordSums"]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from llm_env import Prompt, Task, TokenEnv, TokenMDP, TokenVectorEnv, register_task
-from llm_env.tasks import Addition, Copy, Countdown, Dataset, ReasoningGym, Reverse, Sentiment, make_task, task_class
+from llm_env.tasks import (
+    Addition,
+    Copy,
+    Countdown,
+    Dataset,
+    ReasoningGym,
+    Reverse,
+    Sentiment,
+    WordSums,
+    make_task,
+    task_class,
+)
+from llm_env.tasks.sums import in_words
 from rewards import ExactMatch, Rollout
 
 
@@ -23,7 +35,7 @@ def write(mdp: TokenMDP, text: str) -> float:
     return mdp.finished[0].total
 
 
-@pytest.mark.parametrize("task", [Copy(4), Reverse(4), Addition(3)])
+@pytest.mark.parametrize("task", [Copy(4), Reverse(4), Addition(3), WordSums(30)])
 def test_the_right_answer_earns_one_and_others_nothing(task: Task) -> None:
     mdp = TokenMDP(task)
     mdp.reset(seed=0)
@@ -61,7 +73,9 @@ def test_the_action_mask_allows_answers_only() -> None:
     assert env.step(env.action_space.sample())[4]["action_mask"].sum() == 11
 
 
-@pytest.mark.parametrize("task", [Copy(3), Addition(2), Countdown(), Sentiment(), ReasoningGym("chain_sum")])
+@pytest.mark.parametrize(
+    "task", [Copy(3), Addition(2), Countdown(), Sentiment(), ReasoningGym("chain_sum"), WordSums()]
+)
 def test_held_out_prompts_are_held_out_and_stay_the_same(task: Task) -> None:
     train, test = ({p.identity for p in task.prompts(split)} for split in ("train", "test"))
     assert train
@@ -132,6 +146,84 @@ class TestCountdown:
         for prompt in Countdown(count=4, num_train=8, num_test=2).prompts("train"):
             assert prompt.metadata["target"] in reachable(list(prompt.metadata["numbers"]))
             assert str(prompt.metadata["target"]) in prompt.text
+
+
+class TestWordSums:
+    @pytest.mark.parametrize(
+        ("number", "words"),
+        [
+            (0, "zero"),
+            (7, "seven"),
+            (13, "thirteen"),
+            (20, "twenty"),
+            (42, "forty-two"),
+            (99, "ninety-nine"),
+            (100, "one hundred"),
+            (101, "one hundred one"),
+            (315, "three hundred fifteen"),
+            (998, "nine hundred ninety-eight"),
+        ],
+    )
+    def test_numbers_in_words(self, number: int, words: str) -> None:
+        assert in_words(number) == words
+
+    def test_every_number_has_words_of_its_own(self) -> None:
+        assert len({in_words(number) for number in range(1000)}) == 1000
+
+    @pytest.mark.parametrize("largest", [12, 99])
+    def test_prompts_are_right_sums(self, largest: int) -> None:
+        """Looked up in a table, instead of computed on the way."""
+        numbers = {in_words(number): number for number in range(1000)}
+        task = WordSums(largest, num_train=100, num_test=20)
+        for prompt in [*task.prompts("train"), *task.prompts("test")]:
+            left, right = prompt.text.removeprefix("What is ").removesuffix("?").split(" plus ")  # type: ignore[union-attr]
+            assert 1 <= numbers[left] <= largest
+            assert 1 <= numbers[right] <= largest
+            assert numbers[prompt.metadata["answer"].removeprefix(" ")] == numbers[left] + numbers[right]
+
+    def test_a_held_out_sum_is_not_learned_the_other_way_round(self) -> None:
+        task = WordSums(9, num_test=6)
+        train, test = (
+            [tuple(p.text[len("What is ") : -1].split(" plus ")) for p in task.prompts(split)]  # type: ignore[index]
+            for split in ("train", "test")
+        )
+        assert len(test) == 6
+        assert len(set(train)) == len(train) == 81 - sum(1 if left == right else 2 for left, right in test)
+        assert not {frozenset(pair) for pair in train} & {frozenset(pair) for pair in test}
+        assert list(task.prompts("test")) == list(WordSums(9, num_test=6, num_train=10).prompts("test"))
+        assert len(WordSums(9, num_train=10).prompts("train")) == 10
+
+    @pytest.mark.parametrize(
+        ("text", "score"),
+        [
+            (" one hundred twelve", 1.0),
+            ("one hundred twelve", 1.0),
+            (" one hundred and twelve.", 1.0),
+            (" One Hundred Twelve", 1.0),
+            (" one-hundred twelve", 1.0),
+            (" one hundred twelve..", 0.0),
+            (" one hundred twelve. one hundred twelve", 0.0),
+            (" one hundred twelve\n", 0.0),  # not ended, and anything may follow
+            (" one hundred twelve one", 0.0),
+            (" and one hundred twelve", 0.0),
+            (" hundred twelve", 0.0),
+            (" 112", 0.0),
+            (".", 0.0),
+            ("", 0.0),
+        ],
+    )
+    def test_scores(self, text: str, score: float) -> None:
+        assert WordSums().score(Rollout.of(text, metadata={"answer": " one hundred twelve"})) == score
+
+    def test_there_is_room_for_the_longest_prompt_and_answer(self) -> None:
+        mdp = TokenMDP("WordSums")
+        assert mdp.max_new_tokens == len(" one hundred seventy-seven") + 2
+        assert mdp.context == len("What is seventy-seven plus seventy-seven?") + mdp.max_new_tokens
+
+    @pytest.mark.parametrize("largest", [0, 500])
+    def test_numbers_it_has_no_words_for(self, largest: int) -> None:
+        with pytest.raises(ValueError, match=f"from 1 to 499 at most, got largest={largest}"):
+            WordSums(largest)
 
 
 def test_sentiment_pays_for_praise() -> None:
