@@ -61,7 +61,7 @@ PRESETS: dict[str, Preset] = {
             rollout__batch_size=128,
             # Right now and then, and never worse than 0: it sharpens fastest on what succeeded.
             advantage__baseline=False,
-            advantage__whiten=False,
+            advantage__normalize=False,
             loss__clip_high=0.2,
             actor__learning_rate=5e-5,
             actor__warmup=4,

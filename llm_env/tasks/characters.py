@@ -12,14 +12,14 @@ from llm_env.tasks.registry import register_task
 from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.prompts import Prompt
 from llm_env.tokens.vocabulary import Vocabulary
-from rewards import Rollout
+from rewards import Rollout, Score
 
 
 class _CharacterTask(Task):
     """One right answer, to be written in full and then ended.
 
-    The score is 1 for the right answer and 0 otherwise. With `dense`, it is instead the share of characters that are
-    right, in their place; one that is too long or too short loses the difference.
+    The score is 1 for the right answer and 0 otherwise. With `dense`, each character that is right in its place is paid
+    where it is written, and so is the end, all alike: the right answer earns 1 in all. "exact" then says whether it was.
     """
 
     def __init__(self, answer_length: int, prompt_length: int, alphabet: str, dense: bool, /, **kwargs: Any) -> None:
@@ -43,14 +43,21 @@ class _CharacterTask(Task):
             self._masks = np.repeat(self._allowed[None], len(rows), axis=0)
         return self._masks[: len(rows)]
 
-    def score(self, rollout: Rollout) -> float:
+    def score(self, rollout: Rollout) -> float | Score:
         """1 if the text is the answer; see the class for `dense`."""
         answer: str = rollout.metadata["answer"]
         text = rollout.text
+        exact = float(text == answer)
         if not self.dense:
-            return float(text == answer)
-        right = sum(a == b for a, b in zip(answer, text, strict=False))
-        return right / max(len(answer), len(text))
+            return exact
+        right = [a == b for a, b in zip(answer, text, strict=False)]
+        tokens = rollout.num_actions
+        if len(text) == len(answer) and tokens != len(text):
+            right.append(True)  # the end, in its place
+        pay = np.array(right, dtype=np.float64) / (len(answer) + 1)
+        if tokens not in (len(text), len(text) + 1):  # they are no characters: what is earned is paid at the end
+            return Score(float(pay.sum()), {"exact": exact})
+        return Score(0.0, {"exact": exact}, np.pad(pay, (0, tokens - len(pay))))
 
 
 class _WordTask(_CharacterTask):
@@ -93,7 +100,7 @@ class Copy(_WordTask):
         length: of the word, or of the longest.
         shortest: the length of the shortest; by default all are of one length.
         alphabet: its characters.
-        dense: score the share of right characters instead of all or nothing.
+        dense: pay each right character where it is written, instead of all or nothing at the end.
 
     Examples:
         >>> prompt = Copy(length=3).prompts("train")[0]
@@ -116,7 +123,7 @@ class Reverse(_WordTask):
         length: of the word, or of the longest.
         shortest: the length of the shortest; by default all are of one length.
         alphabet: its characters.
-        dense: score the share of right characters instead of all or nothing.
+        dense: pay each right character where it is written, instead of all or nothing at the end.
 
     Examples:
         >>> prompt = Reverse(length=3).prompts("train")[0]
@@ -137,7 +144,7 @@ class Addition(_CharacterTask):
 
     Args:
         digits: of each number, at most.
-        dense: score the share of right digits instead of all or nothing.
+        dense: pay each right digit where it is written, instead of all or nothing at the end.
 
     Examples:
         >>> prompt = Addition(digits=2).prompts("train")[0]

@@ -56,7 +56,7 @@ ALGORITHMS = {
         Algorithm(
             "ppo-no-critic",
             "PPO's clipped loss; the advantage is the return itself",
-            {**RETURNS, "advantage__whiten": False},
+            {**RETURNS, "advantage__normalize": False},
         ),
         Algorithm("grpo", "8 texts a prompt", {"algo": "grpo", "rollout__completions_per_prompt": 8}),
         Algorithm("rloo", "8 texts a prompt", {"algo": "rloo", "rollout__completions_per_prompt": 8, **ONE_PASS}),

@@ -225,7 +225,7 @@ def test_grpo_with_the_kl_in_the_loss(config: Config) -> None:
         kl__beta=0.1,
         kl__where="loss",
         kl__estimator="k3",
-        advantage__whiten=False,
+        advantage__normalize=False,
         loss__aggregate="fixed",
         rollout__drop_uniform_groups=True,
     )

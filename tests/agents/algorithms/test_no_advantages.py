@@ -54,7 +54,7 @@ WAYS: dict[str, dict[str, object]] = {
     "LoRA, separate critic": {"model__lora": LORA, "model__critic": "separate"},
     "engine with a copy": {"rollout__engine_dtype": "float32"},
     "discounted": {"advantage__gamma": 0.9, "advantage__actor_lambda": 0.9, "advantage__critic_lambda": 0.8},
-    "sequence, not whitened": {"advantage__kind": "sequence", "advantage__whiten": False},
+    "sequence, not whitened": {"advantage__kind": "sequence", "advantage__normalize": False},
     "a2c": {"algo": "a2c"},
     "reinforce": {"algo": "reinforce"},
     "grpo": {"algo": "grpo", "rollout__completions_per_prompt": 4},

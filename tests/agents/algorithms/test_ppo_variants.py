@@ -189,7 +189,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "adaptive lambda": {"advantage__length_adaptive": 0.5},
     "monte carlo": {"advantage__kind": "monte_carlo"},
     "sequence advantage": {"advantage__kind": "sequence"},
-    "no baseline": {"advantage__baseline": False, "advantage__whiten": False},
+    "no baseline": {"advantage__baseline": "none", "advantage__normalize": False},
     "two lambdas": {"advantage__actor_lambda": 0.9, "advantage__critic_lambda": 1.0, "advantage__gamma": 0.99},
     "rewards": {"reward__whiten": True, "reward__scale": 0.5, "reward__clip": 2.0, "reward__no_eos_penalty": 0.1},
     "groups": {"rollout__completions_per_prompt": 4, "rollout__drop_uniform_groups": True},

@@ -137,7 +137,7 @@ def test_another_algorithm_than_the_presets(
     assert not preset.advantage.baseline
     assert trained.last == expected
     assert main([*line[:-1], "b", "--advantage.no-baseline"]) == 2
-    assert "--advantage.baseline is False, but --algo grpo does not read it: leave it out" in capsys.readouterr().err
+    assert "--advantage.baseline is none, but --algo grpo does not read it: leave it out" in capsys.readouterr().err
 
     path = write(tmp_path, "loss: {kind: penalty, penalty_target: 0.1}\ncritic_warmup: 2\ncritic: {epochs: 9}")
     assert main(["train", "--config", str(path), "--algo", "a2c", "--out", "c"]) == 0

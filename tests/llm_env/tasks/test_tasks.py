@@ -22,7 +22,7 @@ from llm_env.tasks import (
     task_class,
 )
 from llm_env.tasks.sums import in_words
-from rewards import ExactMatch, Rollout
+from rewards import ExactMatch, Rollout, Score
 
 
 def write(mdp: TokenMDP, text: str) -> float:
@@ -57,10 +57,28 @@ def test_what_the_character_tasks_ask() -> None:
         assert int(prompt.metadata["answer"]) == int(left) + int(right)
 
 
-def test_dense_scores_are_the_share_of_right_characters() -> None:
-    task = Reverse(4, dense=True)
-    for text, score in (("abcd", 1.0), ("abxd", 0.75), ("ab", 0.5), ("abcdabcd", 0.5), ("", 0.0)):
-        assert task.score(Rollout.of(text, metadata={"answer": "abcd"})) == score
+@pytest.mark.parametrize(
+    ("text", "fifths"),
+    [
+        ("abcd", [1, 1, 1, 1, 1]),  # the last is the end, in its place
+        ("abxd", [1, 1, 0, 1, 1]),
+        ("ab", [1, 1, 0]),
+        ("xbcda", [0, 1, 1, 1, 0]),  # cut off: it has no end
+        ("", [0]),
+    ],
+)
+def test_dense_pays_each_character_where_it_is_written(text: str, fifths: list[int]) -> None:
+    rollout = Rollout.of(text, metadata={"answer": "abcd"}, tokens=list(range(len(fifths))))
+    score = Reverse(4, dense=True).score(rollout)
+    assert isinstance(score, Score)
+    assert score.per_token is not None
+    assert score.per_token.tolist() == pytest.approx([fifth / 5 for fifth in fifths])
+    assert score.parts == {"exact": float(text == "abcd")}
+
+
+def test_where_tokens_are_no_characters_dense_pays_at_the_end() -> None:
+    score = Reverse(4, dense=True).score(Rollout.of("abxd", metadata={"answer": "abcd"}, tokens=[7, 8]))
+    assert score == Score(0.8, {"exact": 0.0})
 
 
 def test_the_action_mask_allows_answers_only() -> None:
