@@ -19,7 +19,7 @@ class _CharacterTask(Task):
     """One right answer, to be written in full and then ended.
 
     The score is 1 for the right answer and 0 otherwise. With `dense`, each character that is right in its place is paid
-    where it is written, and so is the end, all alike: the right answer earns 1 in all. "exact" then says whether it was.
+    where it is written, and so is the end, all alike: the right answer earns 1 in all. "exact" says whether it was.
     """
 
     def __init__(self, answer_length: int, prompt_length: int, alphabet: str, dense: bool, /, **kwargs: Any) -> None:

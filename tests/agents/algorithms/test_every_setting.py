@@ -43,6 +43,8 @@ BASE = TrainConfig(iterations=2).replace(
     rollout__completions_per_prompt=4,
     evaluation__prompts=1,
     actor__learning_rate=3e-2,
+    loss__target_kl=None,  # a step of this rate goes too far for any bound
+    advantage__baseline="value",  # without a word of the critic, a return at the end is the same for all kinds
     log__display=False,
 )
 WITH_CRITIC: dict[str, object] = {"critic__learning_rate": 3e-2}
@@ -68,6 +70,7 @@ OTHER: dict[str, Any] = {
     "loss.dual_clip": 1.01,
     "loss.value_clip": 0.01,
     "loss.target_kl": 1e-6,
+    "advantage.actor_lambda": 0.3,
     "loss.penalty_target": 1000.0,
     "advantage.kind": "sequence",
     "advantage.length_adaptive": 0.3,
