@@ -25,7 +25,7 @@ from llm_env.mdp.core import TokenMDP
 MARGIN = 1.1
 """So many times as fast bfloat16 must be: of two that are about as fast, float32 has the more exact numbers."""
 
-MOST_TOKENS = {"cpu": 512}
+MOST_TOKENS = {"cpu": 384}
 """How many tokens are enough for the measurement, by device. Of fewer, bfloat16 would seem slower than it is, as the
 weights are converted once in a pass however long its texts are."""
 
@@ -83,7 +83,6 @@ def choose_precision(config: TrainConfig, network: Network, mdp: TokenMDP) -> Sp
         speeds = measure(network, data)
     finally:
         network.eval()
-        network.zero_grad(set_to_none=True)
         set_rng_state(before)
     network.set_autocast(speeds.autocast)
     return speeds
@@ -146,7 +145,7 @@ def measure(network: Network, data: TensorDict) -> Speeds:
 
 
 def seconds_of_a_pass(network: Network, data: TensorDict) -> float:
-    """How long the policy's forward and backward pass over some texts takes."""
+    """How long the policy's forward and backward pass over some texts takes; no gradients are left."""
     start = _clock(data["tokens"].device)
     hidden = network.encode(data.clone(recurse=False), critic=False)["hidden"]
     policy = TokenDistribution(
@@ -154,7 +153,7 @@ def seconds_of_a_pass(network: Network, data: TensorDict) -> float:
     )
     policy.log_prob(data["action"]).mean().backward()  # type: ignore[no-untyped-call]
     seconds = _clock(data["tokens"].device) - start
-    network.zero_grad(set_to_none=True)  # the next one should find what this one has found
+    network.zero_grad(set_to_none=True)
     return seconds
 
 
