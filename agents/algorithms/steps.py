@@ -25,7 +25,7 @@ REWARD = "reward"
 _STEP_HINTS = """\
   - a lower learning rate: --actor.learning-rate, --critic.learning-rate, with some --actor.warmup
   - shorter gradients: --actor.max-gradient-norm, --critic.max-gradient-norm
-  - full precision: --model.dtype float32, and no --model.autocast
+  - full precision: --model.dtype float32 and --model.autocast off
   - smaller rewards: --reward.scale or --reward.clip, if their size is far from 1
 """
 _REWARD_HINTS = """\

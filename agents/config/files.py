@@ -72,8 +72,15 @@ def refuse_a_second_run(out: Path) -> None:
 
 
 def refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:
-    """Raise if a run that is resumed was told anything that decides what it learns, and is told otherwise now."""
-    changed = {name: pair for name, pair in differences(saved, wanted).items() if not name.startswith(FREE_ON_RESUME)}
+    """Raise if a run that is resumed was told anything that decides what it learns, and is told otherwise now.
+
+    Where it was left to the run to choose a precision (`--model.autocast auto`), the saved one is what it has chosen.
+    """
+    changed = {
+        name: (before, now)
+        for name, (before, now) in differences(saved, wanted).items()
+        if not name.startswith(FREE_ON_RESUME) and (name, now) != ("model.autocast", "auto")
+    }
     if changed:
         listed = "\n".join(f"  {flag(name)} is {now}, was {before}" for name, (before, now) in changed.items())
         raise ConfigError(

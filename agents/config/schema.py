@@ -17,6 +17,7 @@ from agents.config.ranges import AtLeastOne, BelowOne, Count, CountOrZero, Finit
 
 Scalar = int | float | bool | str
 Precision = Literal["float32", "bfloat16"]
+Autocast = Literal["off", "on"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ class ModelConfig:
     """The number format of the model's weights. Of trained weights in bfloat16 the optimizer keeps copies in float32,
     so that small updates are not lost to rounding: it computes faster, but saves memory only where weights are frozen
     (LoRA, the reference model) and in what is computed with them."""
-    autocast: bool = False
-    """Compute in bfloat16, while the weights stay in their own format (--model.dtype); faster on most GPUs."""
+    autocast: Literal["off", "on", "auto"] = "off"
+    """Compute in bfloat16 (on), while the weights stay in their own format (--model.dtype). It is faster on most GPUs,
+    and slower on some CPUs. auto tries both for a few seconds when the run begins, and takes bfloat16 if it is clearly
+    faster: the numbers of a run then depend on the machine it was begun on, also for the same --seed."""
     critic: Literal["shared", "separate"] = "shared"
     """What predicts rewards: a small head on the policy's own hidden states (shared), or a second model (separate; with
     LoRA a second adapter), which takes more memory."""
@@ -89,6 +92,19 @@ class ModelConfig:
     compile: bool = False
     """Compile the trained model with torch.compile: slow in the first iteration, faster after it."""
     lora: LoraConfig = field(default_factory=LoraConfig)
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether --model.autocast says so.
+
+        Raises:
+            ValueError: it does not say, for `auto` is measured by a run, which then says it.
+        """
+        if self.autocast not in ("off", "on"):
+            raise ValueError(
+                f"autocast is {self.autocast!r}, expected 'off' or 'on'; 'auto' is for `build` and `train`"
+            )
+        return self.autocast == "on"
 
 
 @dataclass(frozen=True)

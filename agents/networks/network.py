@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ from tensordict.nn import (
 from torch import nn
 
 from agents.config import ModelConfig
+from agents.config.schema import Autocast
 from agents.networks.adapters import (
     ACTOR,
     CRITIC,
@@ -173,7 +175,7 @@ class Network(nn.Module):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         width: int = self.head.weight.shape[1]
         self.width = width
-        how: dict[str, Any] = {"autocast": config.autocast, "compile": config.compile}
+        how: dict[str, Any] = {"autocast": self.config.in_bfloat16, "compile": config.compile}
         body = model.base_model
         self._reference: Any = None
         if reference and not lora:
@@ -225,7 +227,15 @@ class Network(nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """What the output layer multiplies in."""
-        return torch.bfloat16 if self.config.autocast else cast(torch.dtype, self.head.weight.dtype)
+        return torch.bfloat16 if self.config.in_bfloat16 else cast(torch.dtype, self.head.weight.dtype)
+
+    def set_autocast(self, choice: Autocast) -> None:
+        """Compute in bfloat16 from now on, or no longer."""
+        self.config = dataclasses.replace(self.config, autocast=choice)
+        for backbone in (self.backbone, self.critic_backbone):
+            if backbone is not None:
+                backbone.autocast = self.config.in_bfloat16
+        self.actor_head.distribution_kwargs["dtype"] = self.compute_dtype
 
     @property
     def shared(self) -> bool:
@@ -276,8 +286,8 @@ class Network(nn.Module):
         model = self.model if self._reference is None else self._reference
         body = self.backbone.body if self._reference is None else self._reference.base_model
         head = self.head if self._reference is None else self._reference.get_output_embeddings()
-        backbone = Backbone(model, body, adapter=self._reference_adapter, autocast=self.config.autocast)
-        dtype = torch.bfloat16 if self.config.autocast else head.weight.dtype
+        backbone = Backbone(model, body, adapter=self._reference_adapter, autocast=self.config.in_bfloat16)
+        dtype = torch.bfloat16 if self.config.in_bfloat16 else head.weight.dtype
         training = model.training
         model.eval()  # dropout belongs to the policy's training only
         try:

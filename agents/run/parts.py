@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from agents.networks.network import Network
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform
 from agents.rollouts.writers import EngineWriter
 from agents.run.evaluate import Evaluator
+from agents.run.precision import Speeds, choose_precision
 from llm_env.engines import Engine, engine_names, make_engine
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.mdp.core import TokenMDP
@@ -45,6 +47,7 @@ class Parts:
         engine: writes the texts.
         evaluator: judges the policy on held-out prompts; None if the task has none.
         shares_weights: the engine computes with the very weights that learn.
+        speeds: what the precision was chosen by; None if the configuration has said it.
     """
 
     source: str
@@ -54,6 +57,7 @@ class Parts:
     engine: Engine
     evaluator: Evaluator | None
     shares_weights: bool
+    speeds: Speeds | None
 
     def update_engine(self) -> None:
         """Let the engine compute with the policy's present weights."""
@@ -96,8 +100,9 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     """
     check_algorithm(config)
     parts = build_parts(config, model)
+    config = dataclasses.replace(config, model=parts.network.config)  # with the precision that was chosen, if any was
     # In bfloat16 a token computed after those before it, and all of them in one pass, differ by a hundredth of a nat.
-    exact = config.model.dtype == "float32" and not config.model.autocast
+    exact = config.model.dtype == "float32" and not parts.network.config.in_bfloat16
     algorithm = algorithm_class(config.algo)(
         config,
         parts.network,
@@ -122,9 +127,13 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
     mdp = TokenMDP(task, **mdp_options(config, model=source))
     judged = has_held_out(task, config.evaluation.split)
 
+    undecided = config.model.autocast == "auto"
+    how = dataclasses.replace(config.model, autocast="off") if undecided else config.model
     network = Network(
-        load(config, source), config.model, rollout.temperature, mdp.vocabulary, reference=config.keeps_reference
+        load(config, source), how, rollout.temperature, mdp.vocabulary, reference=config.keeps_reference
     ).eval()
+    # Of weights in bfloat16 all products are in bfloat16 as well.
+    speeds = choose_precision(config, network, mdp) if undecided and how.dtype == "float32" else None
     tokenizer = load_tokenizer(source)
     slots = rollout.slots or rollout.batch_size
     engine = make_engine_of(config, network, tokenizer, source, context=mdp.context, slots=slots)
@@ -135,7 +144,7 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
             EngineWriter(held_out, engine), config.evaluation.prompts, rollout.temperature, config.seed
         )
     shares = rollout.engine == "transformers" and rollout.engine_dtype is None
-    parts = Parts(source, mdp, network, tokenizer, engine, evaluator, shares)
+    parts = Parts(source, mdp, network, tokenizer, engine, evaluator, shares, speeds)
     # An engine that has loaded the model by itself may hold other weights: those of "tiny" depend on the seed.
     parts.update_engine()
     return parts

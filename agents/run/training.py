@@ -25,6 +25,7 @@ from agents.report.log import METRICS
 from agents.run.interruption import Interruption, interruptible
 from agents.run.loop import CHECKPOINTS, Result, Training
 from agents.run.parts import build, check_parts
+from agents.run.precision import settle
 from agents.run.summary import before_and_after, run_title
 from agents.run.warm_start import SFT_CHECKPOINTS, forget_checkpoints, warm_start
 
@@ -57,13 +58,16 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
         (True, ['eval/failed', 'eval/greedy', 'eval/length', 'eval/prompts', 'eval/sampled'])
     """
     with (
-        _begun(config, resume),
+        _begun(config, resume) as config,
         Display(config.iterations, run_title(config), config.log.display) as display,
         interruptible() as asked,
     ):
-        model = _warm_model(config, display, resume, asked) if config.sft.steps else None
+        model = None
+        if config.sft.steps:
+            config, model = _warm_model(config, display, resume, asked)
         run = build(config, model)
         try:
+            config = settle(config, run.speeds, display)
             return Training(config, run, display).go(resume, asked)
         finally:
             run.close()
@@ -97,7 +101,7 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
         )
     title = f"SFT on {config.task.name} with {config.model.name}, seed {config.seed}"
     with (
-        _begun(config, resume),
+        _begun(config, resume) as config,
         Display(config.sft.steps, title, config.log.display) as display,
         interruptible() as asked,
     ):
@@ -112,8 +116,10 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def _begun(config: TrainConfig, resume: bool) -> Iterator[None]:
+def _begun(config: TrainConfig, resume: bool) -> Iterator[TrainConfig]:
     """Check what can be checked before anything heavy is done, and make the run's folder.
+
+    Gives the configuration; in that of a resumed run stands what the run has chosen for itself.
 
     If the run then fails before its first checkpoint, the folder is left so that the command can be given again.
     """
@@ -126,13 +132,16 @@ def _begun(config: TrainConfig, resume: bool) -> Iterator[None]:
         if (config.out / FAILED).exists():
             shutil.rmtree(config.out / "best", ignore_errors=True)  # of the run that failed
     elif saved.exists():
-        refuse_changes(load_config(saved), config)
+        before = load_config(saved)
+        refuse_changes(before, config)
+        if config.model.autocast == "auto":
+            config = config.replace(model__autocast=before.model.autocast)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / FAILED).unlink(missing_ok=True)
     save_config(config, saved)
     disable_progress_bar()  # transformers would draw bars for loading and saving across our display
     try:
-        yield
+        yield config
     except BaseException as error:
         if not any((config.out / name).exists() for name in (CHECKPOINTS, SFT_CHECKPOINTS, WARM, "model")):
             _leave_free(config.out, error)
@@ -150,13 +159,16 @@ def _leave_free(out: Path, error: BaseException) -> None:
         out.rmdir()
 
 
-def _warm_model(config: TrainConfig, display: Display, resume: bool, asked: Interruption) -> Path:
-    """The folder of the model after supervised fine-tuning, which is done once and then found again."""
+def _warm_model(config: TrainConfig, display: Display, resume: bool, asked: Interruption) -> tuple[TrainConfig, Path]:
+    """The folder of the model after supervised fine-tuning, which is done once and then found again.
+
+    Before it comes the configuration, with what the warm start may have chosen.
+    """
     folder = config.out / WARM
     if folder.exists():
         forget_checkpoints(folder)
-        return folder
+        return config, folder
     found = warm_start(config, folder, display, resume, asked)
     for label, before, after in before_and_after(config, found.before, found.after):
         display.message(f"supervised warm start: {label} {before:.3g} before, {after:.3g} after")
-    return folder
+    return config.replace(model__autocast=found.autocast), folder

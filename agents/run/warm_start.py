@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from agents.config import TrainConfig
+from agents.config.schema import Autocast
 from agents.report.display import Display
 from agents.run.evaluate import Evaluation
 from agents.run.interruption import Interruption
 from agents.run.parts import Parts, build_parts
+from agents.run.precision import settle
 from agents.run.sft import SFT
 from agents.run.summary import rough_time, samples_of
 from agents.state.checkpoint import Checkpoint, latest_checkpoint, rng_state, save_checkpoint, set_rng_state
@@ -30,11 +32,13 @@ class WarmStart:
         before: metrics of the evaluation before it (empty if the task has no held-out prompts).
         after: of the one after it.
         samples: texts that the model then wrote.
+        autocast: whether it was computed in bfloat16, as all that comes after it is to be.
     """
 
     before: dict[str, float]
     after: dict[str, float]
     samples: list[dict[str, Any]]
+    autocast: Autocast
 
 
 def warm_start(
@@ -66,6 +70,7 @@ def warm_start(
     )
     parts = build_parts(plain)
     try:
+        config = settle(config, parts.speeds, display)
         progress = _Progress(config, parts, display, folder.with_name(SFT_CHECKPOINTS))
         progress.begin(resume)
         progress.go(asked or Interruption())
@@ -76,7 +81,12 @@ def warm_start(
     finally:
         parts.close()
     forget_checkpoints(folder)
-    return WarmStart(progress.before, after.metrics if after else {}, samples_of(after.episodes) if after else [])
+    return WarmStart(
+        progress.before,
+        after.metrics if after else {},
+        samples_of(after.episodes) if after else [],
+        "on" if parts.network.config.in_bfloat16 else "off",
+    )
 
 
 def forget_checkpoints(folder: Path) -> None:

@@ -55,7 +55,7 @@ def bare_turn(network: Network, data: TensorDict, repeats: int, response_only: b
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=network.config.autocast):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=network.config.in_bfloat16):
             hidden = [body(input_ids=tokens, use_cache=False).last_hidden_state for body in bodies]
             states = [each.gather(1, where) for each in hidden]
             logits = network.head(states[0] if response_only else hidden[0][:, :-1])
@@ -80,7 +80,9 @@ def bare_turn(network: Network, data: TensorDict, repeats: int, response_only: b
 
 def measure_update(name: str, critic: str, dtype: str, rounds: int, device: str) -> Results:
     shape = SHAPES[name]
-    run = open_run(configuration(shape, model__critic=critic, model__autocast=dtype == "bf16", device=device))
+    run = open_run(
+        configuration(shape, model__critic=critic, model__autocast="on" if dtype == "bf16" else "off", device=device)
+    )
     lengths = [
         (shape.prompt - row * 5 % (shape.prompt // 2 + 1), shape.response - row * 7 % (shape.response // 2 + 1))
         for row in range(shape.batch)
@@ -107,7 +109,7 @@ def measure_update(name: str, critic: str, dtype: str, rounds: int, device: str)
 
 def measure_length(name: str, rounds: int, device: str) -> Results:
     shape = Shape(SHAPES[name].model, 1, LENGTH_PROMPT, max(LENGTHS))
-    run = open_run(configuration(shape, model__autocast=name == "smollm2", device=device))
+    run = open_run(configuration(shape, model__autocast="on" if name == "smollm2" else "off", device=device))
     turns: dict[str, Turn] = {}
     tokens: dict[str, int] = {}
     for length in LENGTHS:

@@ -150,7 +150,7 @@ def test_the_old_policy_is_the_trained_model_whatever_the_critic_and_the_cap(
         assert "kl/mismatch" in run.algorithm.step()
 
 
-@pytest.mark.parametrize("changes", [{"model__dtype": "bfloat16"}, {"model__autocast": True}])
+@pytest.mark.parametrize("changes", [{"model__dtype": "bfloat16"}, {"model__autocast": "on"}])
 def test_shared_weights_are_not_trusted_where_the_engine_rounds_otherwise(
     config: Config, changes: dict[str, object]
 ) -> None:
@@ -176,7 +176,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "LoRA": {"model__lora__rank": 4, "kl__beta": 0.01},
     "LoRA with dropout": {"model__lora__rank": 4, "model__lora__dropout": 0.1, "actor__minibatches": 1},
     "LoRA, separate critic": {"model__lora__rank": 4, "model__critic": "separate", "kl__beta": 0.01},
-    "autocast": {"model__autocast": True, "model__reference_dtype": "bfloat16", "kl__beta": 0.01},
+    "autocast": {"model__autocast": "on", "model__reference_dtype": "bfloat16", "kl__beta": 0.01},
     "bfloat16": {"model__dtype": "bfloat16"},
     "gradient checkpointing": {"model__gradient_checkpointing": True},
     "penalty": {"loss__kind": "penalty"},

@@ -201,7 +201,7 @@ def test_checkpointing_with_a_critics_adapter_is_refused() -> None:
 @networks
 def test_autocast_is_near(config: ModelConfig) -> None:
     loss, gradients = gradients_with(config)
-    near_loss, near = gradients_with(dataclasses.replace(config, autocast=True))
+    near_loss, near = gradients_with(dataclasses.replace(config, autocast="on"))
     assert near_loss != loss
     assert near_loss == pytest.approx(loss.item(), rel=0.03)
     assert gradients.keys() == near.keys()
@@ -210,8 +210,28 @@ def test_autocast_is_near(config: ModelConfig) -> None:
     assert (near_whole - whole).norm() < 0.1 * whole.norm()
 
 
+@networks
+def test_it_can_be_told_later_what_to_compute_in(config: ModelConfig) -> None:
+    """All of it: backbones, output layer, reference; and back again."""
+    for first, then in (("off", "on"), ("on", "off")):
+        data = small_batch([3, 5])
+        made = small_network(dataclasses.replace(config, autocast=then))
+        told = small_network(dataclasses.replace(config, autocast=first))
+        told.set_autocast(then)
+        assert told.config == made.config
+        assert told.compute_dtype == made.compute_dtype
+        for see in (log_probs, Network.reference_log_prob, lambda net, data: net.critic(data)["state_value"]):
+            assert torch.equal(see(told, data.clone()), see(made, data.clone()))
+
+
+@pytest.mark.parametrize("choice", ["auto", True])
+def test_a_network_alone_cannot_choose(choice: Any) -> None:
+    with pytest.raises(ValueError, match=f"autocast is {choice!r}, expected 'off' or 'on'; 'auto' is for `build`"):
+        small_network(ModelConfig(autocast=choice))
+
+
 def test_autocast_computes_in_bfloat16() -> None:
-    network = small_network(ModelConfig(autocast=True))
+    network = small_network(ModelConfig(autocast="on"))
     assert network.compute_dtype == torch.bfloat16
     seen: list[torch.dtype] = []
     for module in network.model.modules():
