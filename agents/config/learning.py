@@ -100,7 +100,7 @@ class LossConfig:
     """Where the engine computes otherwise than the trained model, weight each token by the ratio of the trained model's
     probability to the engine's, but by no more than this; none does not correct for it. The old probabilities that an
     update is held near to are the trained model's own in any case."""
-    target_kl: Positive | None = 0.01
+    target_kl: Positive | None = 0.03
     """How far a batch may move the policy, as a KL per token (in nats). The learning rate begins at a tenth of
     --actor.learning-rate, rises while batches move the policy less than this, and falls where one has moved it further.
     Beyond 1.5 times this the passes over a batch end at once. None sets no bound, and keeps the learning rate as it is:
@@ -129,9 +129,9 @@ class KLConfig:
 class OptimizerConfig:
     """How the policy or the critic is trained: AdamW, its learning rate, and how often it goes over a batch."""
 
-    learning_rate: NotNegative = 1e-4
-    """The highest learning rate, which is how far a step moves the weights. 1e-6 to 1e-5 is usual for large models, and
-    more for small ones; too much makes training collapse."""
+    learning_rate: NotNegative = 3e-4
+    """The highest learning rate, which is how far a step moves the weights. The policy's is lowered from there to what
+    --loss.target-kl allows; without that, 1e-6 to 1e-5 is usual for large models, and more for small ones."""
     warmup: CountOrZero = 0
     """In how many optimizer steps the learning rate rises to its highest; a few, such as 10, keep the first steps
     small."""

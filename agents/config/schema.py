@@ -75,9 +75,11 @@ class ModelConfig:
     faster: the numbers of a run then depend on the machine it was begun on, also for the same --seed."""
     critic: Literal["shared", "separate"] = "shared"
     """What predicts rewards: a small head on the policy's own hidden states (shared), or a second model (separate; with
-    LoRA a second adapter), which takes more memory."""
-    critic_gradient: bool = True
-    """Let the loss of a shared critic train the whole model; without it, only the critic's head learns from it."""
+    LoRA a second adapter). The second model can learn to predict what the policy does not think about, and takes twice
+    the time and memory."""
+    critic_gradient: bool = False
+    """Let the loss of a shared critic train the whole model, which teaches it more, and moves the policy even where
+    nothing is to be gained; without it, only the critic's head learns from it."""
     reference: Literal["penalty", "always"] = "penalty"
     """When the reference is kept, a frozen copy of the model that the run begins with: for a KL penalty that needs it
     (penalty), or always, which logs how far the policy has moved from it without a penalty, too. It takes the memory
@@ -251,7 +253,7 @@ class TrainConfig:
     kl: KLConfig = field(default_factory=KLConfig)
     actor: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How the policy (the actor, the model that writes the texts) is trained, with AdamW."""
-    critic: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
+    critic: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How the critic, which predicts rewards, is trained, with an AdamW of its own. One that shares the policy's model
     learns in the policy's passes, in their mini-batches, and in passes of its own only where it makes more of them."""
     critic_warmup: CountOrZero = 0

@@ -90,8 +90,15 @@ class PolicyHead(ProbabilisticTensorDictModule):  # type: ignore[misc]
         return distribution
 
 
+STRETCH = 2000.0
+
+
 class ValueHead(nn.Module):
     """A linear value of hidden states, in float32. It begins as zero: a random value would only be noise.
+
+    It is stretched, so that one learning rate suits the head and a model around it. Adam moves each weight by the
+    learning rate; a step so moves the value by `STRETCH` times that rate at most (for hidden states of size 1), however
+    wide the model is.
 
     Args:
         width: of the hidden states.
@@ -107,7 +114,8 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., 1]` from `[..., H]`."""
-        value: Tensor = self.linear((hidden if self.trains_backbone else hidden.detach()).float())
+        hidden = (hidden if self.trains_backbone else hidden.detach()).float()
+        value: Tensor = self.linear(hidden * (STRETCH / hidden.shape[-1]))
         return value
 
 
