@@ -24,6 +24,7 @@ from agents.report.display import Display
 from agents.report.log import METRICS
 from agents.run.interruption import Interruption, interruptible
 from agents.run.loop import CHECKPOINTS, Result, Training
+from agents.run.memory import keep_freed_memory
 from agents.run.parts import build, check_parts
 from agents.run.precision import settle
 from agents.run.summary import before_and_after, run_title
@@ -57,6 +58,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
         >>> result.finished, sorted(result.after)
         (True, ['eval/failed', 'eval/greedy', 'eval/length', 'eval/prompts', 'eval/sampled'])
     """
+    keep_freed_memory()
     with (
         _begun(config, resume) as config,
         Display(config.iterations, run_title(config), config.log.display) as display,
@@ -100,6 +102,7 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
             f"`llm-env train --resume`, or give another folder"
         )
     title = f"SFT on {config.task.name} with {config.model.name}, seed {config.seed}"
+    keep_freed_memory()
     with (
         _begun(config, resume) as config,
         Display(config.sft.steps, title, config.log.display) as display,

@@ -18,6 +18,7 @@ import torch
 from ppo_shared import say
 from transformers.utils.logging import disable_progress_bar
 
+from agents.run.memory import keep_freed_memory
 from agents.run.summary import rough_time
 from learning.jobs import Job, Start
 
@@ -96,6 +97,7 @@ class Workers:
 def _quiet_and_alone() -> None:
     """One thread: jobs side by side do not wait for each other, and no number depends on how many cores there are."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     disable_progress_bar()  # transformers would draw bars for loading and saving between the lines of progress
 
 
