@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,9 @@ class Learner:
         self.actor_optimizer.scale = self.trust.scale
         for turn in self.passes(iteration):
             if turn.actor and far:
-                continue
+                if not (turn.critic and self._critic_leaves_policy_alone):
+                    continue
+                turn = replace(turn, actor=False)
             graph = "hidden" if turn.actor or self.network.shared else "critic_hidden"
             portions = self._minibatches(data, turn, iteration)
             for indices in portions:
@@ -149,6 +151,10 @@ class Learner:
         if self.critic_optimizer is not None:
             metrics["value/learning_rate"] = self.critic_optimizer.rate_at(max(0, self.critic_optimizer.steps - 1))
         return metrics
+
+    @property
+    def _critic_leaves_policy_alone(self) -> bool:
+        return not (self.network.shared and self.config.model.critic_gradient)
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """What `load_state` needs: tensors by file, and JSON."""
