@@ -134,9 +134,10 @@ class Learner:
                 # Until it has taken a step the policy is the old one: what a KL shows then is rounding, or dropout.
                 moved = turn.actor and self.actor_optimizer.steps > begun
                 limit = self.trust.limit if moved else math.inf
-                far = self._step(data if encoded else data[indices], turn, encoded, iteration, average, limit)
+                stop = self._step(data if encoded else data[indices], turn, encoded, iteration, average, limit)
                 data = data.exclude(graph, "distribution")
-                if far:
+                if stop:
+                    far = True
                     break
                 actor_epochs += turn.actor / len(portions)
         self.network.eval()
