@@ -115,7 +115,7 @@ class ValueHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., 1]` from `[..., H]`."""
         hidden = (hidden if self.trains_backbone else hidden.detach()).float()
-        value: Tensor = self.linear(hidden * (STRETCH / hidden.shape[-1]))
+        value: Tensor = self.linear(hidden) * (STRETCH / hidden.shape[-1])
         return value
 
 
