@@ -75,7 +75,7 @@ class Algorithm:
     has_critic: ClassVar[bool] = True
     settings: ClassVar[tuple[str, ...]] = (
         *("loss.aggregate", "loss.importance_cap", "loss.target_kl", "kl.*"),
-        *("critic.*", "critic_warmup", "model.critic", "model.critic_gradient"),
+        *("critic.*", "critic_warmup", "model.critic"),
     )
 
     def __init__(self, config: TrainConfig, network: Network, collector: Collector, *, trusted: bool = True) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,13 @@ import torch
 from tensordict import TensorDict
 
 from agents.algorithms.optimizer import Optimizer
-from agents.algorithms.scoring import GRAPH, by_length
+from agents.algorithms.scoring import FEATURES, GRAPH, by_length
 from agents.algorithms.steps import StepCheck
 from agents.algorithms.trust import TrustRegion, distance
 from agents.config import OptimizerConfig, TrainConfig
 from agents.losses import TokenLoss
 from agents.losses.base import logged_name
-from agents.losses.ops import token_weights
+from agents.losses.ops import masked_mean, token_weights
 from agents.metrics import Average
 from agents.networks.network import Network
 from agents.rollouts.packing import trim
@@ -67,8 +67,9 @@ class Learner:
         self.trust = TrustRegion(config.loss.target_kl)
         actor_steps, critic_steps = self.steps_before(config.iterations)
         self.actor_optimizer = self._optimizer(network.actor_parameters(), config.actor, actor_steps)
+        steps = critic and not network.fits_values
         self.critic_optimizer = (
-            self._optimizer(network.critic_parameters(), config.critic, critic_steps) if critic else None
+            self._optimizer(network.critic_parameters(), config.critic, critic_steps) if steps else None
         )
 
     def passes(self, iteration: int) -> Iterator[Pass]:
@@ -76,7 +77,8 @@ class Learner:
         actor, critic = self.config.actor, self.config.critic
         warming_up = self.has_critic and iteration < self.config.critic_warmup
         actor_epochs = 0 if warming_up else actor.epochs
-        critic_epochs = critic.epochs if self.has_critic and self.config.loss.value > 0 else 0
+        learns_by_steps = self.has_critic and self.config.loss.value > 0 and not self.network.fits_values
+        critic_epochs = critic.epochs if learns_by_steps else 0
         if self.network.shared:  # one backward pass serves both; where only one learns, its own settings count
             for number in range(max(actor_epochs, critic_epochs)):
                 learns = number < actor_epochs
@@ -120,13 +122,14 @@ class Learner:
         self._set_schedules(iteration)
         self.network.train()
         average, actor_epochs, far = Average(), 0.0, False
+        if FEATURES in data and self.config.loss.value > 0:
+            average.add({"value/loss": self._fit_values(data)}, 1.0)
+        data = data.exclude(FEATURES)
         begun = self.actor_optimizer.steps
         self.actor_optimizer.scale = self.trust.scale
         for turn in self.passes(iteration):
             if turn.actor and far:
-                if not (turn.critic and self._critic_leaves_policy_alone):
-                    continue
-                turn = replace(turn, actor=False)
+                continue
             graph = "hidden" if turn.actor or self.network.shared else "critic_hidden"
             portions = self._minibatches(data, turn, iteration)
             for indices in portions:
@@ -153,9 +156,11 @@ class Learner:
             metrics["value/learning_rate"] = self.critic_optimizer.rate_at(max(0, self.critic_optimizer.steps - 1))
         return metrics
 
-    @property
-    def _critic_leaves_policy_alone(self) -> bool:
-        return not (self.network.shared and self.config.model.critic_gradient)
+    def _fit_values(self, data: TensorDict) -> Tensor:
+        """Compute the critic anew; gives the loss of its predictions as they were."""
+        mask, target = data["mask"], data["value_target"][..., 0]
+        self.network.fit_values(data[FEATURES][mask], target[mask])
+        return self.config.loss.value * masked_mean((data["state_value"][..., 0] - target) ** 2, mask)
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """What `load_state` needs: tensors by file, and JSON."""

@@ -21,10 +21,10 @@ AlgorithmClass = TypeVar("AlgorithmClass", bound=type[Algorithm])
 _ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm", room="agents.algorithms")
 
 # The settings that are an algorithm's choice: whichever of these it does not read is refused.
-CHOICES = ("advantage.*", "loss.*", "kl.*", "critic.*", "critic_warmup", "model.critic", "model.critic_gradient")
+CHOICES = ("advantage.*", "loss.*", "kl.*", "critic.*", "critic_warmup", "model.critic")
 # Without a critic nobody reads these.
 OF_THE_CRITIC = (
-    *("critic.*", "critic_warmup", "model.critic", "model.critic_gradient"),
+    *("critic.*", "critic_warmup", "model.critic"),
     *("loss.value", "loss.value_clip", "advantage.critic_lambda"),
 )
 

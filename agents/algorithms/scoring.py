@@ -13,6 +13,7 @@ Tensor = torch.Tensor
 
 HIDDEN = ("hidden", "critic_hidden")
 GRAPH = (*HIDDEN, "distribution")  # what a pass with `keep_graph` leaves for the first optimizer step
+FEATURES = "value_features"  # what a critic that is fitted learns from
 
 
 def by_length(data: TensorDict, size: int) -> list[Tensor]:
@@ -30,7 +31,8 @@ def score(
         data: see `agents.rollouts.packing.pack`.
         size: texts in one forward pass.
         actor: add `trainer_log_prob` `[B, T]`.
-        critic: add `state_value` `[B, T, 1]` and `last_value` `[B]`, that of the state after the last step.
+        critic: add `state_value` `[B, T, 1]` and `last_value` `[B]`, that of the state after the last step; and, for a
+            critic that is fitted, the hidden states it is fitted to.
         reference: add `ref_log_prob` `[B, T]`.
         keep_graph: all in one pass, which also serves the first optimizer step: its hidden states and its distribution
             are added, with their graph.
@@ -65,6 +67,8 @@ def _score(network: Network, data: TensorDict, *, actor: bool, critic: bool, ref
     if critic:
         value = network.value_of(states)
         found["state_value"], found["last_value"] = value[:, :steps], value[:, steps, 0]
+        if network.fits_values:
+            found[FEATURES] = states["hidden"][:, :steps].detach()
     if actor:
         here = data.select("mask", INDEX, TABLE, strict=False).set("hidden", states["hidden"][:, :steps])
         distribution = network.actor_head.get_dist(here)

@@ -73,13 +73,11 @@ class ModelConfig:
     """Compute in bfloat16 (on), while the weights stay in their own format (--model.dtype). It is faster on most GPUs,
     and slower on some CPUs. auto tries both for a few seconds when the run begins, and takes bfloat16 if it is clearly
     faster: the numbers of a run then depend on the machine it was begun on, also for the same --seed."""
-    critic: Literal["shared", "separate"] = "shared"
-    """What predicts rewards: a small head on the policy's own hidden states (shared), or a second model (separate; with
-    LoRA a second adapter). The second model can learn to predict what the policy does not think about, and takes twice
-    the time and memory."""
-    critic_gradient: bool = False
-    """Let the loss of a shared critic train the whole model, which teaches it more, and moves the policy even where
-    nothing is to be gained; without it, only the critic's head learns from it."""
+    critic: Literal["fitted", "shared", "separate"] = "fitted"
+    """What predicts rewards. A linear head on the policy's own hidden states, computed anew from each batch (fitted):
+    it takes no time, needs no learning rate and leaves the policy alone, but knows only what the policy thinks of
+    anyway. A head whose loss trains the policy's model along (shared), which also moves the policy. Or a second model
+    (separate; with LoRA a second adapter), which can learn all there is to know, in twice the time and memory."""
     reference: Literal["penalty", "always"] = "penalty"
     """When the reference is kept, a frozen copy of the model that the run begins with: for a KL penalty that needs it
     (penalty), or always, which logs how far the policy has moved from it without a penalty, too. It takes the memory

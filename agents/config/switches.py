@@ -54,16 +54,16 @@ SWITCHES = (
     ),
     Switch(
         (
-            *("critic.*", "critic_warmup", "model.critic", "model.critic_gradient", "loss.value_clip"),
+            *("critic.*", "critic_warmup", "model.critic", "loss.value_clip"),
             "advantage.critic_lambda",
         ),
         lambda c: c.loss.value == 0,
         "--loss.value is 0, so no critic learns, and it predicts 0",
     ),
     Switch(
-        ("model.critic_gradient",),
-        lambda c: c.model.critic == "separate",
-        "--model.critic is separate, a model that the policy has no part in",
+        ("critic.*", "loss.value_clip"),
+        lambda c: c.model.critic == "fitted",
+        "--model.critic is fitted: its head is computed, without steps",
     ),
     Switch(
         ("critic.minibatches", "critic.micro_batch_size"),

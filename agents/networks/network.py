@@ -32,6 +32,7 @@ from agents.networks.adapters import (
     using,
 )
 from agents.networks.distribution import TokenDistribution
+from agents.networks.value import FittedValueHead, ValueHead
 from agents.rollouts.masks import allowed_in
 from llm_env.engines import merged_weights
 from llm_env.tokens.vocabulary import Vocabulary
@@ -88,35 +89,6 @@ class PolicyHead(ProbabilisticTensorDictModule):  # type: ignore[misc]
         distribution = cast(TokenDistribution, super().get_dist(tensordict))
         distribution.allowed = allowed_in(tensordict)
         return distribution
-
-
-STRETCH = 2000.0
-
-
-class ValueHead(nn.Module):
-    """A linear value of hidden states, in float32. It begins as zero: a random value would only be noise.
-
-    It is stretched, so that one learning rate suits the head and a model around it. Adam moves each weight by the
-    learning rate; a step so moves the value by `STRETCH` times that rate at most (for hidden states of size 1), however
-    wide the model is.
-
-    Args:
-        width: of the hidden states.
-        trains_backbone: let its gradient reach the hidden states.
-    """
-
-    def __init__(self, width: int, trains_backbone: bool = True) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-        self.trains_backbone = trains_backbone
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """`[..., 1]` from `[..., H]`."""
-        hidden = (hidden if self.trains_backbone else hidden.detach()).float()
-        value: Tensor = self.linear(hidden) * (STRETCH / hidden.shape[-1])
-        return value
 
 
 class Network(nn.Module):
@@ -200,7 +172,8 @@ class Network(nn.Module):
         if separate:
             own = (model, body) if critic_body is None else (critic_body, critic_body)
             self.critic_backbone = Backbone(*own, adapter=CRITIC, **how)
-        self.value_head = ValueHead(width, separate or config.critic_gradient).to(self.head.weight.device)
+        head = FittedValueHead if config.critic == "fitted" else ValueHead
+        self.value_head = head(width).to(self.head.weight.device)
         self._build_operators()
 
     def _build_operators(self) -> None:
@@ -257,6 +230,16 @@ class Network(nn.Module):
         if critic and not self.shared:
             self.critic_encoder(data)
         return data
+
+    @property
+    def fits_values(self) -> bool:
+        """Whether the critic is computed from a batch (`fit_values`) instead of following a gradient."""
+        return isinstance(self.value_head, FittedValueHead)
+
+    def fit_values(self, hidden: Tensor, target: Tensor) -> None:
+        """Compute the critic anew from `[N, H]` hidden states and what came after them, `[N]`."""
+        assert isinstance(self.value_head, FittedValueHead)
+        self.value_head.fit(hidden, target)
 
     @torch.no_grad()
     def value_of(self, data: TensorDictBase) -> Tensor:
