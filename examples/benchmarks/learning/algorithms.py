@@ -46,29 +46,25 @@ class Algorithm:
 
 
 # The advantage is the return: there is no critic, and the defaults that estimate with one are not read.
-RETURNS = {"loss__value": 0.0, "advantage__kind": "monte_carlo"}
+RETURNS = {"loss__value": 0.0, "advantage__kind": "monte_carlo", "advantage__baseline": "none"}
 ONE_PASS = {"actor__epochs": 1}
 
 ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
         Algorithm("ppo", "our defaults, untuned", rates=()),
-        Algorithm(
-            "ppo-no-critic",
-            "PPO's clipped loss; the advantage is the return itself",
-            {**RETURNS, "advantage__normalize": False},
-        ),
+        Algorithm("ppo-no-critic", "PPO's clipped loss; the advantage is the return itself", RETURNS),
         Algorithm("grpo", "8 texts a prompt", {"algo": "grpo", "rollout__completions_per_prompt": 8}),
         Algorithm("rloo", "8 texts a prompt", {"algo": "rloo", "rollout__completions_per_prompt": 8, **ONE_PASS}),
         Algorithm(
             "reinforce",
-            "the policy gradient of returns, whitened over the batch, one pass",
+            "the policy gradient of returns, one pass",
             {"algo": "reinforce", **RETURNS, **ONE_PASS},
         ),
         Algorithm(
             "a2c",
-            "the policy gradient with a critic, one pass",
-            {"algo": "a2c", **ONE_PASS, "critic__epochs": 1},
+            "the policy gradient with a critic, lambda 1, one pass",
+            {"algo": "a2c", **ONE_PASS, "advantage__baseline": "value", "advantage__actor_lambda": 1.0},
         ),
         Algorithm(
             "trl",

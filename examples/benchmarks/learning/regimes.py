@@ -28,73 +28,66 @@ class Regime:
     threshold: float
     changes: Mapping[str, Any]
     exact_match: bool = False
-    points: int = 20
+    points: int = 8
 
+
+ABCD = {"length": 6, "alphabet": "abcd", "num_test": 256}
 
 REGIMES = {
     regime.name: regime
     for regime in (
         Regime(
             "reverse",
-            "Six letters are reversed, right (1) or wrong (0), from a start that often succeeds.",
-            tokens=100_000,
-            threshold=0.8,
-            changes={
-                "task__name": "Reverse",
-                "task__args": {"length": 6, "num_test": 512},
-                "sft__steps": 170,
-                "evaluation__prompts": 512,
-            },
+            "Six letters are reversed, right (1) or wrong (0), from a middling start.",
+            tokens=45_000,
+            threshold=0.7,
+            changes={"task__name": "Reverse", "task__args": ABCD, "sft__steps": 90, "evaluation__prompts": 256},
             exact_match=True,
         ),
         Regime(
             "rare",
             "The same from a start at which fewer than 5 in 100 texts are right.",
-            tokens=150_000,
+            tokens=70_000,
             threshold=0.5,
-            changes={
-                "task__name": "Reverse",
-                "task__args": {"length": 6, "num_test": 512},
-                "sft__steps": 125,
-                "evaluation__prompts": 512,
-            },
+            changes={"task__name": "Reverse", "task__args": ABCD, "sft__steps": 75, "evaluation__prompts": 256},
             exact_match=True,
         ),
         Regime(
             "long",
-            "A word of 63 letters is copied: 64 tokens, and one reward, 1 or 0, after the last.",
-            tokens=1_500_000,
+            "Three letters are repeated, 64 in all; the one reward, the share that is right, comes at the end.",
+            tokens=165_000,
             threshold=0.8,
             changes={
-                "task__name": "Copy",
-                "task__args": {"length": 63, "num_test": 256},
-                "sft__steps": 300,
-                "evaluation__prompts": 256,
+                "task__name": "Tile",
+                "task__args": {},
+                "sft__steps": 30,
+                "rollout__batch_size": 64,
+                "evaluation__prompts": 64,
             },
-            exact_match=True,
         ),
         Regime(
             "dense",
-            "Six letters are reversed, and each right letter is paid when it is written.",
-            tokens=100_000,
-            threshold=0.9,
+            "Six letters are reversed, and each right letter is paid where it is written.",
+            tokens=60_000,
+            threshold=0.8,
             changes={
-                "task__name": "ReverseByLetter",
-                "task__args": {"length": 6, "num_test": 512},
-                "sft__steps": 80,
-                "evaluation__prompts": 512,
+                "task__name": "Reverse",
+                "task__args": {**ABCD, "dense": True},
+                "sft__steps": 40,
+                "evaluation__prompts": 256,
             },
         ),
         Regime(
             "maze",
             "A way through a maze is found letter by letter; the task answers each with the new place.",
-            tokens=300_000,
-            threshold=0.8,
+            tokens=45_000,
+            threshold=0.6,
             changes={
                 "task__name": "Maze",
-                "task__args": {"num_test": 256},
-                "sft__steps": 50,
-                "evaluation__prompts": 256,
+                "task__args": {"size": 4, "num_test": 48},
+                "sft__steps": 40,
+                "rollout__batch_size": 128,
+                "evaluation__prompts": 48,
             },
         ),
     )

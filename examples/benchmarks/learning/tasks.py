@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm_env.tasks import Reverse, register_task
+from llm_env import Prompt, register_task
+from llm_env.tasks import Task
 from llm_env.tasks.base import Episodes
-from llm_env.tokens.arrays import FloatArray, IntArray
+from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Rollout
 
 
 @register_task
-class ReverseByLetter(Reverse):
-    """Reverse, paid letter by letter: 1/length for each that is right in its place, at once, and nothing at the end."""
+class Tile(Task):
+    """Write three letters again and again, 64 letters in all; the one reward comes at the end: the share that is right.
+
+    Nothing says which letters it was that were right, and each text is long: a reward is the sum of 64 choices.
+    """
+
+    letters = "abcd"
+    max_new_tokens = 64
+    max_prompt_tokens = 5
+    num_test = 12
 
     def setup(self, vocabulary: Vocabulary) -> None:
-        super().setup(vocabulary)
-        self._characters = np.array([text.decode(errors="replace") for text in vocabulary.token_bytes], dtype=object)
+        self._mask = np.isin(vocabulary.token_bytes, [letter.encode() for letter in self.letters])
 
-    def token_reward(self, episodes: Episodes, rows: IntArray) -> FloatArray:
-        state = episodes.state
-        written = self._characters[state.tokens[rows, state.length[rows] - 1]]
-        places = state.num_actions[rows] - 1
-        answers = [episodes.prompt(row).metadata["answer"] for row in rows.tolist()]
-        right = [
-            place < self.length and answer[place] == letter
-            for answer, place, letter in zip(answers, places.tolist(), written.tolist(), strict=True)
-        ]
-        return np.array(right, dtype=np.float64) / self.length
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        pattern = "".join(rng.choice(list(self.letters), size=3))
+        return Prompt(f"{pattern}: ", {"answer": (pattern * 22)[:64]})
+
+    def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
+        return np.repeat(self._mask[None], len(rows), axis=0)
 
     def score(self, rollout: Rollout) -> float:
-        return 0.0
+        return sum(a == b for a, b in zip(rollout.metadata["answer"], rollout.text, strict=True)) / 64
