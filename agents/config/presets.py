@@ -25,7 +25,7 @@ PRESETS: dict[str, Preset] = {
             task__name="Reverse",
             # Each right letter is paid where it is written: what a critic can foresee is a large share of it.
             task__args={"length": 6, "alphabet": "abcd", "dense": True},
-            sft__steps=60,
+            sft__steps=80,
             evaluation__every=10,
             evaluation__stop_at=0.97,
         ),
