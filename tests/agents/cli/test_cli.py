@@ -112,6 +112,7 @@ def test_every_kind_of_flag(trained: Trained) -> None:
         loss__importance_cap=None,
         rollout__slots=8,
         model__reference_dtype="bfloat16",
+        actor__learning_rate=1e-4,
         actor__betas=(0.8, 0.9),
         model__reference="always",
         out=Path("runs/x"),
