@@ -79,7 +79,7 @@ def flatten(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
     Examples:
         >>> dict(flatten(TrainConfig()))["actor.learning_rate"]
-        0.0001
+        0.0003
     """
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)

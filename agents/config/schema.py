@@ -221,8 +221,8 @@ class TrainConfig:
     Examples:
         >>> TrainConfig(out="runs/mine").out.name  # a path or a string
         'mine'
-        >>> TrainConfig(seed=3).replace(actor__learning_rate=3e-4).actor.learning_rate
-        0.0003
+        >>> TrainConfig(seed=3).replace(actor__learning_rate=1e-3).actor.learning_rate
+        0.001
     """
 
     algo: str = "ppo"
@@ -282,8 +282,8 @@ class TrainConfig:
         """The same with some fields changed; `part__field` reaches into a part.
 
         Examples:
-            >>> TrainConfig().replace(seed=1, actor__learning_rate=3e-4).actor.learning_rate
-            0.0003
+            >>> TrainConfig().replace(seed=1, actor__learning_rate=1e-3).actor.learning_rate
+            0.001
         """
         parts: dict[str, dict[str, object]] = {}
         own: dict[str, object] = {}

@@ -20,6 +20,7 @@ from llm_env.models import load_tokenizer
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout
+from tests.agents.small import disturb
 
 Config = Callable[..., TrainConfig]
 
@@ -176,12 +177,9 @@ def without_times(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if not name.startswith(("time", "speed"))}
 
 
-@torch.no_grad()
 def wake_up(run: Run) -> None:
     """Values that are not zero, and a policy that has left its reference."""
-    network = run.algorithm.network
-    for weight in (network.actor_parameters() | network.critic_parameters()).values():
-        weight += 0.05 * torch.randn_like(weight)
+    disturb(run.algorithm.network, 0.05, seed=None)
     run.update_engine()
 
 

@@ -11,14 +11,14 @@ from tensordict import TensorDict
 from agents.config import LoraConfig, LossConfig, ModelConfig
 from agents.losses import TokenLoss, loss_class
 from agents.losses.ops import Estimator
-from agents.networks.network import Network
+from agents.networks.network import STRETCH, Network
 
 VOCAB, WIDTH = 23, 16
 
 LORA = LoraConfig(rank=2, alpha=4.0)
 NETWORKS = {
     "shared": ModelConfig(),
-    "shared, critic detached": ModelConfig(critic_gradient=False),
+    "shared, the critic trains it too": ModelConfig(critic_gradient=True),
     "separate": ModelConfig(critic="separate"),
     "LoRA shared": ModelConfig(lora=LORA),
     "LoRA separate": ModelConfig(lora=LORA, critic="separate"),
@@ -65,11 +65,13 @@ def small_network(
 
 
 @torch.no_grad()
-def disturb(network: Network, scale: float = 0.1, seed: int = 1) -> None:
-    """As if it had learned something."""
-    generator = torch.Generator().manual_seed(seed)
-    for weight in (network.actor_parameters() | network.critic_parameters()).values():
-        weight += scale * torch.randn(weight.shape, generator=generator)
+def disturb(network: Network, scale: float = 0.1, seed: int | None = 1) -> None:
+    """As if it had learned something. Without a seed, by the global random state."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    for name, weight in (network.actor_parameters() | network.critic_parameters()).items():
+        # What the value head computes is stretched: it takes so much less to move it as far.
+        size = scale * network.width / STRETCH if name.startswith("value_head.") else scale
+        weight += size * torch.randn(weight.shape, generator=generator)
 
 
 def small_batch(lengths: list[int], seed: int = 0) -> TensorDict:

@@ -34,12 +34,13 @@ def padded(rows: list[list[float]], padding: int) -> tuple[torch.Tensor, torch.T
 
 
 def batch(rows: list[list[float]], padding: int = 0) -> TensorDict:
-    """Texts with these rewards, and a critic that knows nothing."""
+    """Texts with these rewards, of tokens that were all but certain or not, and a critic that knows nothing."""
     reward, mask = padded(rows, padding)
     last = mask & ~torch.nn.functional.pad(mask, (0, 1))[:, 1:]
     return TensorDict(
         {
             "mask": mask,
+            "action_log_prob": torch.where(mask, -torch.arange(mask.shape[1]).float() / 3, NAN),
             "cut": torch.zeros(len(rows), dtype=torch.bool),
             "group": torch.zeros(len(rows), dtype=torch.int64),
             "state_value": torch.zeros_like(reward)[..., None],

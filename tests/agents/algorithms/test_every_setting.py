@@ -44,10 +44,10 @@ BASE = TrainConfig(iterations=2).replace(
     evaluation__prompts=1,
     actor__learning_rate=3e-2,
     loss__target_kl=None,  # a step of this rate goes too far for any bound
-    advantage__baseline="value",  # without a word of the critic, a return at the end is the same for all kinds
     log__display=False,
 )
-WITH_CRITIC: dict[str, object] = {"critic__learning_rate": 3e-2}
+# A fitted baseline listens to a critic only where that explains something, which a new one may not.
+WITH_CRITIC: dict[str, object] = {"critic__learning_rate": 3e-2, "advantage__baseline": "value"}
 BASES: dict[str, dict[str, object]] = {
     **{algo: {"algo": algo, **WITH_CRITIC} for algo in ("ppo", "a2c", "reinforce")},
     **{algo: {"algo": algo} for algo in WITHOUT_CRITIC},

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from agents.config import TrainConfig
-from agents.networks.network import Network, ValueHead
+from agents.networks.network import STRETCH, Network, ValueHead
 from agents.report.display import Display
 from agents.run.warm_start import warm_start
 from llm_env.tasks import register_task
@@ -49,12 +49,12 @@ def how_far_it_moves(config: TrainConfig) -> tuple[float, set[str]]:
 WAYS: dict[str, dict[str, object]] = {
     "default": {},
     "separate critic": {"model__critic": "separate"},
-    "critic detached": {"model__critic_gradient": False},
+    "a critic that trains the policy's model": {"model__critic_gradient": True},
     "LoRA": {"model__lora": LORA},
     "LoRA, separate critic": {"model__lora": LORA, "model__critic": "separate"},
     "engine with a copy": {"rollout__engine_dtype": "float32"},
     "discounted": {"advantage__gamma": 0.9, "advantage__actor_lambda": 0.9, "advantage__critic_lambda": 0.8},
-    "sequence, not whitened": {"advantage__kind": "sequence", "advantage__normalize": False},
+    "sequence, not normalized": {"advantage__kind": "sequence", "advantage__normalize": False},
     "a2c": {"algo": "a2c"},
     "reinforce": {"algo": "reinforce"},
     "grpo": {"algo": "grpo", "rollout__completions_per_prompt": 4},
@@ -82,9 +82,11 @@ def test_a_critic_that_guesses_at_random_moves_the_policy(config: Config, monkey
     class RandomHead(ValueHead):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            nn.init.normal_(self.linear.weight, std=0.02)
+            nn.init.normal_(self.linear.weight, std=0.02 * self.linear.in_features / STRETCH)
 
     monkeypatch.setattr("agents.networks.network.ValueHead", RandomHead)
-    change, parts = how_far_it_moves(config(task__name="Nothing", iterations=3, actor__learning_rate=1e-2))
+    own: dict[str, object] = {"advantage__baseline": "value", "advantage__actor_lambda": 1.0, "loss__target_kl": None}
+    made = config(task__name="Nothing", iterations=3, actor__learning_rate=1e-2, model__critic_gradient=True, **own)
+    change, parts = how_far_it_moves(made)
     assert change > 0.05
     assert parts == {"actor", "head"}

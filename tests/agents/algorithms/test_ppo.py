@@ -51,6 +51,7 @@ def test_scores_are_those_of_plain_forward_passes(config: Config, critic: str, r
     more: dict[str, object] = {"actor__minibatches": 1} if reuse else {}
     if reuse and critic == "separate":
         more["critic__minibatches"] = 1
+    more |= {"advantage__baseline": "value", "advantage__actor_lambda": 1.0}
     made = config(model__critic=critic, kl__beta=0.1, actor__micro_batch_size=None if reuse else 3, **more)
     with running(made) as run:
         wake_up(run)
@@ -71,14 +72,17 @@ def test_scores_are_those_of_plain_forward_passes(config: Config, critic: str, r
         # Rewards, advantages and targets follow from them; some texts have ended, some were cut off.
         truncated = data["next", "truncated"][..., 0].any(1)
         assert 0 < truncated.sum() < 16
-        count = mask.sum(1)
+        count, advantages = mask.sum(1), torch.zeros(mask.shape)
         shaped = torch.where(mask, data["next", "reward"][..., 0] - 0.1 * (log_probs - reference), 0)
         torch.testing.assert_close(data["shaped_reward"], shaped, **near)
         for row in range(16):
             rest = float(last[row]) if truncated[row] else 0.0
             returns = [float(shaped[row, step:].sum()) + rest for step in range(int(count[row]))]
             assert data["value_target"][row, : count[row], 0].tolist() == pytest.approx(returns, abs=1e-4)
-        assert data["advantage"][..., 0][mask].mean().item() == pytest.approx(0, abs=1e-5)
+            advantages[row, : count[row]] = torch.tensor(returns) - values[row, : count[row]]
+        size = float((advantages[mask] ** 2).mean().sqrt())
+        torch.testing.assert_close(data["advantage"][..., 0], advantages / size, **near)
+        assert size > 0.1
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0])
@@ -226,11 +230,12 @@ def test_critic_warmup_leaves_the_actor_alone(config: Config, critic: str, minib
 
 
 def test_epochs_stop_where_the_policy_has_gone_far_enough(config: Config) -> None:
-    made = config(actor__epochs=6, actor__learning_rate=1e-2, critic__epochs=6, loss__target_kl=1e-4, iterations=2)
+    # The first batch is learned from at a tenth of the rate.
+    made = config(actor__epochs=6, actor__learning_rate=1e-1, critic__epochs=6, loss__target_kl=1e-4, iterations=2)
     _, history = learn(made)
     assert history[0]["policy/epochs"] == 0.5  # the second of two mini-batches found it too far away
     assert history[0]["kl/old"] > 0
-    _, free = learn(made.replace(loss__target_kl=None))
+    _, free = learn(made.replace(loss__target_kl=None, actor__learning_rate=1e-2))
     assert free[0]["policy/epochs"] == 6
     assert free[0]["kl/old"] > history[0]["kl/old"]
 
@@ -240,7 +245,13 @@ def test_the_step_that_begins_too_far_away_is_not_taken(
     config: Config, monkeypatch: pytest.MonkeyPatch, size: int | None
 ) -> None:
     """The KL is that of the weights as they are before the step; what it was can be seen in the metrics."""
-    made = config(actor__epochs=3, actor__minibatches=4, actor__learning_rate=3e-3, actor__micro_batch_size=size)
+    made = config(
+        actor__epochs=3,
+        actor__minibatches=4,
+        actor__learning_rate=3e-2,  # of which a tenth is taken for the first batch
+        actor__micro_batch_size=size,
+        loss__target_kl=1e6,  # so far as never to be met
+    )
     measured: list[float] = []  # before each step, by the policy's own weights
     honest = Learner._step
 
@@ -271,7 +282,7 @@ def test_the_step_that_begins_too_far_away_is_not_taken(
 
 def test_the_first_step_is_taken_whatever_dropout_makes_of_the_policy(config: Config) -> None:
     """Before it, the policy has not moved: a limit below that noise must not keep it from learning at all."""
-    made = config(model__lora__rank=2, model__lora__dropout=0.5, loss__target_kl=1e-9, actor__learning_rate=1e-2)
+    made = config(model__lora__rank=2, model__lora__dropout=0.5, loss__target_kl=1e-9, actor__learning_rate=1e-1)
     with running(made) as run:
         wake_up(run)
         row = run.algorithm.step()
@@ -279,19 +290,60 @@ def test_the_first_step_is_taken_whatever_dropout_makes_of_the_policy(config: Co
         assert run.algorithm.learner.actor_optimizer.steps == 1
 
 
-def test_the_critic_goes_on_where_the_actor_has_stopped(config: Config) -> None:
-    steps = {}
-    for critic in ("shared", "separate"):
-        made = config(
-            model__critic=critic, actor__epochs=3, actor__learning_rate=1e-2, critic__epochs=5, loss__target_kl=1e-5
-        )
-        with running(made) as run:
-            run.algorithm.step()
-            assert run.algorithm.learner.critic_optimizer is not None
-            steps[critic] = (run.algorithm.learner.actor_optimizer.steps, run.algorithm.learner.critic_optimizer.steps)
-    # A shared backbone learns from both in one pass, so what the actor leaves out of its three passes is left out.
-    assert steps["separate"] == (1, 10)
-    assert steps["shared"] == (1, 1 + 2 * 2)
+ONLY_ITS_HEAD = {"model__critic": "shared"}
+THE_WHOLE_MODEL = {"model__critic": "shared", "model__critic_gradient": True}
+
+
+@pytest.mark.parametrize(
+    ("critic", "steps", "epochs"),
+    [
+        ({"model__critic": "separate"}, 2 * 5, 5),
+        # Beside the actor it takes one of two steps before the actor stops, and in the four passes after that all.
+        (ONLY_ITS_HEAD, 1 + 2 * 4, 5),
+        # The actor's passes are its own too, and three is as many as they were to be.
+        (ONLY_ITS_HEAD, 1 + 2 * 2, 3),
+        # It moves the policy's weights: what the actor leaves out of its three passes is left out.
+        (THE_WHOLE_MODEL, 1 + 2 * 2, 5),
+        (THE_WHOLE_MODEL, 1, 3),
+    ],
+)
+def test_the_critic_goes_on_where_the_actor_has_stopped(
+    config: Config, critic: dict[str, object], steps: int, epochs: int
+) -> None:
+    made = config(**critic, actor__epochs=3, actor__learning_rate=1e-1, critic__epochs=epochs, loss__target_kl=1e-5)
+    with running(made) as run:
+        run.algorithm.step()
+        learner = run.algorithm.learner
+        assert learner.critic_optimizer is not None
+        assert (learner.actor_optimizer.steps, learner.critic_optimizer.steps) == (1, steps)
+
+
+def test_a_critic_that_goes_on_leaves_the_policy_where_it_stopped(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(actor__epochs=3, actor__learning_rate=1e-1, loss__target_kl=1e-5)
+    policies: list[dict[str, torch.Tensor]] = []
+    values: list[dict[str, torch.Tensor]] = []
+    honest = Learner._step
+
+    def remembering(self: Learner, *rest: Any) -> bool:
+        result = honest(self, *rest)
+        weights = {name: weight.clone() for name, weight in self.network.weights().items()}
+        policies.append({name: weight for name, weight in weights.items() if not name.startswith("critic.")})
+        values.append({name: weight for name, weight in weights.items() if name.startswith("critic.")})
+        return result
+
+    monkeypatch.setattr(Learner, "_step", remembering)
+    with running(made) as run:
+        before = weights_of(run)
+        run.algorithm.step()
+        assert "actor" in moved(run, before)
+    assert len(policies) == 1 + 1 + 2  # a step, the one that found it too far away, and the critic's second pass
+    for weights in policies[1:]:
+        same(policies[0], weights)
+    same(values[0], values[1])
+    assert all(not torch.equal(weight, values[2][name]) for name, weight in values[1].items())
+    assert all(not torch.equal(weight, values[3][name]) for name, weight in values[2].items())
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
@@ -299,7 +351,8 @@ def test_the_critic_goes_on_where_the_actor_has_stopped(config: Config) -> None:
 def test_actor_and_critic_have_epochs_of_their_own(
     config: Config, critic: str, actor_epochs: int, critic_epochs: int
 ) -> None:
-    with running(config(model__critic=critic, actor__epochs=actor_epochs, critic__epochs=critic_epochs)) as run:
+    made = config(model__critic=critic, actor__epochs=actor_epochs, critic__epochs=critic_epochs, loss__target_kl=None)
+    with running(made) as run:
         row = run.algorithm.step()
         assert row["policy/epochs"] == actor_epochs
         assert run.algorithm.learner.actor_optimizer.steps == 2 * actor_epochs
@@ -308,7 +361,9 @@ def test_actor_and_critic_have_epochs_of_their_own(
 
 
 def test_learning_rates_are_reported_and_used(config: Config) -> None:
-    made = config(iterations=3, actor__warmup=8, actor__decay="linear", critic__learning_rate=7e-3)
+    made = config(
+        iterations=3, actor__warmup=8, actor__decay="linear", critic__learning_rate=7e-3, loss__target_kl=None
+    )
     _, history = learn(made)
     # Four steps an iteration, twelve in all; the rate of the last one is reported.
     rates = [row["policy/learning_rate"] for row in history]

@@ -22,7 +22,7 @@ from tests.agents.runs import (
 
 @pytest.mark.parametrize("target", [0.05, 100.0])
 def test_an_adaptive_beta_moves(config: Config, target: float) -> None:
-    _, rows = learn(config(iterations=5, kl__beta=0.1, kl__target=target, kl__horizon=64))
+    _, rows = learn(config(iterations=5, kl__beta=0.1, kl__target=target, kl__horizon=64, loss__target_kl=None))
     beta = 0.1
     for row in rows:
         assert row["kl/beta"] == pytest.approx(beta)  # what this iteration was computed with
@@ -40,6 +40,7 @@ def test_a_penalty_holds_the_policy_back(config: Config, where: str) -> None:
             kl__beta=beta,
             rollout__batch_size=64,
             actor__learning_rate=1e-3,
+            loss__target_kl=None,
             evaluation__prompts=1,
             kl__where=where,
         )
@@ -172,7 +173,7 @@ def test_without_the_correction_nothing_is_weighted(config: Config) -> None:
 
 VARIANTS: dict[str, dict[str, object]] = {
     "separate critic": {"model__critic": "separate"},
-    "detached critic": {"model__critic_gradient": False},
+    "a critic that trains the policy's model": {"model__critic_gradient": True},
     "LoRA": {"model__lora__rank": 4, "kl__beta": 0.01},
     "LoRA with dropout": {"model__lora__rank": 4, "model__lora__dropout": 0.1, "actor__minibatches": 1},
     "LoRA, separate critic": {"model__lora__rank": 4, "model__critic": "separate", "kl__beta": 0.01},

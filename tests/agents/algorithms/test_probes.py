@@ -214,7 +214,7 @@ def test_a_text_that_was_interrupted_would_have_gone_on(config: Config, monkeypa
 
 def test_what_the_task_has_written_is_not_learned(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a baseline every text that is paid for is made likelier: the task's own words too, were they actions."""
-    made = config("ProbeReply", critic__learning_rate=0.0, advantage__normalize=False)
+    made = config("ProbeReply", advantage__baseline="none", advantage__normalize=False)
     assert success(made) > 0.95
     honest = EngineWriter.episodes
 

@@ -60,10 +60,10 @@ class OwnWay(Algorithm):
         ({**GRPO, "critic_warmup": 1}, "--critic-warmup is 1, but --algo grpo has no critic: leave it out"),
         ({**GRPO, "critic__epochs": 9}, "--critic.epochs is 9, but --algo grpo has no critic: leave it out"),
         ({**GRPO, "model__critic": "separate"}, "--model.critic is separate, but --algo grpo has no critic"),
-        ({**GRPO, "model__critic_gradient": False}, "--model.critic-gradient is False, but --algo grpo has no critic"),
+        ({**GRPO, "model__critic_gradient": True}, "--model.critic-gradient is True, but --algo grpo has no critic"),
         ({**GRPO, "loss__value": 0.1}, "--loss.value is 0.1, but --algo grpo has no critic"),
         ({**GRPO, "loss__value_clip": 0.2}, "--loss.value-clip is 0.2, but --algo grpo has no critic"),
-        ({**RLOO, "advantage__normalize": False}, "--advantage.whiten is False, but --algo rloo does not read it"),
+        ({**RLOO, "advantage__normalize": False}, "--advantage.normalize is False, but --algo rloo does not read it"),
         (
             {"algo": "grpo"},
             "--rollout.completions-per-prompt is 1, but --algo grpo compares the texts of one prompt: "
@@ -151,7 +151,7 @@ WITHOUT_EFFECT: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"advantage__kind": "monte_carlo"}, LAMBDAS),
     ({"advantage__kind": "sequence"}, LAMBDAS),
     ({"advantage__length_adaptive": 0.05}, ("advantage__actor_lambda",)),
-    ({"loss__value": 0.0}, (*CRITIC, "advantage__baseline")),
+    ({"loss__value": 0.0}, CRITIC),
     ({"algo": "a2c", "loss__value": 0.0}, CRITIC),
     ({"actor__epochs": 6, "critic__epochs": 5}, ("critic__minibatches", "critic__micro_batch_size")),
 ]
@@ -163,7 +163,7 @@ OTHER: dict[str, Any] = {
     "critic__decay": "linear",
     "critic__betas": (0.5, 0.5),
     "model__critic": "separate",
-    "model__critic_gradient": False,
+    "model__critic_gradient": True,
     "advantage__baseline": "none",
     "advantage__normalize": False,
     "model__lora__targets": "attention",
@@ -207,6 +207,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         {**RLOO, "loss__importance_cap": None, "kl__beta": 0.1, "kl__target": 1.0, "kl__horizon": 5},
         {**GRPO, "rollout__batch_size": 2, "rollout__completions_per_prompt": 2, "actor__minibatches": 2},
         {"rollout__batch_size": 3, "actor__minibatches": 3},
+        {"loss__value": 0.0, "advantage__baseline": "none", "advantage__actor_lambda": 0.9},
         {"critic__epochs": 5, "critic__minibatches": 2, "critic__micro_batch_size": 8},
         {"critic_warmup": 5, "critic__minibatches": 2, "critic__micro_batch_size": 8},
         {"model__critic": "separate", "critic__minibatches": 2, "critic__micro_batch_size": 8},

@@ -21,7 +21,7 @@ from agents.config import AdvantageConfig, KLConfig, LossConfig, RolloutConfig, 
 from agents.config.checks import flag, flatten
 from agents.config.explain import help_texts
 from agents.config.files import save_config
-from agents.config.presets import PRESETS
+from agents.config.presets import PRESETS, Preset
 from agents.metrics import METRICS
 
 
@@ -112,6 +112,7 @@ def test_every_kind_of_flag(trained: Trained) -> None:
         loss__importance_cap=None,
         rollout__slots=8,
         model__reference_dtype="bfloat16",
+        actor__learning_rate=1e-4,
         actor__betas=(0.8, 0.9),
         model__reference="always",
         out=Path("runs/x"),
@@ -126,17 +127,19 @@ def test_every_kind_of_flag(trained: Trained) -> None:
 
 
 def test_another_algorithm_than_the_presets(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the preset or a file sets for its own algorithm, and another does not read, is left as by default."""
-    preset = PRESETS["reverse-tiny"].config
-    choice = "--preset reverse-tiny --algo grpo --rollout.completions-per-prompt 8"
+    preset = TrainConfig().replace(iterations=7, advantage__baseline="none", advantage__normalize=False)
+    monkeypatch.setitem(PRESETS, "without-baseline", Preset("Only for this test.", preset))
+    choice = "--preset without-baseline --algo grpo --rollout.completions-per-prompt 8"
     line = ["train", *choice.split(), "--out", "a"]
     assert main(line) == 0
-    expected = preset.replace(algo="grpo", rollout__completions_per_prompt=8, out=Path("a"), advantage__baseline=True)
-    assert not preset.advantage.baseline
-    assert trained.last == expected
-    assert main([*line[:-1], "b", "--advantage.no-baseline"]) == 2
+    assert TrainConfig().advantage.baseline == "fitted"
+    assert trained.last == preset.replace(
+        algo="grpo", rollout__completions_per_prompt=8, out=Path("a"), advantage__baseline="fitted"
+    )
+    assert main([*line[:-1], "b", "--advantage.baseline", "none"]) == 2
     assert "--advantage.baseline is none, but --algo grpo does not read it: leave it out" in capsys.readouterr().err
 
     path = write(tmp_path, "loss: {kind: penalty, penalty_target: 0.1}\ncritic_warmup: 2\ncritic: {epochs: 9}")
@@ -305,7 +308,9 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in text and preset.description in text for name, preset in PRESETS.items())
     assert main(["tasks"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"Reverse +Write the word backwards\.\n +arguments: length, alphabet, dense, num_train", text)
+    assert re.search(
+        r"Reverse +Write the word backwards\.\n +arguments: length, shortest, alphabet, dense, num_train", text
+    )
     assert re.search(r"Dataset +Prompts from a JSONL file.*\n +arguments: train, ", text)
     assert main(["rewards"]) == 0
     text = capsys.readouterr().out
