@@ -165,7 +165,8 @@ def _critic_mismatch(config: TrainConfig) -> Iterator[str]:
 def _too_small_a_batch(config: TrainConfig) -> Iterator[str]:
     """More parts than texts; only asked of passes that are made."""
     size = config.rollout.batch_size
-    learns_alone = algorithm_class(config.algo).has_critic and config.loss.value > 0 and not critic_follows(config)
+    steps = algorithm_class(config.algo).has_critic and config.loss.value > 0 and config.model.critic != "fitted"
+    learns_alone = steps and not critic_follows(config)
     for name, optimizer in (("actor", config.actor), ("critic", config.critic)):
         if optimizer.minibatches > size and (name == "actor" or learns_alone):
             yield (

@@ -308,7 +308,9 @@ class Network(nn.Module):
         return dict(self.model.named_parameters())
 
     def critic_parameters(self) -> dict[str, nn.Parameter]:
-        """What the critic's optimizer trains: the value head, and a backbone of its own."""
+        """What the critic's optimizer trains: the value head, and a backbone of its own; nothing if it is fitted."""
+        if self.fits_values:
+            return {}
         own: dict[str, nn.Parameter] = {}
         if self.critic_backbone is not None:
             adapted = is_adapted(self.model)
@@ -317,7 +319,9 @@ class Network(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Everything that training changes, by name, as a checkpoint needs it. Not copied."""
-        parts: dict[str, Mapping[str, Tensor]] = {"actor": self.actor_parameters(), "critic": self.critic_parameters()}
+        of_head = {f"value_head.{name}": kept for name, kept in self.value_head.state_dict(keep_vars=True).items()}
+        critic = self.critic_parameters() | of_head
+        parts: dict[str, Mapping[str, Tensor]] = {"actor": self.actor_parameters(), "critic": critic}
         if self._reference_adapter is not None:
             parts["reference"] = adapter_parameters(self.model, REFERENCE)
         elif self._reference is not None and self.config.refresh_reference:

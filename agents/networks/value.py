@@ -53,16 +53,25 @@ class FittedValueHead(ValueHead):
         [13.0]
     """
 
+    products: Tensor
+    moments: Tensor
+    solutions: Tensor
+    errors: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__(width)
         size = width + 1  # and the constant
         self.requires_grad_(False)
         # Sums over what was seen: of products of features, and of features with targets; then the weights by strength,
-        # and the squared errors of each on batches that it had not seen. Parameters, so that a checkpoint keeps them.
-        self.products = _kept(size, size)
-        self.moments = _kept(size)
-        self.solutions = _kept(len(STRENGTHS), size)
-        self.errors = _kept(len(STRENGTHS))
+        # and the squared errors of each on batches that it had not seen.
+        count = len(STRENGTHS)
+        for name, shape in (
+            ("products", (size, size)),
+            ("moments", (size,)),
+            ("solutions", (count, size)),
+            ("errors", (count,)),
+        ):
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., 1]` from `[..., H]`; no gradient goes through it."""
@@ -85,7 +94,3 @@ class FittedValueHead(ValueHead):
         best = self.solutions[int(self.errors.argmin())]
         self.linear.weight.copy_(best[None, :-1])
         self.linear.bias.copy_(best[-1:])
-
-
-def _kept(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(shape, dtype=torch.float64), requires_grad=False)

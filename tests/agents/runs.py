@@ -20,7 +20,6 @@ from llm_env.models import load_tokenizer
 from llm_env.tasks import Task, register_task
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout
-from tests.agents.small import disturb
 
 Config = Callable[..., TrainConfig]
 
@@ -133,9 +132,11 @@ def small_config(out: Path, model: Path | str, **changes: object) -> TrainConfig
         log__samples_every=2,
         checkpoint__every=1,
     )
-    if changes.get("algo") in WITHOUT_CRITIC or changes.get("loss__value") == 0:
+    without = changes.get("algo") in WITHOUT_CRITIC or changes.get("loss__value") == 0
+    if without or changes.get("model__critic") == "fitted":
         return base.replace(**changes)
-    made = base.replace(**{"critic__epochs": 2, "critic__learning_rate": 3e-3, **changes})
+    # One that learns by steps has more that can go wrong than the default has.
+    made = base.replace(**{"model__critic": "shared", "critic__epochs": 2, "critic__learning_rate": 3e-3, **changes})
     # A critic that follows the policy has no portions of its own to choose.
     return made if critic_follows(made) else made.replace(**{"critic__minibatches": 2, **changes})
 
@@ -177,9 +178,14 @@ def without_times(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if not name.startswith(("time", "speed"))}
 
 
+@torch.no_grad()
 def wake_up(run: Run) -> None:
     """Values that are not zero, and a policy that has left its reference."""
-    disturb(run.algorithm.network, 0.05, seed=None)
+    network = run.algorithm.network
+    # A fitted head is no parameter of the critic.
+    head = {f"value_head.{name}": weight for name, weight in network.value_head.named_parameters()}
+    for weight in (network.actor_parameters() | network.critic_parameters() | head).values():
+        weight += 0.05 * torch.randn_like(weight)
     run.update_engine()
 
 

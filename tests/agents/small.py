@@ -11,16 +11,16 @@ from tensordict import TensorDict
 from agents.config import LoraConfig, LossConfig, ModelConfig
 from agents.losses import TokenLoss, loss_class
 from agents.losses.ops import Estimator
-from agents.networks.network import STRETCH, Network
+from agents.networks.network import Network
 
 VOCAB, WIDTH = 23, 16
 
 LORA = LoraConfig(rank=2, alpha=4.0)
 NETWORKS = {
-    "shared": ModelConfig(),
-    "shared, the critic trains it too": ModelConfig(critic_gradient=True),
+    "fitted": ModelConfig(),
+    "shared": ModelConfig(critic="shared"),
     "separate": ModelConfig(critic="separate"),
-    "LoRA shared": ModelConfig(lora=LORA),
+    "LoRA shared": ModelConfig(lora=LORA, critic="shared"),
     "LoRA separate": ModelConfig(lora=LORA, critic="separate"),
 }
 
@@ -65,13 +65,13 @@ def small_network(
 
 
 @torch.no_grad()
-def disturb(network: Network, scale: float = 0.1, seed: int | None = 1) -> None:
-    """As if it had learned something. Without a seed, by the global random state."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    for name, weight in (network.actor_parameters() | network.critic_parameters()).items():
-        # What the value head computes is stretched: it takes so much less to move it as far.
-        size = scale * network.width / STRETCH if name.startswith("value_head.") else scale
-        weight += size * torch.randn(weight.shape, generator=generator)
+def disturb(network: Network, scale: float = 0.1, seed: int = 1) -> None:
+    """As if it had learned something."""
+    generator = torch.Generator().manual_seed(seed)
+    # A fitted head is no parameter of the critic.
+    head = {f"value_head.{name}": weight for name, weight in network.value_head.named_parameters()}
+    for weight in (network.actor_parameters() | network.critic_parameters() | head).values():
+        weight += scale * torch.randn(weight.shape, generator=generator)
 
 
 def small_batch(lengths: list[int], seed: int = 0) -> TensorDict:

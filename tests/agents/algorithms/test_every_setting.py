@@ -47,11 +47,15 @@ BASE = TrainConfig(iterations=2).replace(
     log__display=False,
 )
 # A fitted baseline listens to a critic only where that explains something, which a new one may not.
-WITH_CRITIC: dict[str, object] = {"critic__learning_rate": 3e-2, "advantage__baseline": "value"}
+WITH_CRITIC: dict[str, object] = {
+    "model__critic": "shared",
+    "critic__learning_rate": 3e-2,
+    "advantage__baseline": "value",
+}
 BASES: dict[str, dict[str, object]] = {
     **{algo: {"algo": algo, **WITH_CRITIC} for algo in ("ppo", "a2c", "reinforce")},
     **{algo: {"algo": algo} for algo in WITHOUT_CRITIC},
-    "a critic of its own": {"model__critic": "separate", **WITH_CRITIC},
+    "a critic of its own": {**WITH_CRITIC, "model__critic": "separate"},
     "more epochs for the critic": {"critic__epochs": 5, **WITH_CRITIC},
     "critic warm-up": {"critic_warmup": 1, **WITH_CRITIC},
     "no critic loss": {"loss__value": 0.0, "advantage__gamma": 0.9},

@@ -70,7 +70,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 # The settings of a critic as they are by default, for small runs have others.
-NO_CRITIC: dict[str, object] = {"critic__epochs": 4, "critic__minibatches": 4, "critic__learning_rate": 1e-3}
+NO_CRITIC: dict[str, object] = {
+    "model__critic": "fitted",
+    "critic__epochs": 4,
+    "critic__minibatches": 4,
+    "critic__learning_rate": 3e-4,
+}
 
 
 def test_each_is_used(config: Config, module: str) -> None:
@@ -95,7 +100,7 @@ def test_an_estimator_is_chosen_by_name(config: Config, module: str) -> None:
 
 
 def test_they_are_refused_what_they_do_not_read(config: Config, module: str) -> None:
-    base = config(module=module, **NO_CRITIC)
+    base = config(module=module).replace(**NO_CRITIC)
     own = base.replace(algo="my_algorithm", rollout__batch_size=1, loss__clip_high=0.5, algo_args={"fact": 1})
     with pytest.raises(ConfigError, match=r"(?s)mine needs two.*has 'fact'.*'factor'.*--loss.clip-high is 0.5"):
         check_algorithm(own)

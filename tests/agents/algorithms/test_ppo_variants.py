@@ -173,7 +173,8 @@ def test_without_the_correction_nothing_is_weighted(config: Config) -> None:
 
 VARIANTS: dict[str, dict[str, object]] = {
     "separate critic": {"model__critic": "separate"},
-    "a critic that trains the policy's model": {"model__critic_gradient": True},
+    "fitted critic": {"model__critic": "fitted"},
+    "fitted critic, one step": {"model__critic": "fitted", "actor__minibatches": 1, "actor__epochs": 1},
     "LoRA": {"model__lora__rank": 4, "kl__beta": 0.01},
     "LoRA with dropout": {"model__lora__rank": 4, "model__lora__dropout": 0.1, "actor__minibatches": 1},
     "LoRA, separate critic": {"model__lora__rank": 4, "model__critic": "separate", "kl__beta": 0.01},

@@ -60,7 +60,7 @@ class OwnWay(Algorithm):
         ({**GRPO, "critic_warmup": 1}, "--critic-warmup is 1, but --algo grpo has no critic: leave it out"),
         ({**GRPO, "critic__epochs": 9}, "--critic.epochs is 9, but --algo grpo has no critic: leave it out"),
         ({**GRPO, "model__critic": "separate"}, "--model.critic is separate, but --algo grpo has no critic"),
-        ({**GRPO, "model__critic_gradient": True}, "--model.critic-gradient is True, but --algo grpo has no critic"),
+        ({**GRPO, "model__critic": "shared"}, "--model.critic is shared, but --algo grpo has no critic"),
         ({**GRPO, "loss__value": 0.1}, "--loss.value is 0.1, but --algo grpo has no critic"),
         ({**GRPO, "loss__value_clip": 0.2}, "--loss.value-clip is 0.2, but --algo grpo has no critic"),
         ({**RLOO, "advantage__normalize": False}, "--advantage.normalize is False, but --algo rloo does not read it"),
@@ -132,7 +132,7 @@ PLAIN = (*CLIPS, "loss__penalty_target", "loss__value_clip", "loss__kind")
 CRITIC = (
     *("critic__learning_rate", "critic__warmup", "critic__decay", "critic__weight_decay", "critic__betas"),
     *("critic__max_gradient_norm", "critic__epochs", "critic__minibatches", "critic__micro_batch_size"),
-    *("critic_warmup", "model__critic", "model__critic_gradient", "loss__value_clip", "advantage__critic_lambda"),
+    *("critic_warmup", "model__critic", "loss__value_clip", "advantage__critic_lambda"),
 )
 LAMBDAS = ("advantage__actor_lambda", "advantage__critic_lambda", "advantage__length_adaptive")
 OF_VALUES = ("advantage__gamma", "advantage__kind", "advantage__baseline", *LAMBDAS)
@@ -147,13 +147,16 @@ WITHOUT_EFFECT: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({}, ("kl__where", "kl__estimator", "task__reward_args", "model__reference_dtype", "model__refresh_reference")),
     (PENALTY, CLIPS),
     (GRPO | PENALTY, CLIPS),
-    ({"model__critic": "separate"}, ("model__critic_gradient",)),
+    ({}, ("critic__learning_rate", "critic__epochs", "loss__value_clip")),
     ({"advantage__kind": "monte_carlo"}, LAMBDAS),
     ({"advantage__kind": "sequence"}, LAMBDAS),
     ({"advantage__length_adaptive": 0.05}, ("advantage__actor_lambda",)),
     ({"loss__value": 0.0}, CRITIC),
     ({"algo": "a2c", "loss__value": 0.0}, CRITIC),
-    ({"actor__epochs": 6, "critic__epochs": 5}, ("critic__minibatches", "critic__micro_batch_size")),
+    (
+        {"model__critic": "shared", "actor__epochs": 6, "critic__epochs": 5},
+        ("critic__minibatches", "critic__micro_batch_size"),
+    ),
 ]
 OTHER: dict[str, Any] = {
     "loss__kind": "penalty",
@@ -163,7 +166,6 @@ OTHER: dict[str, Any] = {
     "critic__decay": "linear",
     "critic__betas": (0.5, 0.5),
     "model__critic": "separate",
-    "model__critic_gradient": True,
     "advantage__baseline": "none",
     "advantage__normalize": False,
     "model__lora__targets": "attention",
@@ -196,7 +198,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
     "changes",
     [
         {},
-        {"loss__kind": "penalty", "loss__penalty_target": 0.1, "loss__value_clip": 0.2},
+        {"model__critic": "shared", "loss__kind": "penalty", "loss__penalty_target": 0.1, "loss__value_clip": 0.2},
         {"advantage__length_adaptive": 0.1, "advantage__critic_lambda": 0.9, "critic_warmup": 3},
         {"advantage__kind": "monte_carlo", "advantage__gamma": 0.9, "advantage__baseline": "none"},
         {"model__critic": "separate", "critic__learning_rate": 1.0, "loss__value": 0.1},
@@ -208,8 +210,8 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
         {**GRPO, "rollout__batch_size": 2, "rollout__completions_per_prompt": 2, "actor__minibatches": 2},
         {"rollout__batch_size": 3, "actor__minibatches": 3},
         {"loss__value": 0.0, "advantage__baseline": "none", "advantage__actor_lambda": 0.9},
-        {"critic__epochs": 5, "critic__minibatches": 2, "critic__micro_batch_size": 8},
-        {"critic_warmup": 5, "critic__minibatches": 2, "critic__micro_batch_size": 8},
+        {"model__critic": "shared", "critic__epochs": 5, "critic__minibatches": 2, "critic__micro_batch_size": 8},
+        {"model__critic": "shared", "critic_warmup": 5, "critic__minibatches": 2, "critic__micro_batch_size": 8},
         {"model__critic": "separate", "critic__minibatches": 2, "critic__micro_batch_size": 8},
         {"loss__importance_cap": 1.5},  # a bound, which holds by itself where the engine shares the trained weights
         {"algo": "test_arguments", "algo_args": {"strength": 2}},

@@ -143,7 +143,7 @@ GRPO = {"algo": "grpo", "rollout__completions_per_prompt": 8}
         ({"critic_warmup": 100}, "--critic-warmup is 100 of --iterations 100: the policy would never learn"),
         ({"device": "gpu"}, "--device is gpu, expected cpu, cuda"),
         ({"device": "cuda:99"}, "--device is cuda:99, but torch finds"),
-        ({"model__critic": "none"}, "model.critic is 'none', expected one of shared, separate"),
+        ({"model__critic": "none"}, "model.critic is 'none', expected one of fitted, shared, separate"),
         ({"seed": 1.5}, "seed is 1.5, expected a whole number"),
     ],
 )
