@@ -146,14 +146,14 @@ def _explained_variance(self: Warnings, metrics: Mapping[str, float]) -> str | N
     explained = metrics.get("value/explained_variance")
     if explained is None:
         return None
-    streak = self.streak("explained variance", explained < -0.5 and metrics.get("reward/std", 1.0) > 0)
+    streak = self.streak("explained variance", explained <= 0 and metrics.get("reward/std", 1.0) > 0)
     if streak < 10:
         return None
     return (
-        f"The explained variance was far below 0 for {streak} iterations (now {explained:.2g}): the critic predicts "
-        "worse than a constant would, and its advantages mislead the policy. Try a lower --critic.learning-rate (or a "
-        "higher one, if the value loss falls slowly), some --critic-warmup, --reward.whiten, or "
-        "--model.critic separate."
+        f"The explained variance was not above 0 for {streak} iterations (now {explained:.2g}): the critic predicts no "
+        "better than a constant would. By default it then has no say in the advantages; with --advantage.baseline value "
+        "or an --advantage.actor-lambda below 1 it misleads the policy. Try --model.critic separate, which can learn "
+        "more, and with that a lower --critic.learning-rate (or a higher one, if the value loss falls slowly)."
     )
 
 

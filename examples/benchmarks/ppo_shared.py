@@ -91,6 +91,8 @@ def configuration(shape: Shape, **changes: Any) -> TrainConfig:
         rollout__batch_size=shape.batch,
         advantage__actor_lambda=0.95,
         advantage__critic_lambda=0.95,
+        advantage__baseline="value",
+        loss__target_kl=None,
         loss__clip_high=0.2,
         actor__minibatches=1,
         kl__beta=0.05,  # TRL always scores its reference, so ours has to
