@@ -79,9 +79,11 @@ class FittedValueHead(ValueHead):
 
     @torch.no_grad()
     def fit(self, hidden: Tensor, target: Tensor) -> None:
-        """Learn from `[N, H]` hidden states and what came after them, `[N]`."""
+        """Learn from `[N, H]` hidden states and what came after them, `[N]`; from nothing that is not finite."""
         features = torch.cat([hidden.double(), torch.ones_like(hidden[:, :1], dtype=torch.float64)], 1)
         wanted = target.double()
+        if not (features.isfinite().all() and wanted.isfinite().all()):
+            return  # it would stay in the sums for ever
         errors = ((features @ self.solutions.T - wanted[:, None]) ** 2).mean(0)
         self.errors.mul_(MEMORY).add_(errors)
         self.products.mul_(MEMORY).add_(features.T @ features)

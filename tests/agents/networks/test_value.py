@@ -80,3 +80,15 @@ def test_fewer_rows_than_features_and_features_that_are_always_zero(rows: int) -
 def test_no_gradient_goes_through_it() -> None:
     hidden = torch.randn(2, 5, requires_grad=True)
     assert not FittedValueHead(5)(hidden).requires_grad
+
+
+@pytest.mark.parametrize("where", ["hidden", "target"])
+def test_what_is_not_finite_is_left_out(where: str) -> None:
+    head = FittedValueHead(5)
+    (hidden, target), (later, more) = some_batches(2)
+    head.fit(hidden, target)
+    before = head.linear.weight.clone()
+    broken = {"hidden": later.clone(), "target": more.clone()}
+    broken[where][3] = torch.nan
+    head.fit(broken["hidden"], broken["target"])
+    assert torch.equal(head.linear.weight, before)
