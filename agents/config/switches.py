@@ -28,7 +28,8 @@ def critic_follows(config: TrainConfig) -> bool:
     """Whether a critic takes part in the passes of the policy, in their portions, and never makes one by itself.
 
     Examples:
-        >>> critic_follows(TrainConfig()), critic_follows(TrainConfig(critic_warmup=1))
+        >>> shared = TrainConfig().replace(model__critic="shared")
+        >>> critic_follows(shared), critic_follows(shared.replace(critic_warmup=1))
         (True, False)
     """
     shared = config.model.critic == "shared"

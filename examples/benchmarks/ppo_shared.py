@@ -88,6 +88,7 @@ def configuration(shape: Shape, **changes: Any) -> TrainConfig:
         task__name="OddIds",
         task__args={"prompt": shape.prompt, "response": shape.response, "model": shape.model},
         model__name=shape.model,
+        model__critic="shared",
         rollout__batch_size=shape.batch,
         advantage__actor_lambda=0.95,
         advantage__critic_lambda=0.95,

@@ -18,7 +18,7 @@ Shell = Callable[[str, str], int]
 
 SMALL = (
     "--model.name {model} --rollout.batch-size 4 --actor.minibatches 1 --actor.epochs 1"
-    " --critic.epochs 1 --evaluation.prompts 2 --out out"
+    " --evaluation.prompts 2 --out out"
 )
 
 MODULE = """

@@ -27,7 +27,7 @@ from tests.agents.small import (
     small_network,
 )
 
-networks = pytest.mark.parametrize("name", NETWORKS)
+networks = pytest.mark.parametrize("name", [name for name in NETWORKS if name != "fitted"])  # which follows no loss
 LENGTHS = [3, 1, 5, 2]
 
 

@@ -52,11 +52,11 @@ RUNS: dict[str, tuple[dict[str, object], set[str]]] = {
     ),
     "without a critic or a reference": (
         {"algo": "grpo", "rollout__completions_per_prompt": 4},
-        ALWAYS | {"policy/clip_fraction"},
+        ALWAYS | {"policy/clip_fraction", "kl/moved", "reward/exact"},
     ),
     "a2c": (
         {"algo": "a2c", "actor__epochs": 1, "actor__minibatches": 1},
-        ALWAYS | CRITIC | {"kl/mismatch"},
+        ALWAYS | CRITIC | {"kl/mismatch", "kl/moved", "reward/exact"},
     ),
 }
 

@@ -205,7 +205,7 @@ class TestRewards:
             right = env.mdp.vocabulary.encode(env.mdp.prompt(0).metadata["answer"][0])[0]
             _, reward, terminated, truncated, info = env.step(right)
             assert (terminated, truncated) == flags
-            assert reward == (0.5 if terminated else 0.0)
+            assert reward == (pytest.approx(1 / 3) if terminated else 0.0)  # a letter, of two and the end
             assert END_OF_CODE[info["end_code"]] == "budget"
 
         class Wrong(Copy):

@@ -85,7 +85,7 @@ def test_episode_statistics() -> None:
         _, _, _, _, info = envs.step(np.array([answers[0, 1], eos]))
         assert info["_rollout"].tolist() == [False, True]
         said = info["rollout"][1]
-        assert (said["r"], said["l"], said["end"]) == (5.0, 2, "eos")
+        assert (said["r"], said["l"], said["end"]) == (pytest.approx(10 / 3), 2, "eos")
         assert said["prompt"] + said["text"] == mdp.prompt(1).text + mdp.prompt(1).metadata["answer"][0]
         _, _, _, _, info = envs.step(np.array([eos, eos]))
         assert info["_rollout"].tolist() == [True, False]
