@@ -92,13 +92,14 @@ LAMBDAS = ("advantage.actor_lambda", "advantage.critic_lambda", "advantage.lengt
 def gae_advantages(data: TensorDict, reward: Tensor, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates; actor and critic have lambdas of their own."""
     actor_lambda: float | Tensor | None = config.actor_lambda
+    plain, value, mask = returns_to_go(data, reward, config.gamma), _values(data), data["mask"]
     if config.length_adaptive is not None:
-        actor_lambda = length_adaptive_lambda(data["mask"].sum(1), config.length_adaptive)
+        actor_lambda = length_adaptive_lambda(mask.sum(1), config.length_adaptive)
     elif actor_lambda is None:
-        actor_lambda = trusted_lambda(_values(data), returns_to_go(data, reward, config.gamma), data["mask"])
+        actor_lambda = trusted_lambda(value, plain, mask)
     returns = returns_to_go(data, reward, config.gamma, actor_lambda)
-    target = returns_to_go(data, reward, config.gamma, config.critic_lambda)
-    return _compared(data, returns, _values(data), config), target
+    target = plain if config.critic_lambda == 1 else returns_to_go(data, reward, config.gamma, config.critic_lambda)
+    return _compared(data, returns, value, config), target
 
 
 @register_advantage("monte_carlo", settings=COMMON, critic=True)

@@ -13,6 +13,7 @@ from agents.algorithms.advantages import advantage_estimator
 from agents.algorithms.kl_control import KLController
 from agents.algorithms.learner import Learner
 from agents.algorithms.numbers import batch_metrics, reply_metrics
+from agents.algorithms.schedules import share_left
 from agents.algorithms.scoring import score
 from agents.algorithms.shaping import shape_rewards
 from agents.algorithms.steps import StepCheck
@@ -129,6 +130,8 @@ class Algorithm:
         """Learn from a batch that is scored; gives the metrics of that."""
         in_loss = self.config.kl.where == "loss" and "ref_log_prob" in data
         self.loss.kl = self.kl.beta if in_loss else 0.0
+        entropy, progress = self.config.loss, self.iteration / self.config.iterations
+        self.loss.entropy = entropy.entropy * share_left(entropy.entropy_decay, progress)
         metrics = self.learner.learn(data, self.iteration)
         self.loss.after_batch(metrics)
         return metrics

@@ -16,9 +16,10 @@ from agents.algorithms.scoring import FEATURES, GRAPH, by_length
 from agents.algorithms.steps import StepCheck
 from agents.algorithms.trust import TrustRegion, distance
 from agents.config import OptimizerConfig, TrainConfig
+from agents.config.switches import critic_steps
 from agents.losses import TokenLoss
 from agents.losses.base import logged_name
-from agents.losses.ops import masked_mean, token_weights
+from agents.losses.ops import token_weights, typical_error
 from agents.metrics import Average
 from agents.networks.network import Network
 from agents.rollouts.packing import trim
@@ -64,12 +65,12 @@ class Learner:
         self.check = check
         self.longest = longest
         self.has_critic = critic
+        self.steps_critic = critic and critic_steps(config)
         self.trust = TrustRegion(config.loss.target_kl)
-        actor_steps, critic_steps = self.steps_before(config.iterations)
-        self.actor_optimizer = self._optimizer(network.actor_parameters(), config.actor, actor_steps)
-        steps = critic and not network.fits_values
+        of_actor, of_critic = self.steps_before(config.iterations)
+        self.actor_optimizer = self._optimizer(network.actor_parameters(), config.actor, of_actor)
         self.critic_optimizer = (
-            self._optimizer(network.critic_parameters(), config.critic, critic_steps) if steps else None
+            self._optimizer(network.critic_parameters(), config.critic, of_critic) if self.steps_critic else None
         )
 
     def passes(self, iteration: int) -> Iterator[Pass]:
@@ -77,8 +78,7 @@ class Learner:
         actor, critic = self.config.actor, self.config.critic
         warming_up = self.has_critic and iteration < self.config.critic_warmup
         actor_epochs = 0 if warming_up else actor.epochs
-        learns_by_steps = self.has_critic and self.config.loss.value > 0 and not self.network.fits_values
-        critic_epochs = critic.epochs if learns_by_steps else 0
+        critic_epochs = critic.epochs if self.steps_critic else 0
         if self.network.shared:  # one backward pass serves both; where only one learns, its own settings count
             for number in range(max(actor_epochs, critic_epochs)):
                 learns = number < actor_epochs
@@ -160,7 +160,7 @@ class Learner:
         """Compute the critic anew; gives the loss of its predictions as they were."""
         mask, target = data["mask"], data["value_target"][..., 0]
         self.network.fit_values(data[FEATURES][mask], target[mask])
-        return self.config.loss.value * masked_mean((data["state_value"][..., 0] - target) ** 2, mask)
+        return self.config.loss.value * typical_error(data["state_value"][..., 0], target, mask) ** 2
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """What `load_state` needs: tensors by file, and JSON."""

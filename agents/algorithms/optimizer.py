@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from agents.algorithms.schedules import Decay, share_left
 from agents.state.checkpoint import load_optimizer_state, optimizer_state
 
 Tensor = torch.Tensor
@@ -52,7 +52,7 @@ class Optimizer:
         *,
         total_steps: int,
         warmup: int = 0,
-        decay: Literal["constant", "linear", "cosine"] = "constant",
+        decay: Decay = "constant",
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         max_gradient_norm: float = 1.0,
@@ -86,11 +86,7 @@ class Optimizer:
         highest = self.learning_rate * self.scale
         if step < self.warmup:
             return highest * (step + 1) / self.warmup
-        if self.decay == "constant":
-            return highest
-        progress = min(1.0, (step - self.warmup) / max(1, self.total_steps - self.warmup))
-        factor = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        return highest * factor
+        return highest * share_left(self.decay, (step - self.warmup) / max(1, self.total_steps - self.warmup))
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

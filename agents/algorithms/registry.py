@@ -12,7 +12,7 @@ from agents.config import TrainConfig
 from agents.config.checks import flag, flatten
 from agents.config.files import complain
 from agents.config.modules import import_module_of
-from agents.config.switches import critic_follows, matches, switched_off
+from agents.config.switches import critic_follows, critic_steps, matches, switched_off
 from agents.losses import TokenLoss, loss_class, loss_names, loss_term
 from rewards.registry import Registry, UnknownNameError, did_you_mean
 
@@ -165,8 +165,7 @@ def _critic_mismatch(config: TrainConfig) -> Iterator[str]:
 def _too_small_a_batch(config: TrainConfig) -> Iterator[str]:
     """More parts than texts; only asked of passes that are made."""
     size = config.rollout.batch_size
-    steps = algorithm_class(config.algo).has_critic and config.loss.value > 0 and config.model.critic != "fitted"
-    learns_alone = steps and not critic_follows(config)
+    learns_alone = algorithm_class(config.algo).has_critic and critic_steps(config) and not critic_follows(config)
     for name, optimizer in (("actor", config.actor), ("critic", config.critic)):
         if optimizer.minibatches > size and (name == "actor" or learns_alone):
             yield (

@@ -23,6 +23,9 @@ from rewards.registry import did_you_mean
 # By these a folder is known to hold a run, or something that a run there would take for its own, or replace.
 RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints", "sft", "best", "model")
 
+# What falls along a schedule that ends with the run, unless it is constant.
+DECAYS = ("actor.decay", "critic.decay", "loss.entropy_decay")
+
 # What a resumed run may be told anew. Everything else decides what it learns.
 FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at", "sft.checkpoint_every")
 
@@ -87,13 +90,14 @@ def refuse_changes(saved: TrainConfig, wanted: TrainConfig) -> None:
             f"a resumed run goes on as it was told in the beginning, but here\n{listed}\n"
             f"Leave these out, or begin another run with another --out"
         )
-    falling = [name for name in ("actor", "critic") if getattr(saved, name).decay != "constant"]
+    settings = dict(flatten(saved))
+    falling = [name for name in DECAYS if settings[name] != "constant"]
     if falling and wanted.iterations != saved.iterations:
-        decays = " and ".join(f"--{name}.decay is {getattr(saved, name).decay}" for name in falling)
+        decays = " and ".join(f"{flag(name)} is {settings[name]}" for name in falling)
         raise ConfigError(
-            f"--iterations is {wanted.iterations}, was {saved.iterations}, but {decays}: the learning rate falls to 0 "
-            f"at the last iteration, and with another one it would jump. Leave --iterations out; or begin another run, "
-            f"with another --out, from the model of this one: --model.name {wanted.out / 'model'}"
+            f"--iterations is {wanted.iterations}, was {saved.iterations}, but {decays}: what falls to 0 at the last "
+            f"iteration would jump if that were another one. Leave --iterations out; or begin another run, with "
+            f"another --out, from the model of this one: --model.name {wanted.out / 'model'}"
         )
 
 

@@ -85,7 +85,12 @@ class LossConfig:
     penalty_target: Positive = 0.01
     """How far --loss.kind penalty tries to let an update move the policy, as a KL per token; 0.01 is usual."""
     entropy: NotNegative = 0.0
-    """The weight of a bonus for entropy, which keeps the policy from always writing the same; such as 0.01."""
+    """The weight of a bonus for entropy, which keeps the policy from always writing the same: 0.1 to 0.5 where there
+    are few tokens to choose among, 0.01 or less where there are many."""
+    entropy_decay: Literal["constant", "linear", "cosine"] = "constant"
+    """How the weight of that bonus goes on: constant, or falling to 0 at the last iteration, as a line or a cosine, so
+    that much is tried at first, and in the end what has proved best is written. A run in which it falls cannot be made
+    longer later."""
     value: NotNegative = 0.5
     """The weight of the critic's loss beside the policy's, which matters where they share a model; 0 trains no
     critic."""

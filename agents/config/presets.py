@@ -25,7 +25,10 @@ PRESETS: dict[str, Preset] = {
             task__name="Reverse",
             # Each right letter is paid where it is written: what a critic can foresee is a large share of it.
             task__args={"length": 6, "alphabet": "abcd", "dense": True},
-            sft__steps=80,
+            sft__steps=30,
+            loss__entropy=0.4,
+            loss__entropy_decay="linear",
+            actor__learning_rate=1e-3,
             evaluation__every=10,
             evaluation__stop_at=0.97,
         ),

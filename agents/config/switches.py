@@ -24,6 +24,16 @@ class Switch:
     why: str
 
 
+def critic_steps(config: TrainConfig) -> bool:
+    """Whether a critic, where the algorithm has one, learns by optimizer steps: one that is fitted is computed.
+
+    Examples:
+        >>> critic_steps(TrainConfig()), critic_steps(TrainConfig().replace(model__critic="shared"))
+        (False, True)
+    """
+    return config.model.critic != "fitted" and config.loss.value > 0
+
+
 def critic_follows(config: TrainConfig) -> bool:
     """Whether a critic takes part in the passes of the policy, in their portions, and never makes one by itself.
 
@@ -47,6 +57,7 @@ SWITCHES = (
         lambda c: not c.keeps_reference,
         "there is no reference model, as --kl.beta is 0 (--model.reference always keeps one all the same)",
     ),
+    Switch(("loss.entropy_decay",), lambda c: c.loss.entropy == 0, "--loss.entropy is 0, so there is no bonus"),
     Switch(("kl.horizon",), lambda c: c.kl.target is None, "without --kl.target the penalty keeps its weight"),
     Switch(
         ("advantage.actor_lambda",),

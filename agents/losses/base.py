@@ -51,7 +51,8 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
     Attributes:
         settings: the settings that this class itself reads, by their dotted names (those of its bases are added). A
             setting that nothing reads is refused, so a loss must list all that it looks at.
-        kl: the weight of the KL to the reference; it may be changed while training.
+        entropy: the weight of the entropy bonus; it may be changed while training.
+        kl: the weight of the KL to the reference; so may it.
 
     Examples:
         >>> from agents.config import ModelConfig
@@ -68,7 +69,7 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
         (True, True)
     """
 
-    settings: ClassVar[tuple[str, ...]] = ("loss.entropy", "loss.value", "loss.terms")
+    settings: ClassVar[tuple[str, ...]] = ("loss.entropy", "loss.entropy_decay", "loss.value", "loss.terms")
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
         self.config = config
         self.critic_weight = config.value if critic else 0.0
         self.value_clip = value_clip if critic else None
+        self.entropy = config.entropy
         self.kl = 0.0
         self._kl_term = kl_to_reference(kl_estimator)
 
@@ -194,8 +196,8 @@ class TokenLoss(PPOLoss):  # type: ignore[misc]
 
     def _terms(self) -> Iterator[tuple[str, float, Term]]:
         """Names, weights and costs of what is added to the objective."""
-        if self.config.entropy:
-            yield "entropy", self.config.entropy, negative_entropy
+        if self.entropy:
+            yield "entropy", self.entropy, negative_entropy
         if self.kl:
             yield "kl", self.kl, self._kl_term
         for name, weight in self.config.terms.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -64,14 +66,11 @@ class FittedValueHead(ValueHead):
         self.requires_grad_(False)
         # Sums over what was seen: of products of features, and of features with targets; then the weights by strength,
         # and the squared errors of each on batches that it had not seen.
-        count = len(STRENGTHS)
-        for name, shape in (
-            ("products", (size, size)),
-            ("moments", (size,)),
-            ("solutions", (count, size)),
-            ("errors", (count,)),
-        ):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        empty = functools.partial(torch.zeros, dtype=torch.float64)
+        self.register_buffer("products", empty(size, size))
+        self.register_buffer("moments", empty(size))
+        self.register_buffer("solutions", empty(len(STRENGTHS), size))
+        self.register_buffer("errors", empty(len(STRENGTHS)))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., 1]` from `[..., H]`; no gradient goes through it."""

@@ -35,13 +35,10 @@ class _CharacterTask(Task):
         allowed = [t for t, text in enumerate(vocabulary.token_bytes) if text in letters]
         self._allowed = np.zeros(vocabulary.size, dtype=np.bool_)
         self._allowed[[*allowed, *vocabulary.eos_tokens]] = True
-        self._masks = self._allowed[None]  # as many rows as were asked for so far, all alike
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         """The characters that answers are made of, and the end-of-sequence tokens."""
-        if len(self._masks) < len(rows):
-            self._masks = np.repeat(self._allowed[None], len(rows), axis=0)
-        return self._masks[: len(rows)]
+        return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
     def score(self, rollout: Rollout) -> float | Score:
         """1 if the text is the answer; see the class for `dense`."""

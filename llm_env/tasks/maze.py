@@ -104,7 +104,6 @@ class Maze(Task):
             raise ValueError(f"the tokenizer must have a token for each of the letters {', '.join(_LETTERS)}")
         self._allowed = np.zeros(vocabulary.size, dtype=np.bool_)
         self._allowed[tokens] = True
-        self._masks = self._allowed[None]  # as many rows as were asked for so far, all alike
 
     def prompt(self, start: str, goal: str) -> Prompt:
         """The prompt to go from one place to another."""
@@ -120,9 +119,7 @@ class Maze(Task):
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         """The four letters."""
-        if len(self._masks) < len(rows):
-            self._masks = np.repeat(self._allowed[None], len(rows), axis=0)
-        return self._masks[: len(rows)]
+        return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
     def reply(self, rollout: Rollout) -> str | None:
         """Where one is after a move; None at the goal."""

@@ -160,7 +160,7 @@ class RunningEpisodes:
                 f"the task {self.task.name} gave an action_mask of shape {given.shape} of {given.dtype}; expected "
                 f"bools [rows, vocab_size] = {expected}"
             )
-        mask: BoolArray = given.astype(np.bool_, copy=False)
+        mask: BoolArray = np.require(given, np.bool_, ["C", "W"])  # of its own, where a task gives one row for all
         if not (allowed := mask.any(1)).all():
             row = int(rows[~allowed][0])
             raise ValueError(

@@ -25,14 +25,14 @@ class Tile(Task):
     num_test = 12
 
     def setup(self, vocabulary: Vocabulary) -> None:
-        self._mask = np.isin(vocabulary.token_bytes, [letter.encode() for letter in self.letters])
+        self._allowed = np.isin(vocabulary.token_bytes, [letter.encode() for letter in self.letters])
 
     def sample(self, rng: np.random.Generator) -> Prompt:
         pattern = "".join(rng.choice(list(self.letters), size=3))
         return Prompt(f"{pattern}: ", {"answer": (pattern * 22)[:64]})
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
-        return np.repeat(self._mask[None], len(rows), axis=0)
+        return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
     def score(self, rollout: Rollout) -> float:
         return sum(a == b for a, b in zip(rollout.metadata["answer"], rollout.text, strict=True)) / 64

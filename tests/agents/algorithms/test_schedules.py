@@ -9,13 +9,15 @@ import pytest
 
 from agents.algorithms.base import Algorithm
 from agents.config import TrainConfig
-from agents.config.files import ConfigError
+from agents.config.files import ConfigError, refuse_changes
 from agents.report.log import read_metrics
 from agents.run.training import train
 from rewards import RewardError
 from tests.agents.runs import learn, running
 
 Config = Callable[..., TrainConfig]
+
+CONSTANT = {"actor__decay": "constant", "critic__decay": "constant"}
 
 
 def falling(config: Config, actor: float, critic: float, **changes: object) -> TrainConfig:
@@ -81,6 +83,16 @@ def test_steps_that_are_left_out_count(config: Config, monkeypatch: pytest.Monke
         monkeypatch.setattr(run.algorithm.collector, "collect", honest)
         rows = [run.algorithm.step(), run.algorithm.step()]
     assert [row["policy/learning_rate"] for row in rows] == pytest.approx([0.005, 0.001])
+
+
+def test_the_entropy_bonus_falls_too(config: Config) -> None:
+    """What it costs is minus its weight times the entropy: 0.3, 0.2 and 0.1 in the three iterations."""
+    made = falling(config, 0.001, 0.001, loss__entropy=0.3, loss__entropy_decay="linear", actor__minibatches=1)
+    _, history = learn(made)
+    weights = [-row["policy/entropy_loss"] / row["policy/entropy"] for row in history]
+    assert weights == pytest.approx([0.3, 0.2, 0.1], rel=1e-4)
+    with pytest.raises(ConfigError, match=r"iterations is 6, was 3, but --loss\.entropy-decay is linear"):
+        refuse_changes(made.replace(**CONSTANT), made.replace(**CONSTANT, iterations=6))
 
 
 def raise_(error: Exception) -> Any:
