@@ -26,6 +26,7 @@ from agents.rollouts.packing import trim
 
 Tensor = torch.Tensor
 
+ATTEMPTS = 5  # a KL grows with the square of the way only nearly
 NORMS = {"actor": "policy/gradient_norm", "critic": "value/gradient_norm"}
 
 
@@ -127,6 +128,8 @@ class Learner:
         data = data.exclude(FEATURES)
         begun = self.actor_optimizer.steps
         self.actor_optimizer.scale = self.trust.scale
+        if bounded := self.config.loss.target_kl is not None:
+            self.actor_optimizer.remember()
         for turn in self.passes(iteration):
             if turn.actor and far:
                 continue
@@ -145,9 +148,9 @@ class Learner:
                 actor_epochs += turn.actor / len(portions)
         self.network.eval()
         metrics = average.means()
-        if self.config.loss.target_kl is not None and self.actor_optimizer.steps > begun:
-            metrics["kl/moved"] = distance(self.network, data)
-            self.trust.moved(metrics["kl/moved"])
+        if bounded and self.actor_optimizer.steps > begun:
+            metrics |= self._stay_near(data)
+        self.actor_optimizer.forget()
         if "ratio/square" in metrics:  # the effective share of the samples, were they weighted by their ratios
             metrics["ratio/ess"] = metrics["ratio/mean"] ** 2 / metrics.pop("ratio/square")
         metrics["policy/epochs"] = actor_epochs
@@ -155,6 +158,17 @@ class Learner:
         if self.critic_optimizer is not None:
             metrics["value/learning_rate"] = self.critic_optimizer.rate_at(max(0, self.critic_optimizer.steps - 1))
         return metrics
+
+    def _stay_near(self, data: TensorDict) -> dict[str, float]:
+        """Measure how far the policy has moved, and take back what is too far."""
+        moved, kept = distance(self.network, data), 1.0
+        self.trust.moved(moved)
+        for _ in range(ATTEMPTS):
+            if (share := self.trust.share_allowed(moved)) == 1:
+                break
+            self.actor_optimizer.pull_back(share)
+            moved, kept = distance(self.network, data), kept * share
+        return {"kl/moved": moved, "policy/step_kept": kept}
 
     def _fit_values(self, data: TensorDict) -> Tensor:
         """Compute the critic anew; gives the loss of its predictions as they were."""
@@ -234,6 +248,8 @@ class Learner:
     def _set_schedules(self, iteration: int) -> None:
         actor_steps, critic_steps = self.steps_before(iteration)
         self.actor_optimizer.steps = actor_steps
+        if self.config.loss.target_kl is not None:  # or it would call for a higher rate as that falls
+            self.trust.target = self.config.loss.target_kl * self.actor_optimizer.share_at(actor_steps)
         if self.critic_optimizer is not None:
             self.critic_optimizer.steps = critic_steps
 

@@ -65,6 +65,7 @@ class Optimizer:
         self.max_gradient_norm = max_gradient_norm
         self.steps = 0
         self.scale = 1.0
+        self._remembered: list[Tensor] = []
         # Norms and biases are not decayed: they do not make a function simpler.
         self._masters = {
             place: (weight, weight.detach().float())
@@ -83,10 +84,12 @@ class Optimizer:
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step number `step`, the first being 0."""
-        highest = self.learning_rate * self.scale
-        if step < self.warmup:
-            return highest * (step + 1) / self.warmup
-        return highest * share_left(self.decay, (step - self.warmup) / max(1, self.total_steps - self.warmup))
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return self.learning_rate * self.scale * warm * self.share_at(step)
+
+    def share_at(self, step: int) -> float:
+        """What the decay leaves of the learning rate at that step, from 0 to 1."""
+        return share_left(self.decay, (step - self.warmup) / max(1, self.total_steps - self.warmup))
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -107,9 +110,25 @@ class Optimizer:
         for weight, master in self._masters.values():  # where somebody else has set a weight, that is what counts
             master.copy_(torch.where(master.to(weight.dtype) == weight, master, weight.float()))
         self.adam.step()
-        for weight, master in self._masters.values():
-            weight.copy_(master)
+        self._round()
         self.steps += 1
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep a copy of the weights as they are, for `pull_back`; it takes 4 bytes for each."""
+        self._remembered = [weight.detach().clone() for weight in self._stepped]
+
+    def forget(self) -> None:
+        """Free that copy."""
+        self._remembered = []
+
+    @torch.no_grad()
+    def pull_back(self, share: float) -> None:
+        """Keep only this share of how the weights have changed since `remember`; with 0 they are as they were."""
+        for weight, before in zip(self._stepped, self._remembered, strict=True):
+            # Of what is not finite there is no share.
+            weight.copy_(before.lerp(weight, share) if share else before)
+        self._round()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which `load_state` goes on."""
@@ -124,6 +143,11 @@ class Optimizer:
         for place, (weight, master) in self._masters.items():
             master.copy_(tensors.get(f"{_MASTER}{place}", weight.detach()))
         self.steps = state["steps"]
+
+    def _round(self) -> None:
+        """Set the weights to what their masters round to."""
+        for weight, master in self._masters.values():
+            weight.copy_(master)
 
     def _hand_over_gradients(self) -> None:
         """To the masters; the weights keep none, which would only take memory."""

@@ -17,5 +17,5 @@ def share_left(decay: Decay, progress: float) -> float:
     """
     if decay == "constant":
         return 1.0
-    progress = min(1.0, progress)
+    progress = min(1.0, max(0.0, progress))
     return 1 - progress if decay == "linear" else (1 + math.cos(math.pi * progress)) / 2

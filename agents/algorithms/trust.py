@@ -23,7 +23,8 @@ class TrustRegion:
     Adam's steps are as long as the learning rate says, however little the gradient knows: where few texts succeed, they
     follow noise, and a rate that suits the end of a run ruins the policy at its beginning. A KL says how far they went.
     It grows with the square of a step, so the rate is scaled by the square root of wanted over measured. It begins at a
-    tenth of what was configured, and never rises above that.
+    tenth of what was configured, and never rises above that. A batch that has moved the policy too far all the same is
+    taken back in part, along the line from where it began.
 
     Args:
         target: the wanted KL to the policy that wrote the batch, in nats per token; None sets no bound.
@@ -54,10 +55,25 @@ class TrustRegion:
 
     def moved(self, kl: float) -> None:
         """The policy is so far from the one that wrote the batch, after all steps on it."""
-        if self.target is None or not math.isfinite(kl):
-            return
-        wanted = math.sqrt(self.target / kl) if kl > 0 else FASTEST
-        self.scale = min(1.0, self.scale * min(FASTEST, max(SLOWEST, wanted)))
+        if self.target is not None:
+            self.scale = min(1.0, self.scale * min(FASTEST, max(SLOWEST, self._wanted(kl))))
+
+    def share_allowed(self, kl: float) -> float:
+        """What share of a way that led so far may be kept: all within the limit, and of a longer one what comes to the
+        target; nothing of one whose end is no policy any more.
+
+        Examples:
+            >>> [round(TrustRegion(0.01).share_allowed(kl), 3) for kl in (0.001, 0.014, 0.04, math.nan)]
+            [1.0, 1.0, 0.5, 0.0]
+        """
+        return 1.0 if kl <= self.limit else self._wanted(kl)
+
+    def _wanted(self, kl: float) -> float:
+        """The wanted length of a step, as a share of one that led so far."""
+        assert self.target is not None
+        if not math.isfinite(kl):
+            return 0.0
+        return math.sqrt(self.target / kl) if kl > 0 else math.inf
 
 
 @torch.no_grad()

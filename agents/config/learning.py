@@ -108,7 +108,8 @@ class LossConfig:
     target_kl: Positive | None = 0.03
     """How far a batch may move the policy, as a KL per token (in nats). The learning rate begins at a tenth of
     --actor.learning-rate, rises while batches move the policy less than this, and falls where one has moved it further.
-    Beyond 1.5 times this the passes over a batch end at once. None sets no bound, and keeps the learning rate as it is:
+    Beyond 1.5 times this the passes over a batch end at once, and what went further is taken back. It falls along with
+    the learning rate (--actor.decay). None sets no bound, and keeps the learning rate as it is:
     one that is too high then ruins the policy."""
 
 

@@ -156,6 +156,12 @@ BUILT_IN = (
         meaning="How far a batch has moved the policy after all steps on it: KL to the one that wrote it, per token.",
         needs="a trust region (loss.target_kl)",
     ),
+    Metric(
+        name="policy/step_kept",
+        label="kept of the way",
+        meaning="How much was kept of the way that a batch moved the policy; the rest led too far and was taken back.",
+        needs="a trust region (loss.target_kl)",
+    ),
     # The update of the policy.
     Metric(
         name="policy/gradient_norm",

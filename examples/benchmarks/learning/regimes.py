@@ -31,7 +31,15 @@ class Regime:
     points: int = 8
 
 
-ABCD = {"length": 6, "alphabet": "abcd", "num_test": 256}
+def reversing(warm_start: int, **task: Any) -> dict[str, Any]:
+    """Six of four letters are to be reversed, after so many supervised steps."""
+    return {
+        "task__name": "Reverse",
+        "task__args": {"length": 6, "alphabet": "abcd", "num_test": 256, **task},
+        "sft__steps": warm_start,
+        "evaluation__prompts": 256,
+    }
+
 
 REGIMES = {
     regime.name: regime
@@ -41,7 +49,7 @@ REGIMES = {
             "Six letters are reversed, right (1) or wrong (0), from a middling start.",
             tokens=45_000,
             threshold=0.7,
-            changes={"task__name": "Reverse", "task__args": ABCD, "sft__steps": 90, "evaluation__prompts": 256},
+            changes=reversing(90),
             exact_match=True,
         ),
         Regime(
@@ -49,7 +57,7 @@ REGIMES = {
             "The same from a start at which fewer than 5 in 100 texts are right.",
             tokens=70_000,
             threshold=0.5,
-            changes={"task__name": "Reverse", "task__args": ABCD, "sft__steps": 75, "evaluation__prompts": 256},
+            changes=reversing(75),
             exact_match=True,
         ),
         Regime(
@@ -70,12 +78,7 @@ REGIMES = {
             "Six letters are reversed, and each right letter is paid where it is written.",
             tokens=60_000,
             threshold=0.8,
-            changes={
-                "task__name": "Reverse",
-                "task__args": {**ABCD, "dense": True},
-                "sft__steps": 40,
-                "evaluation__prompts": 256,
-            },
+            changes=reversing(40, dense=True),
         ),
         Regime(
             "maze",

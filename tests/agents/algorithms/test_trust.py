@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from agents.algorithms.optimizer import Optimizer
 from agents.algorithms.trust import TrustRegion, distance
 from tests.agents.runs import Config, learn, running
 
@@ -21,7 +22,7 @@ from tests.agents.runs import Config, learn, running
         (0.005, math.sqrt(2)),
         (1e-9, 1.5),
         (0.0, 1.5),
-        (math.nan, 1.0),
+        (math.nan, 0.5),
     ],
 )
 def test_the_rate_follows_the_distance(kl: float, factor: float) -> None:
@@ -70,6 +71,43 @@ def test_a_rate_that_is_far_too_high_is_brought_down(config: Config) -> None:
     assert {row["policy/learning_rate"] for row in free} == {0.1}
     assert all("kl/moved" not in row for row in free)
     assert max(row["kl/moved"] for row in history[3:]) < free[-1]["kl/old"]
+
+
+def test_it_is_narrowed_along_with_the_rate(config: Config) -> None:
+    """Were it not, the rate would be raised again by as much as it has fallen."""
+    made = config(actor__learning_rate=0.1, loss__target_kl=0.004, iterations=4, actor__decay="linear")
+    with running(made) as run:
+        targets = []
+        for _ in range(4):
+            run.algorithm.step()
+            targets.append(run.algorithm.learner.trust.target)
+    assert targets == pytest.approx([0.004, 0.003, 0.002, 0.001])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_led_too_far_is_taken_back(config: Config, dtype: str) -> None:
+    """At a rate that would ruin the policy in one batch, none moves it further than the limit."""
+    made = config(actor__learning_rate=1.0, loss__target_kl=0.01, iterations=3, model__dtype=dtype)
+    _, history = learn(made)
+    assert all(0 <= row["kl/moved"] <= 0.015 for row in history)
+    assert all(row["policy/step_kept"] < 0.5 for row in history)
+
+
+def test_weights_that_are_no_numbers_are_taken_back(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(config(actor__epochs=1, actor__minibatches=1)) as run:
+        weights = run.algorithm.network.actor_parameters()
+        before = {name: weight.clone() for name, weight in weights.items()}
+        monkeypatch.setattr(Optimizer, "step", broken_step)
+        metrics = run.algorithm.step()
+        assert (metrics["kl/moved"], metrics["policy/step_kept"]) == (pytest.approx(0.0, abs=1e-6), 0.0)
+        assert weights
+        assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
+
+
+def broken_step(optimizer: Optimizer) -> None:
+    optimizer.steps += 1
+    for weight in optimizer.weights:
+        weight.data.fill_(math.nan)
 
 
 def test_a_resumed_run_goes_on_at_the_rate_it_had(config: Config) -> None:
