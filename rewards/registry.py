@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 __all__ = ["Registry", "UnknownNameError", "arguments_of", "did_you_mean", "wrong_arguments"]
@@ -155,35 +155,50 @@ def arguments_of(thing: Callable[..., object]) -> list[str]:
         >>> arguments_of(Longer)
         ['length', 'seed']
     """
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return list(_parameters(thing))
+
+
+def _parameters(thing: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """The same with what is known of them."""
     if not isinstance(thing, type):
-        return [name for name, p in inspect.signature(thing).parameters.items() if p.kind in named][1:]
-    names: dict[str, None] = {}
+        return _named(thing)
+    found: dict[str, inspect.Parameter] = {}
     for kind in thing.__mro__:
         if kind is object or "__init__" not in vars(kind):
             continue
-        parameters = inspect.signature(vars(kind)["__init__"]).parameters
-        names |= dict.fromkeys([name for name, p in parameters.items() if p.kind in named][1:])
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        constructor = vars(kind)["__init__"]
+        found |= {name: p for name, p in _named(constructor).items() if name not in found}
+        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(constructor).parameters.values()):
             break
-    return list(names)
+    return found
 
 
-def wrong_arguments(thing: Callable[..., object], given: Mapping[str, object]) -> str:
+def _named(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """Those that can be given by name, but the first."""
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return dict([(name, p) for name, p in inspect.signature(function).parameters.items() if p.kind in by_name][1:])
+
+
+def wrong_arguments(thing: Callable[..., object], given: Mapping[str, object], besides: Collection[str] = ()) -> str:
     """What is wrong with the names of some arguments, in words; empty if they are known, and none is missing.
+
+    Args:
+        thing: what they are for.
+        given: the arguments, by name.
+        besides: names that are given otherwise.
 
     Examples:
         >>> def mentions(rollout, word="please"): return float(word in rollout.text)
         >>> wrong_arguments(mentions, {"wort": "thanks"})
         "there is no argument 'wort'; did you mean 'word'? it takes word"
     """
-    known = arguments_of(thing)
+    known = {name: parameter for name, parameter in _parameters(thing).items() if name not in besides}
     takes = f"it takes {', '.join(known)}" if known else "it takes none"
     for name in given:
         if name not in known:
             return f"there is no argument {name!r}; {did_you_mean(name, known, count=1, cutoff=0.6)}{takes}"
-    for name, parameter in inspect.signature(thing).parameters.items():
-        if name in known and name not in given and parameter.default is parameter.empty:
+    for name, parameter in known.items():
+        if name not in given and parameter.default is parameter.empty:
             return f"the argument {name!r} is missing; {takes}"
     return ""
 

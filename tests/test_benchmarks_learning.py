@@ -211,7 +211,7 @@ def test_trls_results_do_not_depend_on_our_defaults() -> None:
 
 
 def test_the_learning_rate_is_that_with_the_largest_area(tmp_path: Path) -> None:
-    algorithm = ALGORITHMS["grpo"]
+    algorithm = dataclasses.replace(ALGORITHMS["grpo"], rates=(1e-4, 3e-4, 1e-3))
     suite = Suite([REVERSE], [algorithm], [0, 1], 100, tmp_path)
     assert suite.runs(REVERSE, algorithm) == []  # before there is anything to choose by
     for each, scores in zip(suite.sweep(REVERSE, algorithm), ([0.1, 0.5], [0.2, 0.6], [0.0, 0.7]), strict=True):
@@ -292,8 +292,9 @@ QUICK = ["--quick", "--regimes", "dense", "--algorithms", "ppo", "grpo", "--seed
 
 
 def test_a_run_that_is_there_is_not_done_again_and_none_of_other_settings_is_taken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setitem(ALGORITHMS, "grpo", dataclasses.replace(ALGORITHMS["grpo"], rates=(1e-4, 3e-4)))
     call = [*QUICK, "--json", "--out", str(tmp_path)]
     assert main(call) == 0
     first = capsys.readouterr()

@@ -14,7 +14,7 @@ from agents.config.files import complain
 from agents.config.modules import import_module_of
 from agents.config.switches import critic_follows, critic_steps, matches, switched_off
 from agents.losses import TokenLoss, loss_class, loss_names, loss_term
-from rewards.registry import Registry, UnknownNameError, did_you_mean
+from rewards.registry import Registry, UnknownNameError, wrong_arguments
 
 AlgorithmClass = TypeVar("AlgorithmClass", bound=type[Algorithm])
 
@@ -135,20 +135,9 @@ def _unknown_names(config: TrainConfig) -> Iterator[str]:
 
 def _wrong_arguments(config: TrainConfig) -> Iterator[str]:
     """Arguments in `algo_args` that the algorithm's constructor does not take, or that it lacks."""
-    own: dict[str, inspect.Parameter] = {}
-    for kind in algorithm_class(config.algo).__mro__:
-        if "__init__" in vars(kind) and kind is not object:
-            own = dict(inspect.signature(vars(kind)["__init__"]).parameters) | own
-    for name in ("self", *inspect.signature(Algorithm).parameters):
-        own.pop(name, None)
-    own = {name: p for name, p in own.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    takes = f"it takes {', '.join(own)}" if own else "it takes none"
-    for name in config.algo_args.keys() - own.keys():
-        hint = did_you_mean(name, own)
-        yield f"--algo-args has {name!r}, but --algo {config.algo} has no argument of that name; {hint}{takes}"
-    for name, parameter in own.items():
-        if parameter.default is parameter.empty and name not in config.algo_args:
-            yield f"--algo-args lacks {name!r}, which --algo {config.algo} needs: add {name} and its value"
+    of_all = inspect.signature(Algorithm).parameters
+    if wrong := wrong_arguments(algorithm_class(config.algo), config.algo_args, besides=of_all):
+        yield f"--algo-args, which are for --algo {config.algo}: {wrong}"
 
 
 def _critic_mismatch(config: TrainConfig) -> Iterator[str]:

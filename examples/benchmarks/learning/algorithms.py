@@ -1,4 +1,4 @@
-"""The algorithms that are compared, and the learning rates that each may choose from."""
+"""The algorithms that are compared, and the learning rates that some may choose from."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from agents.algorithms.registry import algorithm_class
 from agents.config import TrainConfig
 from learning.regimes import Regime
 
-RATES = (1e-4, 3e-4, 1e-3)
-
 
 @dataclass(frozen=True)
 class Algorithm:
@@ -22,14 +20,15 @@ class Algorithm:
         name: on the command line and in the report.
         what: it is, in a sentence.
         changes: to TrainConfig, as in `replace`, on top of those of a regime.
-        rates: the learning rates that are tried; none keeps the configuration's, untuned.
+        rates: the learning rates that are tried; none keeps the configuration's, which the trust region lowers to what
+            suits, whatever the algorithm.
         trl: further settings of TRL's trainer (`Setup` in trl_worker.py), where it is that which learns.
     """
 
     name: str
     what: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    rates: tuple[float, ...] = RATES
+    rates: tuple[float, ...] = ()
     trl: Mapping[str, Any] | None = None
 
     @property
@@ -52,7 +51,7 @@ ONE_PASS = {"actor__epochs": 1}
 ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
-        Algorithm("ppo", "our defaults, untuned", rates=()),
+        Algorithm("ppo", "our defaults"),
         Algorithm("ppo-no-critic", "PPO's clipped loss; the advantage is the return itself", RETURNS),
         Algorithm("grpo", "8 texts a prompt", {"algo": "grpo", "rollout__completions_per_prompt": 8}),
         Algorithm("rloo", "8 texts a prompt", {"algo": "rloo", "rollout__completions_per_prompt": 8, **ONE_PASS}),

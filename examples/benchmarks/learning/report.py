@@ -83,7 +83,8 @@ def ratios(runs: Mapping[str, Sequence[Run]], threshold: float) -> Figures:
 
 LEGEND = """\
 Tokens and seconds to the threshold, and the score in the end: interquartile means of the seeds; [95% intervals].
-untuned: ppo has its defaults; the others have the best of several learning rates. edge: that was the lowest or highest.
+untuned: at the default learning rate, which the trust region lowers; tuned: at the best of several; edge: that was the
+lowest or the highest of them.
 EV: the explained variance of the critic, mean of the run."""
 
 

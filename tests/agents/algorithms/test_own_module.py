@@ -102,7 +102,7 @@ def test_an_estimator_is_chosen_by_name(config: Config, module: str) -> None:
 def test_they_are_refused_what_they_do_not_read(config: Config, module: str) -> None:
     base = config(module=module).replace(**NO_CRITIC)
     own = base.replace(algo="my_algorithm", rollout__batch_size=1, loss__clip_high=0.5, algo_args={"fact": 1})
-    with pytest.raises(ConfigError, match=r"(?s)mine needs two.*has 'fact'.*'factor'.*--loss.clip-high is 0.5"):
+    with pytest.raises(ConfigError, match=r"(?s)mine needs two.*no argument 'fact'; did you.*--loss.clip-high is 0.5"):
         check_algorithm(own)
 
 

@@ -106,13 +106,19 @@ class OwnWay(Algorithm):
         ({"loss__kind": "clop"}, "--loss.kind: unknown loss 'clop'; did you mean 'clip'?"),
         ({"advantage__kind": "gea"}, "--advantage.kind: unknown advantage estimator 'gea'; did you mean 'gae'?"),
         ({"loss__terms": {"none": 1.0}}, "--loss.terms: unknown loss term 'none'"),
-        ({"algo_args": {"strength": 1}}, "--algo-args has 'strength', but --algo ppo has no argument of that name"),
+        (
+            {"algo_args": {"strength": 1}},
+            "for --algo ppo: there is no argument 'strength'; it takes none",
+        ),
         (
             {"algo": "test_arguments", "algo_args": {"strenght": 1, "strength": 1}},
-            "--algo-args has 'strenght', but --algo test_arguments has no argument of that name; "
+            "--algo-args, which are for --algo test_arguments: there is no argument 'strenght'; "
             "did you mean 'strength'? it takes strength, sharp",
         ),
-        ({"algo": "test_arguments"}, "--algo-args lacks 'strength', which --algo test_arguments needs"),
+        (
+            {"algo": "test_arguments"},
+            "the argument 'strength' is missing; it takes strength, sharp",
+        ),
         ({"algo": "test_own_way", "loss__clip_low": 0.1}, "--loss.clip-low is 0.1, but --algo test_own_way does not"),
         ({"algo": "test_own_way", "advantage__gamma": 0.5}, "--advantage.gamma is 0.5, but --algo test_own_way does"),
         ({"module": "no_such_module"}, "--module is no_such_module, but Python finds no module no_such_module"),
