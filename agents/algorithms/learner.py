@@ -19,7 +19,7 @@ from agents.config import OptimizerConfig, TrainConfig
 from agents.config.switches import critic_steps
 from agents.losses import TokenLoss
 from agents.losses.base import logged_name
-from agents.losses.ops import token_weights, typical_error
+from agents.losses.ops import masked_mean, token_weights, typical_error
 from agents.metrics import Average
 from agents.networks.network import Network
 from agents.rollouts.packing import trim
@@ -127,6 +127,9 @@ class Learner:
             average.add({"value/loss": self._fit_values(data)}, 1.0)
         data = data.exclude(FEATURES)
         begun = self.actor_optimizer.steps
+        entropy = -float(masked_mean(data["action_log_prob"], data["mask"]))  # as the texts themselves show it
+        # It narrows as the rate falls, or it would call for a higher one.
+        self.trust.begin(entropy, self.actor_optimizer.share_at(begun))
         self.actor_optimizer.scale = self.trust.scale
         if bounded := self.config.loss.target_kl is not None:
             self.actor_optimizer.remember()
@@ -248,8 +251,6 @@ class Learner:
     def _set_schedules(self, iteration: int) -> None:
         actor_steps, critic_steps = self.steps_before(iteration)
         self.actor_optimizer.steps = actor_steps
-        if self.config.loss.target_kl is not None:  # or it would call for a higher rate as that falls
-            self.trust.target = self.config.loss.target_kl * self.actor_optimizer.share_at(actor_steps)
         if self.critic_optimizer is not None:
             self.critic_optimizer.steps = critic_steps
 

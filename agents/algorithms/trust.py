@@ -14,6 +14,7 @@ from agents.rollouts.packing import trim
 FURTHEST = 1.5  # times the target: further away than this no step is taken
 FIRST = 0.1  # the learning rate of the first batch, as a share of the highest: nothing is known of the policy yet
 SLOWEST, FASTEST = 0.5, 1.5  # by how much the learning rate changes after a batch
+SUREST = 0.01  # an entropy, in nats: below it the region shrinks no more
 MEASURED = 64  # texts that the distance is measured on
 
 
@@ -26,10 +27,15 @@ class TrustRegion:
     tenth of what was configured, and never rises above that. A batch that has moved the policy too far all the same is
     taken back in part, along the line from where it began.
 
+    How far is far depends on how sure the policy is: one that is nearly certain of each token, with an entropy of 0.1
+    nats, would be another one after a KL of 0.05. So below an entropy of one nat the region shrinks in proportion to
+    it; towards the end of a run, where gradients are mostly noise, that keeps what was learned.
+
     Args:
-        target: the wanted KL to the policy that wrote the batch, in nats per token; None sets no bound.
+        widest: the wanted KL to the policy that wrote a batch, in nats per token; None sets no bound.
 
     Attributes:
+        target: the wanted KL for the present batch.
         scale: what the learning rate is multiplied by, at most 1.
 
     Examples:
@@ -44,9 +50,21 @@ class TrustRegion:
         0.212
     """
 
-    def __init__(self, target: float | None) -> None:
-        self.target = target
-        self.scale = 1.0 if target is None else FIRST
+    def __init__(self, widest: float | None) -> None:
+        self.widest = self.target = widest
+        self.scale = 1.0 if widest is None else FIRST
+
+    def begin(self, entropy: float, share: float = 1.0) -> None:
+        """A batch begins, written by a policy of that entropy; a schedule leaves that share of the region.
+
+        Examples:
+            >>> region = TrustRegion(0.05)
+            >>> region.begin(entropy=0.2, share=0.5)
+            >>> round(region.target, 4)
+            0.005
+        """
+        if self.widest is not None:
+            self.target = self.widest * share * min(1.0, max(SUREST, entropy))
 
     @property
     def limit(self) -> float:

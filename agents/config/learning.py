@@ -105,8 +105,9 @@ class LossConfig:
     """Where the engine computes otherwise than the trained model, weight each token by the ratio of the trained model's
     probability to the engine's, but by no more than this; none does not correct for it. The old probabilities that an
     update is held near to are the trained model's own in any case."""
-    target_kl: Positive | None = 0.03
-    """How far a batch may move the policy, as a KL per token (in nats). The learning rate begins at a tenth of
+    target_kl: Positive | None = 0.05
+    """How far a batch may move the policy, as a KL per token (in nats); one whose entropy is below 1 nat, less far in
+    proportion. The learning rate begins at a tenth of
     --actor.learning-rate, rises while batches move the policy less than this, and falls where one has moved it further.
     Beyond 1.5 times this the passes over a batch end at once, and what went further is taken back. It falls along with
     the learning rate (--actor.decay). None sets no bound, and keeps the learning rate as it is:

@@ -77,11 +77,21 @@ def test_it_is_narrowed_along_with_the_rate(config: Config) -> None:
     """Were it not, the rate would be raised again by as much as it has fallen."""
     made = config(actor__learning_rate=0.1, loss__target_kl=0.004, iterations=4, actor__decay="linear")
     with running(made) as run:
-        targets = []
+        targets, entropies = [], []
         for _ in range(4):
-            run.algorithm.step()
+            metrics = run.algorithm.step()
             targets.append(run.algorithm.learner.trust.target)
+            entropies.append(metrics["policy/entropy"])
+    assert min(entropies) > 2  # so wide as it can be
     assert targets == pytest.approx([0.004, 0.003, 0.002, 0.001])
+
+
+def test_it_is_narrow_around_a_policy_that_is_sure(config: Config) -> None:
+    with running(config(rollout__temperature=0.15, loss__target_kl=0.1)) as run:
+        metrics = run.algorithm.step()
+        entropy, target = metrics["policy/entropy"], run.algorithm.learner.trust.target
+    assert 0.02 < entropy < 0.9
+    assert target == pytest.approx(0.1 * entropy, rel=0.3)  # the texts show it, not exactly
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
