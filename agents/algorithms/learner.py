@@ -127,12 +127,7 @@ class Learner:
             average.add({"value/loss": self._fit_values(data)}, 1.0)
         data = data.exclude(FEATURES)
         begun = self.actor_optimizer.steps
-        entropy = -float(masked_mean(data["action_log_prob"], data["mask"]))  # as the texts themselves show it
-        # It narrows as the rate falls, or it would call for a higher one.
-        self.trust.begin(entropy, self.actor_optimizer.share_at(begun))
-        self.actor_optimizer.scale = self.trust.scale
-        if bounded := self.config.loss.target_kl is not None:
-            self.actor_optimizer.remember()
+        self._set_bound(data)
         for turn in self.passes(iteration):
             if turn.actor and far:
                 continue
@@ -151,7 +146,7 @@ class Learner:
                 actor_epochs += turn.actor / len(portions)
         self.network.eval()
         metrics = average.means()
-        if bounded and self.actor_optimizer.steps > begun:
+        if self.trust.widest is not None and self.actor_optimizer.steps > begun:
             metrics |= self._stay_near(data)
         self.actor_optimizer.forget()
         if "ratio/square" in metrics:  # the effective share of the samples, were they weighted by their ratios
@@ -161,6 +156,15 @@ class Learner:
         if self.critic_optimizer is not None:
             metrics["value/learning_rate"] = self.critic_optimizer.rate_at(max(0, self.critic_optimizer.steps - 1))
         return metrics
+
+    def _set_bound(self, data: TensorDict) -> None:
+        """Decide how far this batch may move the policy, and at which rate; keep the weights as they are before it."""
+        entropy = -float(masked_mean(data["action_log_prob"], data["mask"]))  # as the texts themselves show it
+        # It narrows as the rate falls, or it would call for a higher one.
+        self.trust.begin(entropy, self.actor_optimizer.share_at(self.actor_optimizer.steps))
+        self.actor_optimizer.scale = self.trust.scale
+        if self.trust.widest is not None:
+            self.actor_optimizer.remember()
 
     def _stay_near(self, data: TensorDict) -> dict[str, float]:
         """Measure how far the policy has moved, and take back what is too far."""

@@ -21,7 +21,7 @@ PRESETS: dict[str, Preset] = {
         "Teach a tiny model to reverse six letters, in minutes on two CPU cores.",
         TrainConfig().replace(
             out=Path("runs/reverse-tiny"),
-            iterations=60,
+            iterations=90,
             task__name="Reverse",
             # Each right letter is paid where it is written: what a critic can foresee is a large share of it.
             task__args={"length": 6, "alphabet": "abcd", "dense": True},
@@ -29,6 +29,7 @@ PRESETS: dict[str, Preset] = {
             # Much is tried at first, or wrong letters become certain before the right ones were ever written.
             loss__entropy=0.4,
             loss__entropy_decay="linear",
+            actor__learning_rate=1e-3,
             evaluation__every=10,
             evaluation__stop_at=0.97,
         ),

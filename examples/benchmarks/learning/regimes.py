@@ -78,7 +78,8 @@ REGIMES = {
             "Six letters are reversed, and each right letter is paid where it is written.",
             tokens=60_000,
             threshold=0.8,
-            changes=reversing(40, dense=True),
+            # All algorithms get the bonus: without it, which letters are ever found is luck.
+            changes=reversing(30, dense=True) | {"loss__entropy": 0.2},
         ),
         Regime(
             "maze",
