@@ -24,6 +24,7 @@ from rewards.combine import Clip, Ensemble
 from rewards.failures import AlwaysFailsError, Failure
 from rewards.guard import Guard
 from rewards.match import ExactMatch, Format, NumericMatch
+from rewards.mathematics import Math, final_answer
 from rewards.named import make_reward, register_reward, reward_names
 from rewards.rollout import End, Rollout, Turn
 from rewards.score import RewardError, Score
@@ -40,6 +41,7 @@ __all__ = [
     "Format",
     "Guard",
     "LengthPenalty",
+    "Math",
     "MissingEosPenalty",
     "NumericMatch",
     "Product",
@@ -53,6 +55,7 @@ __all__ = [
     "VaderSentiment",
     "WeightedSum",
     "as_reward",
+    "final_answer",
     "make_reward",
     "register_reward",
     "reward",

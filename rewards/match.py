@@ -35,7 +35,7 @@ class ExactMatch(Reward):
 
     def score(self, rollout: Rollout) -> float:
         """Score one rollout."""
-        expected = str(_metadata(rollout, self.key, self.name))
+        expected = str(look_up(rollout, self.key, self.name))
         return float(self._normal(rollout.text) == self._normal(expected))
 
     def _normal(self, text: str) -> str:
@@ -115,7 +115,7 @@ class NumericMatch(Reward):
 
     def score(self, rollout: Rollout) -> float:
         """Score one rollout."""
-        answer = _metadata(rollout, self.key, self.name)
+        answer = look_up(rollout, self.key, self.name)
         expected = last_number(str(answer))
         if expected is None:
             raise ValueError(
@@ -161,7 +161,8 @@ class Format(Reward):
         return f"Format(pattern={self.pattern.pattern!r}, full={self.full})"
 
 
-def _metadata(rollout: Rollout, key: str, name: str) -> Any:
+def look_up(rollout: Rollout, key: str, name: str) -> Any:
+    """What a rollout's metadata has under a key, for the reward of that name."""
     try:
         return rollout.metadata[key]
     except KeyError:

@@ -4,6 +4,7 @@ from llm_env.tasks.base import Episodes, Task, TaskError
 from llm_env.tasks.characters import Addition, Copy, Reverse
 from llm_env.tasks.countdown import Countdown
 from llm_env.tasks.dataset import Dataset
+from llm_env.tasks.gsm8k import GSM8K
 from llm_env.tasks.maze import Maze
 from llm_env.tasks.reasoning_gym import ReasoningGym
 from llm_env.tasks.registry import make_task, register_task, task_class, task_names
@@ -11,6 +12,7 @@ from llm_env.tasks.sentiment import Sentiment
 from llm_env.tasks.sums import WordSums
 
 __all__ = [
+    "GSM8K",
     "Addition",
     "Copy",
     "Countdown",

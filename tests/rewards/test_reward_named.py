@@ -39,6 +39,7 @@ BUILT_IN = [
     "exact_match",
     "format",
     "length_penalty",
+    "math",
     "missing_eos_penalty",
     "numeric_match",
     "repetition_penalty",

@@ -28,7 +28,7 @@ class Regime:
     threshold: float
     changes: Mapping[str, Any]
     exact_match: bool = False
-    points: int = 8
+    points: int = 6
 
 
 def reversing(warm_start: int, **task: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ REGIMES = {
         Regime(
             "reverse",
             "Six letters are reversed, right (1) or wrong (0), from a middling start.",
-            tokens=45_000,
+            tokens=25_000,
             threshold=0.7,
             changes=reversing(90),
             exact_match=True,
@@ -55,7 +55,7 @@ REGIMES = {
         Regime(
             "rare",
             "The same from a start at which fewer than 5 in 100 texts are right.",
-            tokens=70_000,
+            tokens=35_000,
             threshold=0.5,
             changes=reversing(75),
             exact_match=True,
@@ -63,7 +63,7 @@ REGIMES = {
         Regime(
             "long",
             "Three letters are repeated, 64 in all; the one reward, the share that is right, comes at the end.",
-            tokens=165_000,
+            tokens=60_000,
             threshold=0.8,
             changes={
                 "task__name": "Tile",
@@ -76,7 +76,7 @@ REGIMES = {
         Regime(
             "dense",
             "Six letters are reversed, and each right letter is paid where it is written.",
-            tokens=60_000,
+            tokens=30_000,
             threshold=0.8,
             # All algorithms get the bonus: without it, which letters are ever found is luck.
             changes=reversing(30, dense=True) | {"loss__entropy": 0.2},
@@ -84,7 +84,7 @@ REGIMES = {
         Regime(
             "maze",
             "A way through a maze is found letter by letter; the task answers each with the new place.",
-            tokens=45_000,
+            tokens=25_000,
             threshold=0.6,
             changes={
                 "task__name": "Maze",
