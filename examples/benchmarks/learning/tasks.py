@@ -29,10 +29,11 @@ class Tile(Task):
 
     def sample(self, rng: np.random.Generator) -> Prompt:
         pattern = "".join(rng.choice(list(self.letters), size=3))
-        return Prompt(f"{pattern}: ", {"answer": (pattern * 22)[:64]})
+        tiles = (pattern * 22)[: self.max_new_tokens]
+        return Prompt(f"{pattern}: ", {"tiles": tiles, "answer": tiles[:-1]})  # the warm start needs room for an end
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
     def score(self, rollout: Rollout) -> float:
-        return sum(a == b for a, b in zip(rollout.metadata["answer"], rollout.text, strict=True)) / 64
+        return sum(a == b for a, b in zip(rollout.metadata["tiles"], rollout.text, strict=True)) / self.max_new_tokens
