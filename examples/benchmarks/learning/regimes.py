@@ -47,16 +47,16 @@ REGIMES = {
         Regime(
             "reverse",
             "Six letters are reversed, right (1) or wrong (0), from a middling start.",
-            tokens=25_000,
-            threshold=0.7,
+            tokens=20_000,
+            threshold=0.6,
             changes=reversing(90),
             exact_match=True,
         ),
         Regime(
             "rare",
             "The same from a start at which fewer than 5 in 100 texts are right.",
-            tokens=35_000,
-            threshold=0.5,
+            tokens=30_000,
+            threshold=0.3,
             changes=reversing(75),
             exact_match=True,
         ),
@@ -64,7 +64,7 @@ REGIMES = {
             "long",
             "Three letters are repeated, 64 in all; the one reward, the share that is right, comes at the end.",
             tokens=60_000,
-            threshold=0.8,
+            threshold=0.5,
             changes={
                 "task__name": "Tile",
                 "task__args": {},
@@ -77,15 +77,15 @@ REGIMES = {
             "dense",
             "Six letters are reversed, and each right letter is paid where it is written.",
             tokens=30_000,
-            threshold=0.8,
+            threshold=0.55,
             # All algorithms get the bonus: without it, which letters are ever found is luck.
-            changes=reversing(30, dense=True) | {"loss__entropy": 0.2},
+            changes=reversing(30, dense=True) | {"loss__entropy": 0.4},
         ),
         Regime(
             "maze",
             "A way through a maze is found letter by letter; the task answers each with the new place.",
             tokens=25_000,
-            threshold=0.6,
+            threshold=0.7,
             changes={
                 "task__name": "Maze",
                 "task__args": {"size": 4, "num_test": 48},
