@@ -17,6 +17,7 @@ Reinforcement learning on language models.
 
   train        train a model on a task
   sft          only the supervised warm start of a run
+  score        score texts that were written elsewhere
   presets      list the named configurations to begin with
   tasks        list the tasks, and what each can be told
   rewards      list the rewards that any task can be given
@@ -78,6 +79,12 @@ def _sft(arguments: list[str]) -> None:
     from agents.run.training import fine_tune
 
     fine_tune(options.settings, resume=options.resume)
+
+
+def _score(arguments: list[str]) -> None:
+    from agents.cli.score import score
+
+    score(arguments)
 
 
 def _presets(arguments: list[str]) -> None:
@@ -143,6 +150,7 @@ def _expect_nothing(command: str, arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sft": _sft,
+    "score": _score,
     "presets": _presets,
     "tasks": _tasks,
     "rewards": _rewards,

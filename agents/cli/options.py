@@ -104,7 +104,7 @@ def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options
         default=Options(base),
         prog=program,
         description=f"{what} Defaults shown are those of --preset and --config. Presets:\n{list_of_presets()}",
-        registry=_registry(),
+        registry=flag_registry(),
     )
 
 
@@ -126,7 +126,7 @@ def _config_of_run(out: Path) -> TrainConfig:
     return load_config(path)
 
 
-def _registry() -> ConstructorRegistry:
+def flag_registry() -> ConstructorRegistry:
     """How parts of the configuration, optional values and mappings are written as flags."""
     registry = ConstructorRegistry()
 

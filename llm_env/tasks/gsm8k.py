@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class GSM8K(Task):
         path: a JSONL file whose lines have "question" and "answer"; by default the data set is fetched from the Hugging
             Face hub, which needs the package datasets.
         test: the same of held-out problems. By default they are the hub's, or `num_test` of those in `path`.
+        split: "train" or "test", if all problems in `path` belong to it, in the order of the file; then there is no
+            other.
         shots: how many solved problems each prompt shows first; they are not learned from.
         num_train: at most so many problems are for training.
         num_test: at most so many are held out.
@@ -64,8 +66,21 @@ class GSM8K(Task):
     stop = ("\n\n", "\nQuestion:")
     num_train = 10_000
 
-    def __init__(self, path: str | None = None, *, test: str | None = None, shots: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        test: str | None = None,
+        split: Literal["train", "test"] | None = None,
+        shots: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if split is not None and (split not in ("train", "test") or path is None or test is not None or shots):
+            raise ValueError(
+                f"split is {split!r}; expected 'train' or 'test', and with it a path, but neither test nor shots: all "
+                "problems of the file belong to it"
+            )
         if shots < 0:
             raise ValueError(f"shots must be 0 or more, got {shots}")
         if path is None and test is not None:
@@ -75,6 +90,11 @@ class GSM8K(Task):
         self.shots = shots
         self.max_prompt_tokens = 384 * (shots + 1)
         self.reward = Math()
+        if split is not None:
+            self._solved: Sequence[Prompt] = []
+            rows = _rows(str(path))
+            self._problems: Splits = {"train": [], "test": []} | {split: rows}
+            return
         train, held_out = _from_hub() if path is None else (_rows(path), None if test is None else _rows(test))
         order = np.random.default_rng(self.seed).permutation(len(train)).tolist()
         shuffled = [train[index] for index in order]
@@ -85,15 +105,15 @@ class GSM8K(Task):
                 f"{len(train)} problems are too few: {len(train) - len(shuffled)} are held out (num_test) and {shots} "
                 "are shown solved (shots), so that none is left for training"
             )
-        self._solved, self._train = shuffled[:shots], shuffled[shots : shots + self.num_train]
-        self._test = held_out[: self.num_test]
+        self._solved = shuffled[:shots]
+        self._problems = {"train": shuffled[shots : shots + self.num_train], "test": held_out[: self.num_test]}
 
     def splits(self) -> Splits:
         """The problems, each after the solved ones."""
         shown = _REQUEST + "".join(f"{_asked(row)}{_solution(row)}\n\n" for row in self._solved)
         return {
             split: [Prompt(shown + _asked(row), {"answer": _number(row), "solution": _solution(row)}) for row in rows]
-            for split, rows in (("train", self._train), ("test", self._test))
+            for split, rows in self._problems.items()
         }
 
 
