@@ -338,7 +338,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "message"),
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
-        ("xyz", "unknown command 'xyz'; there are train, sft, presets, tasks, rewards, algorithms, metrics"),
+        ("xyz", "unknown command 'xyz'; there are train, sft, score, presets, tasks, rewards, algorithms, metrics"),
         ("presets all", "llm-env presets takes no arguments, got all"),
         ("tasks all", "llm-env tasks takes --module and its name, or nothing, got all"),
         ("rewards --module", "llm-env rewards takes --module and its name, or nothing, got --module"),
