@@ -10,10 +10,12 @@ from llm_env.tasks.reasoning_gym import ReasoningGym
 from llm_env.tasks.registry import make_task, register_task, task_class, task_names
 from llm_env.tasks.sentiment import Sentiment
 from llm_env.tasks.sums import WordSums
+from llm_env.tasks.tools import CalculatorSums, Tools, register_tool
 
 __all__ = [
     "GSM8K",
     "Addition",
+    "CalculatorSums",
     "Copy",
     "Countdown",
     "Dataset",
@@ -24,9 +26,11 @@ __all__ = [
     "Sentiment",
     "Task",
     "TaskError",
+    "Tools",
     "WordSums",
     "make_task",
     "register_task",
+    "register_tool",
     "task_class",
     "task_names",
 ]

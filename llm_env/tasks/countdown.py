@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -23,6 +24,7 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] 
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
+_CHARACTERS = re.compile(r"[0-9+\-*/()\s]*")
 _LONGEST = 200  # characters of an expression; far more than any honest one, and it bounds the parser's work
 
 
@@ -52,7 +54,8 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
         raise ValueError
 
     try:
-        if len(expression) > _LONGEST:
+        # Python's parser has warnings to give about other texts, such as "3x".
+        if len(expression) > _LONGEST or not _CHARACTERS.fullmatch(expression):
             raise ValueError
         return value(ast.parse(expression.strip(), mode="eval").body), numbers
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -1,0 +1,228 @@
+"""Tools: a task whose agent may call a calculator, or whatever else is registered, before it answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from llm_env.tasks.base import Splits, Task
+from llm_env.tasks.countdown import evaluate
+from llm_env.tasks.registry import make_task, register_task
+from llm_env.tokens.prompts import Prompt
+from llm_env.tokens.vocabulary import Vocabulary
+from rewards import Reward, Rollout, Score, as_reward
+from rewards.registry import Registry
+
+Tool: TypeAlias = Callable[[str], str]
+"""From what the agent wrote to what it is answered; a ValueError is told to the agent, as its own mistake."""
+
+_TOOLS: Registry[Tool] = Registry("tool", room="llm_env.tasks")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def register_tool(name: str) -> Callable[[Tool], Tool]:
+    """Decorate a function to make it a tool, called as `<name>...</name>`. Its docstring's first line explains it.
+
+    Examples:
+        >>> @register_tool("upper")
+        ... def upper(text):
+        ...     '''A text in capital letters.'''
+        ...     return text.upper()
+        >>> task = Tools("Copy", tools="upper", length=3)
+        >>> task.reply(Rollout.of("<upper>abc</upper>"))
+        '<result>ABC</result>'
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a tool is called by its name, <name>...</name>: it must be like 'calculator', got {name!r}")
+    return _TOOLS.register(name)
+
+
+@register_tool("calculator")
+def calculator(expression: str) -> str:
+    """What an expression of whole numbers, + - * / and brackets comes to: (12 + 3) * 4
+
+    Examples:
+        >>> calculator("(12 + 3) * 4"), calculator("1/3")
+        ('60', '0.333333')
+    """
+    value, _ = evaluate(expression)
+    return str(value) if value.denominator == 1 else f"{float(value):.6g}"
+
+
+@register_task
+class Tools(Task):
+    """Another task's prompts, with tools at hand: "<calculator>12*7</calculator>" is answered "<result>84</result>".
+
+    The answer is what the agent writes when it calls nothing any more; the other task scores it as if it had been
+    written alone. A call that cannot be understood, or is one too many, is answered by what is wrong with it. Parts of
+    the score are the number of "calls", and of those that were "refused".
+
+    Args:
+        task: the other task, or its name; one that has no replies and rewards no single tokens.
+        tools: which, by name: a list, or names with commas between them.
+        calls: how many calls are answered in an episode.
+        call_tokens: how many tokens there are for each call, besides those that the other task gives for its answer.
+        longest: characters of a result; the rest of a longer one is cut off.
+        explain: begin prompts with what the tools are, and how they are called.
+        **arguments: of the other task.
+
+    Examples:
+        >>> task = Tools("Addition", tools="calculator", digits=3)
+        >>> print(task.prompts("test")[0].text)
+        You may use these tools as often as 3 times, before you answer:
+        <calculator>...</calculator> What an expression of whole numbers, + - * / and brackets comes to: (12 + 3) * 4
+        Each is answered by <result>...</result>.
+        <BLANKLINE>
+        850+636=
+        >>> task.reply(Rollout.of("<calculator>850+636</calculator>"))
+        '<result>1486</result>'
+        >>> task.reply(Rollout.of("1486")) is None
+        True
+    """
+
+    on_reply_error = "<result>error: the tool has failed</result>"
+
+    def __init__(
+        self,
+        task: str | Task = "Addition",
+        *,
+        tools: str | Sequence[str] = "calculator",
+        calls: int = 3,
+        call_tokens: int = 40,
+        longest: int = 64,
+        explain: bool = True,
+        **arguments: Any,
+    ) -> None:
+        names = [name.strip() for name in tools.split(",")] if isinstance(tools, str) else list(tools)
+        if calls < 1 or call_tokens < 1 or longest < 1 or not names:
+            raise ValueError(
+                f"expected at least one tool, and calls, call_tokens and longest of 1 or more, got tools={tools!r}, "
+                f"calls={calls}, call_tokens={call_tokens}, longest={longest}"
+            )
+        self.tools: Mapping[str, Tool] = {name: _TOOLS[name] for name in names}
+        self.inner = make_task(task, arguments)
+        for method in ("reply", "over", "token_reward"):
+            if self.inner.overrides(method):
+                raise ValueError(
+                    f"Tools cannot hand out tools in the task {self.inner.name}, which has `{method}` itself"
+                )
+        super().__init__(seed=self.inner.seed)
+        self.calls = calls
+        self.longest = longest
+        self.explanation = self._explained() if explain else ""
+        self.chat = self.inner.chat
+        self.stop = (*self.inner.stop, *(f"</{name}>" for name in self.tools))
+        self.max_new_tokens = self.inner.max_new_tokens + calls * call_tokens
+        self.max_prompt_tokens = self.inner.max_prompt_tokens + len(self.explanation)
+        self.max_reply_tokens = (calls + 1) * (longest + len(_result("error: ")))
+
+    def setup(self, vocabulary: Vocabulary) -> None:
+        """Set the other task up for the same tokens."""
+        self.inner = self.inner.bind(vocabulary)
+
+    def splits(self) -> Splits:
+        """The other task's prompts, after the explanation."""
+        return {
+            split: [self._with_tools(Prompt.of(row)) for row in rows] for split, rows in self.inner.splits().items()
+        }
+
+    def demonstration(self, prompt: Prompt) -> list[str] | None:
+        """The agent's turns of a right episode, for a warm start; None where it is not known."""
+        return None
+
+    def reply(self, rollout: Rollout) -> str | None:
+        """The result of a call; None after a turn that calls nothing, which is the answer."""
+        name, written = self._call(rollout.turns[-1].text)
+        if name is None:
+            return None
+        made = sum(turn.who == "agent" for turn in rollout.turns)
+        if made > self.calls:  # once it is told so; then that was its answer
+            return _result("error: no calls are left; answer now") if made == self.calls + 1 else None
+        if written is None:
+            return _result(f"error: write <{name}>...</{name}>")
+        try:
+            return _result(str(self.tools[name](written))[: self.longest])
+        except ValueError as error:
+            return _result(f"error: {error}"[: self.longest])
+
+    def score(self, rollout: Rollout) -> Score:
+        """What the other task gives for the last turn."""
+        last = rollout.turns[-1]
+        alone = Rollout(
+            rollout.prompt_tokens, last.tokens, rollout.metadata, rollout.end, turns=(last,), episode=rollout.episode
+        )
+        [score] = self._reward_of_answers()([alone])
+        answers = [turn.text for turn in rollout.turns if turn.who == "task"]
+        parts = {"calls": float(len(answers)), "refused": float(sum("<result>error" in text for text in answers))}
+        paid = score.per_token
+        if paid is not None:  # in its place, behind the turns before
+            paid = np.pad(paid, (rollout.num_actions - len(paid), 0))
+        return Score(score.value, {**score.parts, **parts}, paid)
+
+    def as_reward(self) -> Reward:
+        """`score`, by the reward of this task where one is set, or else by the other task's."""
+        self._reward_of_answers()  # or the other task says that it has none
+        return as_reward(self.score)
+
+    def _reward_of_answers(self) -> Reward:
+        return self.inner.as_reward() if self.reward is None else as_reward(self.reward)
+
+    def _call(self, text: str) -> tuple[str | None, str | None]:
+        """The tool that a turn ends by calling, and what it is given: None without its opening tag."""
+        for name in self.tools:
+            if text.endswith(f"</{name}>"):
+                _, opened, written = text.removesuffix(f"</{name}>").rpartition(f"<{name}>")
+                return name, written.strip() if opened else None
+        return None, None
+
+    def _with_tools(self, prompt: Prompt) -> Prompt:
+        turns = self.demonstration(prompt)
+        metadata = prompt.metadata if turns is None else {**prompt.metadata, "turns": turns}
+        text = prompt.text
+        if self.explanation:
+            ahead = {"role": "system", "content": self.explanation.strip()}
+            text = self.explanation + text if isinstance(text, str) else [ahead, *text]
+        return Prompt(text, metadata)
+
+    def _explained(self) -> str:
+        def line(name: str, tool: Tool) -> str:
+            return f"<{name}>...</{name}> {(tool.__doc__ or '').strip().partition(chr(10))[0]}".rstrip()
+
+        often = "once" if self.calls == 1 else f"as often as {self.calls} times"
+        lines = "\n".join(line(name, tool) for name, tool in self.tools.items())
+        return (
+            f"You may use these tools {often}, before you answer:\n{lines}\n"
+            "Each is answered by <result>...</result>.\n\n"
+        )
+
+
+@register_task
+class CalculatorSums(Tools):
+    """Sums of large numbers, with a calculator: for tiny models, which cannot add them up by themselves.
+
+    Under "turns" each prompt has what an agent writes that uses the calculator, for a warm start
+    (`--sft.answer turns`).
+
+    Args:
+        digits: of each number, at most.
+        **arguments: of `Tools`.
+
+    Examples:
+        >>> CalculatorSums(digits=4).prompts("test")[0].metadata["turns"]
+        ['<calculator>8506+6369</calculator>', '14875']
+    """
+
+    def __init__(self, digits: int = 4, **arguments: Any) -> None:
+        super().__init__("Addition", tools="calculator", explain=False, digits=digits, **{"calls": 1} | arguments)
+
+    def demonstration(self, prompt: Prompt) -> list[str]:
+        """Copy the sum into a call, and the result into the answer."""
+        assert isinstance(prompt.text, str)
+        return [f"<calculator>{prompt.text.rstrip('=')}</calculator>", prompt.metadata["answer"]]
+
+
+def _result(text: str) -> str:
+    return f"<result>{text}</result>"

@@ -1,0 +1,145 @@
+"""Tools: calls, their answers, what goes wrong, and what an episode is worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_env import TokenMDP
+from llm_env.tasks import CalculatorSums, Tools, register_tool
+from rewards import ExactMatch, Rollout
+
+CALL = "<calculator>2+3</calculator>"
+
+
+@register_tool("test_broken")
+def broken(text: str) -> str:
+    raise RuntimeError("no line")
+
+
+@register_tool("test_long")
+def long(text: str) -> str:
+    """Says a lot."""
+    return "x" * 1000
+
+
+def play(mdp: TokenMDP, written: list[str], end: bool = True) -> Rollout:
+    """One episode: each text is written as it is; at last comes the end."""
+    mdp.reset(seed=0)
+    last = mdp.rollout(0)
+    tokens = [token for text in written for token in mdp.vocabulary.encode(text, add_special_tokens=False).tolist()]
+    for token in [*tokens, *(mdp.vocabulary.eos_tokens[:1] if end else ())]:
+        assert mdp.episodes.state.running[0], "the episode was over before"
+        mdp.step([int(token)])
+        last = mdp.rollout(0)
+    return last
+
+
+def texts(rollout: Rollout) -> list[str]:
+    return [turn.text for turn in rollout.turns]
+
+
+def test_an_episode_with_a_call_is_worth_its_answer() -> None:
+    mdp = TokenMDP(CalculatorSums(digits=2))
+    mdp.reset(seed=0)
+    facts = mdp.prompt(0).metadata
+    call, answer = facts["turns"]
+    rollout = play(mdp, [call, answer])
+    assert texts(rollout) == [call, f"<result>{facts['answer']}</result>", answer]
+    [score] = mdp.reward([rollout])
+    assert (score.value, score.parts["calls"], score.parts["refused"]) == (1.0, 1.0, 0.0)
+    [wrong] = mdp.reward([play(mdp, [call, "1"])])
+    assert (wrong.value, wrong.parts["calls"]) == (0.0, 1.0)
+    [alone] = mdp.reward([play(mdp, [answer])])
+    assert (alone.value, alone.parts["calls"]) == (1.0, 0.0)  # tools may be left alone
+
+
+@pytest.mark.parametrize(
+    ("written", "reply"),
+    [
+        ("so <calculator> (2 + 3) * 4 </calculator>", "<result>20</result>"),
+        ("<calculator>1/0</calculator>", "<result>error: division by zero: '1/0'</result>"),
+        ("<calculator>two</calculator>", "<result>error: not arithmetic: 'two'</result>"),
+        ("2+3</calculator>", "<result>error: write <calculator>...</calculator></result>"),
+        ("<calculator>2<calculator>7</calculator>", "<result>7</result>"),
+        ("<test_long></test_long>", f"<result>{'x' * 20}</result>"),
+        ("<calculator>" + "1+" * 200 + "1</calculator>", "<result>error: not arithmeti</result>"),
+        ("5", None),
+        ("<calculator>2+3", None),
+    ],
+)
+def test_replies(written: str, reply: str | None) -> None:
+    task = Tools("Addition", tools=["calculator", "test_long"], longest=64 if "error" in str(reply) else 20)
+    if reply is not None and "arithmeti<" in reply:
+        task.longest = 20
+    assert task.reply(Rollout.of(written)) == reply
+
+
+def test_calls_run_out_and_one_that_goes_on_calling_is_ended() -> None:
+    mdp = TokenMDP(Tools("Addition", calls=2, call_tokens=80, explain=False))
+    rollout = play(mdp, [CALL] * 4, end=False)
+    assert texts(rollout)[1::2] == ["<result>5</result>"] * 2 + [
+        "<result>error: no calls are left; answer now</result>"
+    ]
+    assert not mdp.episodes.state.running[0]
+    [score] = mdp.reward([rollout])
+    assert (score.value, score.parts["calls"], score.parts["refused"]) == (0.0, 3.0, 1.0)
+
+
+def test_a_tool_that_breaks_is_counted_and_the_episode_goes_on() -> None:
+    mdp = TokenMDP(Tools("Addition", tools="test_broken", explain=False))
+    rollout = play(mdp, ["<test_broken></test_broken>", "5"])
+    assert texts(rollout)[1] == "<result>error: the tool has failed</result>"
+    assert mdp.task.replies.num_failures == 1
+
+
+def test_rewards_of_letters_stand_where_these_were_written() -> None:
+    """The other task pays 1/6 for each of five characters and the end; before them stand the tokens of the call."""
+    mdp = TokenMDP(CalculatorSums(digits=4, dense=True))
+    mdp.reset(seed=0)
+    call, answer = mdp.prompt(0).metadata["turns"]
+    [score] = mdp.reward([play(mdp, [call, answer])])
+    assert score.per_token is not None
+    places = len(answer) + 1
+    assert score.per_token.tolist() == pytest.approx([0.0] * len(call) + [1 / places] * places)
+    assert score.total == pytest.approx(1.0)
+
+
+def test_the_explanation_goes_ahead_of_text_and_of_messages() -> None:
+    assert Tools("Addition").prompts("test")[0].identity.startswith("You may use these tools as often as 3 times")
+    messages = [{"role": "user", "content": "How many?"}]
+    task = Tools("Dataset", train=[{"prompt": messages}] * 2, reward=lambda rollout: 0.0, calls=1)
+    prompt = task.prompts("train")[0].text
+    assert [message["role"] for message in prompt if not isinstance(message, str)] == ["system", "user"]
+    assert "these tools once" in prompt[0]["content"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tools": "calculater"}, "unknown tool 'calculater'; did you mean 'calculator'"),
+        ({"tools": []}, "expected at least one tool"),
+        ({"calls": 0}, "calls=0"),
+        ({"task": "Maze"}, "the task Maze, which has `reply` itself"),
+        ({"digits": 2, "dense": 3, "sides": 1}, "no argument 'sides'"),
+    ],
+)
+def test_bad_input(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError, LookupError), match=message):
+        Tools(**arguments)
+
+
+def test_a_reward_set_on_it_sees_the_answer_alone() -> None:
+    task = Tools("Dataset", train=[{"prompt": "1+1=", "answer": 2}] * 2, explain=False)
+    with pytest.raises(NotImplementedError, match="the task Dataset has neither"):
+        task.as_reward()
+    task.reward = ExactMatch()
+    mdp = TokenMDP(task)
+    [score] = mdp.reward([play(mdp, ["<calculator>1+1</calculator>", "2"])])
+    assert (score.value, score.parts["exact_match"]) == (1.0, 1.0)
+
+
+def test_names_of_tools() -> None:
+    with pytest.raises(ValueError, match=r"must be like 'calculator', got 'My tool'"):
+        register_tool("My tool")
