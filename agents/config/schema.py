@@ -210,6 +210,11 @@ class SFTConfig:
     answer: str = "answer"
     """Under which name the task's prompts keep the answer that the warm start learns to write: a text, or in a task
     that replies a list of them, one for each turn."""
+    stop_at: Finite | None = None
+    """End the warm start as soon as the mean reward on held-out prompts, as --evaluation.best counts it, reaches this:
+    runs with different seeds then begin alike. None goes on to the last step."""
+    evaluate_every: Count = 10
+    """Judge the model every so many steps of the warm start, to see whether it has reached --sft.stop-at."""
     checkpoint_every: CountOrZero = 50
     """Write a checkpoint of the warm start every so many of its steps; 0 writes one at Ctrl-C only."""
 

@@ -58,6 +58,7 @@ SWITCHES = (
         "there is no reference model, as --kl.beta is 0 (--model.reference always keeps one all the same)",
     ),
     Switch(("loss.entropy_decay",), lambda c: c.loss.entropy == 0, "--loss.entropy is 0, so there is no bonus"),
+    Switch(("sft.evaluate_every",), lambda c: c.sft.stop_at is None, "--sft.stop-at is none, so nobody asks"),
     Switch(("kl.horizon",), lambda c: c.kl.target is None, "without --kl.target the penalty keeps its weight"),
     Switch(
         ("advantage.actor_lambda",),

@@ -63,8 +63,9 @@ class SFT:
         """How many optimizer steps were taken."""
         return self.optimizer.steps
 
-    def run(self, report: Callable[[int, float], None] = lambda step, loss: None) -> float:
-        """All steps that are left; `report` is told the number and the loss of each, in nats per token.
+    def run(self, report: Callable[[int, float], bool] = lambda step, loss: False) -> float:
+        """All steps that are left; `report` is told the number of each, and its loss in nats per token. If it gives
+        true, that was the last.
 
         Returns:
             The last loss; NaN if no step was left.
@@ -78,7 +79,8 @@ class SFT:
                     f"the loss of SFT step {self.steps} is {loss}: try a lower --sft.learning-rate "
                     f"(now {self.config.learning_rate:g})"
                 )
-            report(self.steps, loss)
+            if report(self.steps, loss):
+                break
         self.network.eval()
         return loss
 

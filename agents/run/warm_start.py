@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.config import TrainConfig
+from agents.config.files import ConfigError
 from agents.config.schema import Autocast
 from agents.report.display import Display
 from agents.run.evaluate import Evaluation
@@ -107,6 +109,11 @@ class _Progress:
 
     def begin(self, resume: bool) -> None:
         """Go on from a checkpoint, or judge the model as it is before the first step."""
+        if self.config.sft.stop_at is not None and self.parts.evaluator is None:
+            raise ConfigError(
+                f"--sft.stop-at is {self.config.sft.stop_at:g}, but the task has no held-out prompts to judge the "
+                "model by: leave it out, or give the task some"
+            )
         if resume and self._resume():
             return
         shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -127,7 +134,7 @@ class _Progress:
         total, every = self.config.sft.steps, self.config.sft.checkpoint_every
         first, start = self.sft.steps, time.perf_counter()
 
-        def report(step: int, loss: float) -> None:
+        def report(step: int, loss: float) -> bool:
             self.display.phase(f"supervised warm start, step {step} of {total}")
             if step % max(1, total // 8) == 0 or step == total:
                 seconds = (time.perf_counter() - start) / (step - first) * (total - step)
@@ -138,8 +145,28 @@ class _Progress:
             if asked.stop:
                 self.display.message(f"stopped by Ctrl-C after supervised step {step} (go on with --resume)")
                 raise KeyboardInterrupt
+            return self._is_good_enough(step)
 
         self.sft.run(report)
+
+    def _is_good_enough(self, step: int) -> bool:
+        """Whether `sft.stop_at` is reached, which is looked at every few steps."""
+        wanted, name = self.config.sft.stop_at, f"eval/{self.config.evaluation.best}"
+        if wanted is None or step % self.config.sft.evaluate_every:
+            return False
+        network = self.parts.network.eval()
+        self.parts.update_engine()
+        evaluation = self.judge()
+        network.train()
+        score = evaluation.metrics.get(name, -math.inf) if evaluation else -math.inf
+        if score >= wanted:
+            self.display.message(f"supervised step {step}: held-out {score:.3g}, enough for --sft.stop-at {wanted:g}")
+        elif step == self.config.sft.steps:
+            self.display.warn(
+                f"The warm start has come to {score:.3g} on held-out prompts in its {step} steps, not to --sft.stop-at "
+                f"{wanted:g}: give it more (--sft.steps)."
+            )
+        return score >= wanted
 
     def _save(self) -> None:
         tensors, state = self.sft.state()

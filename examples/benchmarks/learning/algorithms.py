@@ -46,8 +46,7 @@ class Algorithm:
 
 # The advantage is the return: there is no critic, and the defaults that estimate with one are not read.
 RETURNS = {"loss__value": 0.0, "advantage__kind": "monte_carlo", "advantage__baseline": "none"}
-# A single pass needs longer steps to move the policy as far; how long, the trust region finds out below this.
-ONE_PASS = {"actor__epochs": 1, "actor__learning_rate": 3e-3}
+ONE_PASS = {"actor__epochs": 1}
 
 ALGORITHMS = {
     algorithm.name: algorithm

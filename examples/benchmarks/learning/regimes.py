@@ -31,12 +31,17 @@ class Regime:
     points: int = 6
 
 
-def reversing(warm_start: int, **task: Any) -> dict[str, Any]:
-    """Six of four letters are to be reversed, after so many supervised steps."""
+def begin_at(score: float) -> dict[str, Any]:
+    """The warm start ends at this score, sampled."""
+    return {"sft__steps": 300, "sft__stop_at": score, "sft__evaluate_every": 5}
+
+
+def reversing(start: float, **task: Any) -> dict[str, Any]:
+    """Six of four letters are to be reversed, from a warm start that gets this score."""
     return {
         "task__name": "Reverse",
         "task__args": {"length": 6, "alphabet": "abcd", "num_test": 256, **task},
-        "sft__steps": warm_start,
+        **begin_at(start),
         "evaluation__prompts": 256,
     }
 
@@ -48,27 +53,27 @@ REGIMES = {
             "reverse",
             "Six letters are reversed, right (1) or wrong (0), from a middling start.",
             tokens=20_000,
-            threshold=0.6,
-            changes=reversing(90),
+            threshold=0.5,
+            changes=reversing(0.2),
             exact_match=True,
         ),
         Regime(
             "rare",
             "The same from a start at which fewer than 5 in 100 texts are right.",
-            tokens=30_000,
-            threshold=0.3,
-            changes=reversing(75),
+            tokens=24_000,
+            threshold=0.1,
+            changes=reversing(0.02),
             exact_match=True,
         ),
         Regime(
             "long",
             "Three letters are repeated, 64 in all; the one reward, the share that is right, comes at the end.",
-            tokens=60_000,
+            tokens=45_000,
             threshold=0.5,
             changes={
                 "task__name": "Tile",
                 "task__args": {},
-                "sft__steps": 30,
+                **begin_at(0.4),
                 "rollout__batch_size": 64,
                 "evaluation__prompts": 64,
             },
@@ -76,20 +81,20 @@ REGIMES = {
         Regime(
             "dense",
             "Six letters are reversed, and each right letter is paid where it is written.",
-            tokens=30_000,
-            threshold=0.55,
+            tokens=20_000,
+            threshold=0.4,
             # All algorithms get the bonus: without it, which letters are ever found is luck.
-            changes=reversing(30, dense=True) | {"loss__entropy": 0.4},
+            changes=reversing(0.25, dense=True) | {"loss__entropy": 0.4},
         ),
         Regime(
             "maze",
             "A way through a maze is found letter by letter; the task answers each with the new place.",
-            tokens=25_000,
-            threshold=0.7,
+            tokens=18_000,
+            threshold=0.6,
             changes={
                 "task__name": "Maze",
                 "task__args": {"size": 4, "num_test": 48},
-                "sft__steps": 40,
+                **begin_at(0.45),
                 "rollout__batch_size": 128,
                 "evaluation__prompts": 48,
             },
@@ -108,6 +113,8 @@ def quick(regime: Regime) -> Regime:
     tiny: dict[str, Any] = {
         "task__args": {**regime.changes["task__args"], "num_test": 8},
         "sft__steps": 2,
+        "sft__stop_at": None,
+        "sft__evaluate_every": 10,
         "sft__warmup": 1,
         "evaluation__prompts": 8,
         "rollout__batch_size": 8,

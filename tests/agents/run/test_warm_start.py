@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -292,3 +293,29 @@ def test_the_model_is_an_ordinary_folder(config: Config) -> None:
     start(made)
     assert "model.safetensors" in names(made.out / "sft")
     assert len(load_tokenizer(str(made.out / "sft"))) == 100
+
+
+def test_it_ends_at_a_score(config: Config, judged: list[Evaluation], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is judged before the first step, after every second one, and at last; the third look is good enough."""
+    scores = iter([0.9, 0.1, 0.3, 0.6, 0.7])
+    honest = Evaluator.evaluate
+
+    def evaluate(self: Evaluator) -> Evaluation:
+        found = honest(self)
+        return dataclasses.replace(found, metrics=found.metrics | {"eval/sampled": next(scores)})
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    said = Said()
+    ended = start(config(sft__steps=12, sft__stop_at=0.5, sft__evaluate_every=2), said)
+    assert (ended.before["eval/sampled"], ended.after["eval/sampled"]) == (0.9, 0.7)
+    assert "supervised step 6: held-out 0.6, enough for --sft.stop-at 0.5" in "\n".join(said.lines)
+    assert len(judged) == 5
+
+
+def test_being_judged_changes_no_step(config: Config) -> None:
+    often, never = config("often", sft__stop_at=2.0, sft__evaluate_every=1), config("never")
+    said = Said()
+    start(often, said)
+    start(never)
+    same(often.out / "sft", never.out / "sft")
+    assert "not to --sft.stop-at 2: give it more (--sft.steps)" in "\n".join(said.lines)
