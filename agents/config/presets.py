@@ -46,27 +46,6 @@ PRESETS: dict[str, Preset] = {
             evaluation__stop_at=0.97,
         ),
     ),
-    "sums-smollm2": Preset(
-        "Teach SmolLM2-135M to add in words, on two CPU cores.",
-        TrainConfig().replace(
-            out=Path("runs/sums-smollm2"),
-            iterations=100,
-            task__name="WordSums",
-            task__args={"largest": 49},
-            model__name="smollm2-135m",
-            sft__steps=45,
-            sft__batch_size=32,
-            sft__learning_rate=2e-4,
-            sft__warmup=10,
-            rollout__batch_size=128,
-            actor__learning_rate=1e-4,
-            actor__epochs=2,
-            actor__minibatches=2,
-            evaluation__every=10,
-            evaluation__prompts=128,
-            evaluation__stop_at=0.85,
-        ),
-    ),
     "sentiment-smollm2": Preset(
         "Teach SmolLM2-135M to write cheerful reviews; vLLM writes the texts.",
         TrainConfig().replace(

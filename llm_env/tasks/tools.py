@@ -13,7 +13,7 @@ from llm_env.tasks.countdown import evaluate
 from llm_env.tasks.registry import make_task, register_task
 from llm_env.tokens.prompts import Prompt
 from llm_env.tokens.vocabulary import Vocabulary
-from rewards import Reward, Rollout, Score, as_reward
+from rewards import Reward, Rollout, Score, Turn, as_reward
 from rewards.registry import Registry
 
 Tool: TypeAlias = Callable[[str], str]
@@ -151,6 +151,8 @@ class Tools(Task):
     def score(self, rollout: Rollout) -> Score:
         """What the other task gives for the last turn."""
         last = rollout.turns[-1]
+        if last.who == "task":  # there was no room to answer in; a result is no answer of the agent's
+            last = Turn("agent", last.tokens[:0], "")
         alone = Rollout(
             rollout.prompt_tokens, last.tokens, rollout.metadata, rollout.end, turns=(last,), episode=rollout.episode
         )

@@ -8,7 +8,7 @@ import pytest
 
 from llm_env import TokenMDP
 from llm_env.tasks import CalculatorSums, Tools, register_tool
-from rewards import ExactMatch, Rollout
+from rewards import ExactMatch, NumericMatch, Rollout
 
 CALL = "<calculator>2+3</calculator>"
 
@@ -92,6 +92,15 @@ def test_a_tool_that_breaks_is_counted_and_the_episode_goes_on() -> None:
     rollout = play(mdp, ["<test_broken></test_broken>", "5"])
     assert texts(rollout)[1] == "<result>error: the tool has failed</result>"
     assert mdp.task.replies.num_failures == 1
+
+
+def test_a_result_is_no_answer() -> None:
+    """Of a text that was cut off behind one, though it is the right number."""
+    task = Tools("Dataset", train=[{"prompt": "2+3=", "answer": 5}] * 2, reward=NumericMatch(), explain=False)
+    [score] = TokenMDP(task).reward([Rollout.of([CALL, "<result>5</result>"], metadata={"answer": 5}, end="budget")])
+    assert score.value == 0.0
+    [score] = TokenMDP(task).reward([Rollout.of([CALL, "<result>5</result>", "5"], metadata={"answer": 5})])
+    assert score.value == 1.0
 
 
 def test_rewards_of_letters_stand_where_these_were_written() -> None:
