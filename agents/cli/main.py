@@ -19,7 +19,7 @@ Reinforcement learning on language models.
   sft          only the supervised warm start of a run
   score        score texts that were written elsewhere
   presets      list the named configurations to begin with
-  tasks        list the tasks, and what each can be told
+  tasks        list the tasks, and what each can be told; or show one: llm-env tasks Reverse length 6
   rewards      list the rewards that any task can be given
   algorithms   list the algorithms
   metrics      list the numbers that a run logs, and what they mean
@@ -102,7 +102,18 @@ def _tasks(arguments: list[str]) -> None:
         "llm-env train --task.name Reverse --task.args length 6",
         "llm-env train --task.name Dataset --task.args train data.jsonl --task.reward exact_match",
     ]
-    _list("tasks", arguments, list_of_tasks, *examples)
+    if arguments and not arguments[0].startswith("-"):
+        _show(arguments)
+    else:
+        _list("tasks", arguments, list_of_tasks, *examples)
+        print("See what one asks: llm-env tasks Reverse length 6 --model smollm2-135m")
+
+
+def _show(arguments: list[str]) -> None:
+    from agents.cli.options import read_task
+    from agents.cli.show import shown
+
+    print(shown(*read_task(arguments)))
 
 
 def _rewards(arguments: list[str]) -> None:

@@ -21,6 +21,7 @@ from tyro.constructors import (
 from agents.config import Scalar, TrainConfig
 from agents.config.explain import help_texts
 from agents.config.files import ConfigError, check_config, load_config, read_value, refuse_a_second_run, refuse_changes
+from agents.config.modules import import_module_of
 from agents.config.presets import PRESETS
 from rewards.registry import did_you_mean
 
@@ -178,6 +179,35 @@ def flag_registry() -> ConstructorRegistry:
         )
 
     return registry
+
+
+def read_task(arguments: Sequence[str]) -> tuple[str, dict[str, object], str]:
+    """A task's name, its arguments and a model, as `llm-env tasks NAME [ARGUMENT VALUE ...] [--model M] [--module M]`.
+
+    Examples:
+        >>> read_task(["Reverse", "length", "6", "--model", "tiny"])
+        ('Reverse', {'length': 6}, 'tiny')
+    """
+    words = [word for word in arguments if word != "--traceback"]
+    named = {"--model": "tiny", "--module": ""}
+    for flag in named:
+        if flag in words:
+            place = words.index(flag)
+            if place + 1 == len(words):
+                raise ConfigError(f"{flag} is the last word: expected a name after it")
+            named[flag] = words[place + 1]
+            del words[place : place + 2]
+    name, *rest = words
+    if unknown := [word for word in words if word.startswith("--")]:
+        raise ConfigError(
+            f"llm-env tasks {name} takes the task's arguments, --model and --module, got {unknown[0]}: for example, "
+            "llm-env tasks Reverse length 6 --model tiny"
+        )
+    import_module_of(TrainConfig(module=named["--module"] or None))
+    try:
+        return name, dict(_read_pairs(rest)), named["--model"]
+    except ValueError as error:
+        raise ConfigError(f"llm-env tasks {name}: {error}") from error
 
 
 def _read_pairs(strings: list[str]) -> dict[str, Scalar]:

@@ -29,7 +29,8 @@ class GSM8K(Task):
     Args:
         path: a JSONL file whose lines have "question" and "answer"; by default the data set is fetched from the Hugging
             Face hub, which needs the package datasets.
-        test: the same of held-out problems. By default they are the hub's, or `num_test` of those in `path`.
+        test: the same of held-out problems. By default they are the hub's, or `num_test` of those in `path`, of which
+            they are a fifth at most.
         split: "train" or "test", if all problems in `path` belong to it, in the order of the file; then there is no
             other.
         shots: how many solved problems each prompt shows first; they are not learned from.
@@ -99,7 +100,8 @@ class GSM8K(Task):
         order = np.random.default_rng(self.seed).permutation(len(train)).tolist()
         shuffled = [train[index] for index in order]
         if held_out is None:
-            held_out, shuffled = shuffled[: self.num_test], shuffled[self.num_test :]
+            few = min(self.num_test, len(train) // 5)
+            held_out, shuffled = shuffled[:few], shuffled[few:]
         if len(shuffled) <= shots:
             raise ValueError(
                 f"{len(train)} problems are too few: {len(train) - len(shuffled)} are held out (num_test) and {shots} "

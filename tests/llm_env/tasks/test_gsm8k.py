@@ -88,7 +88,7 @@ def test_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         ([{"question": "a?", "answer": "none"}], {}, r"problem 1: its answer is 'none'; expected a text that ends"),
         ([{"question": "a?"}], {}, "problem 1: its answer is None"),
         ([{"answer": "1"}], {}, "line 1: a row of prompts has no field 'question'"),
-        (rows(4), {"num_test": 2, "shots": 2}, "4 problems are too few: 2 are held out"),
+        (rows(10), {"shots": 8}, "10 problems are too few: 2 are held out"),
         (rows(4), {"shots": -1}, "shots must be 0 or more, got -1"),
     ],
 )
