@@ -23,6 +23,7 @@ Reinforcement learning on language models.
   rewards      list the rewards that any task can be given
   algorithms   list the algorithms
   metrics      list the numbers that a run logs, and what they mean
+  doctor       what is installed, what this machine is good at, and whether everything works on it
 
 To begin:                       llm-env train --preset reverse-tiny
 All that a run can be told:     llm-env train --help
@@ -137,6 +138,20 @@ def _metrics(arguments: list[str]) -> None:
     print("\nCapital letters stand for a name that a task or your own code makes up.")
 
 
+def _doctor(arguments: list[str]) -> None:
+    _expect_nothing("doctor", arguments)
+    if {"-h", "--help"} & set(arguments):
+        return
+    from agents.run.doctor import examine
+
+    failed = 0
+    for finding in examine():
+        print(finding, flush=True)
+        failed += finding.state == "failed"
+    if failed:
+        raise ConfigError(f"{failed} of the checks failed: see above")
+
+
 def _list(command: str, arguments: list[str], listing: Callable[[], str], *examples: str) -> None:
     from agents.cli.lists import import_module_named_in
 
@@ -167,6 +182,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "rewards": _rewards,
     "algorithms": _algorithms,
     "metrics": _metrics,
+    "doctor": _doctor,
 }
 
 

@@ -338,9 +338,12 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "message"),
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
-        ("xyz", "unknown command 'xyz'; there are train, sft, score, presets, tasks, rewards, algorithms, metrics"),
+        (
+            "xyz",
+            "unknown command 'xyz'; there are train, sft, score, presets, tasks, rewards, algorithms, metrics, doctor",
+        ),
         ("presets all", "llm-env presets takes no arguments, got all"),
-        ("tasks all", "llm-env tasks takes --module and its name, or nothing, got all"),
+        ("tasks all", "unknown task 'all'"),
         ("rewards --module", "llm-env rewards takes --module and its name, or nothing, got --module"),
         ("algorithms --module=nothing_here", "--module is nothing_here, but Python finds no module nothing_here"),
         ("train --module own/parts.py", "expected a name as in `import own.parts`"),
