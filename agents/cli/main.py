@@ -17,6 +17,7 @@ Reinforcement learning on language models.
 
   train        train a model on a task
   sft          only the supervised warm start of a run
+  eval         judge a model, or a run's, on a task
   score        score texts that were written elsewhere
   presets      list the named configurations to begin with
   tasks        list the tasks, and what each can be told; or show one: llm-env tasks Reverse length 6
@@ -80,6 +81,12 @@ def _sft(arguments: list[str]) -> None:
     from agents.run.training import fine_tune
 
     fine_tune(options.settings, resume=options.resume)
+
+
+def _eval(arguments: list[str]) -> None:
+    from agents.cli.judge import evaluate
+
+    evaluate(arguments)
 
 
 def _score(arguments: list[str]) -> None:
@@ -176,6 +183,7 @@ def _expect_nothing(command: str, arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sft": _sft,
+    "eval": _eval,
     "score": _score,
     "presets": _presets,
     "tasks": _tasks,

@@ -1,0 +1,159 @@
+"""`llm-env eval`: how good a model is on a task."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from agents.cli.options import flag_registry
+from agents.config import TaskConfig, TrainConfig
+from agents.config.files import ConfigError, check_config, load_config
+from agents.config.modules import import_module_of
+from llm_env.files import replace_file
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What the command is told."""
+
+    model: tyro.conf.Positional[str]
+    """The model: the folder of a run (its best model, or the last), of a model, a built-in name, or a hub id."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    split: str = "test"
+    """Which of the task's sets of prompts it is judged on."""
+    prompts: int = 256
+    """The most prompts that it is judged on."""
+    samples: int = 1
+    """How many texts are sampled after each prompt; pass@k needs k."""
+    right: float = 1.0
+    """The reward from which a text counts as right, for pass@k."""
+    temperature: float = 1.0
+    """How random the sampled texts are."""
+    seed: int = 0
+    """Of the sampled texts."""
+    engine: str = "transformers"
+    """What writes the texts: transformers or vllm."""
+    slots: int = 64
+    """How many texts are written at the same time."""
+    device: str = "cpu"
+    """What to compute on."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="TEXTS.jsonl")] = None
+    """Write every text there, with its score and its parts."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object in place of the table."""
+    module: str | None = None
+    """A Python module to import first, which may register tasks and rewards of your own."""
+    traceback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show where in the program an error came from."""
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    options = tyro.cli(
+        EvalOptions,
+        args=arguments,
+        default=_defaults(arguments),
+        prog="llm-env eval",
+        description="Judge a model on a task. Of a run's folder the task, temperature and seed are the run's own.",
+        registry=flag_registry(),
+    )
+    if options.samples < 1:
+        raise ConfigError(f"--samples is {options.samples}, expected 1 or more")
+    config = TrainConfig(module=options.module, task=options.task, seed=options.seed, device=options.device).replace(
+        evaluation__split=options.split,
+        evaluation__prompts=options.prompts,
+        rollout__temperature=options.temperature,
+        rollout__engine=options.engine,
+        rollout__slots=options.slots,
+    )
+    check_config(config)
+    import_module_of(config)
+    from agents.run.judge import judge  # imports torch: --help and slips in flags do without
+
+    begun = time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        if sys.stderr.isatty() and done < total:
+            left = (time.monotonic() - begun) / done * (total - done)
+            print(f"{done} of {total} passes over the prompts, about {left:.0f} s left", file=sys.stderr)
+
+    found = judge(config, _model_of(options.model), options.samples, told)
+    summary = {
+        "model": options.model,
+        "task": options.task.name,
+        "split": options.split,
+        **found.summary(options.right),
+    }
+    if options.out is not None:
+        with replace_file(options.out) as new:
+            new.write_text("".join(json.dumps(row) + "\n" for row in found.rows), encoding="utf-8")
+    print(json.dumps(summary) if options.json else table(summary))
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The figures as text.
+
+    Examples:
+        >>> figures = {"mean": 0.5, "low": 0.25, "high": 0.75}
+        >>> print(table({"model": "tiny", "task": "Copy", "split": "test", "prompts": 8, "samples": 2,
+        ...              "temperature": 1.0, "right": 1.0, "sampled": figures, "greedy": figures,
+        ...              "pass": {"1": 0.5, "2": 0.75}, "parts": {"exact": 0.5}}))
+        tiny on Copy (test): 8 prompts, 2 samples each at temperature 1
+        <BLANKLINE>
+                        mean   95% interval
+        sampled        0.500   0.250 to 0.750
+        greedy         0.500   0.250 to 0.750
+        pass@1         0.500   right: a reward of 1 or more
+        pass@2         0.750
+        part exact     0.500
+    """
+    each = "sample" if summary["samples"] == 1 else "samples"
+    lines = [
+        f"{summary['model']} on {summary['task']} ({summary['split']}): {summary['prompts']} prompts, "
+        f"{summary['samples']} {each} each at temperature {summary['temperature']:g}",
+        "",
+        f"{'':<12} {'mean':>7}   95% interval",
+    ]
+    for name in ("sampled", "greedy"):
+        of = summary[name]
+        lines.append(f"{name:<12} {of['mean']:>7.3f}   {of['low']:.3f} to {of['high']:.3f}")
+    for place, (k, value) in enumerate(summary["pass"].items()):
+        why = "" if place else f"   right: a reward of {summary['right']:g} or more"
+        lines.append(f"{f'pass@{k}':<12} {value:>7.3f}{why}")
+    lines += [f"{f'part {name}':<12} {value:>7.3f}" for name, value in summary["parts"].items()]
+    return "\n".join(lines)
+
+
+def _defaults(arguments: Sequence[str]) -> EvalOptions:
+    """Those of the run, if it is one's folder that is to be judged."""
+    first = next(iter(arguments), "-")
+    if first.startswith("-") or not (saved := Path(first) / "config.yaml").is_file():
+        return EvalOptions(model=tyro.MISSING)
+    run = load_config(saved)
+    return EvalOptions(
+        model=tyro.MISSING,
+        task=run.task,
+        split=run.evaluation.split,
+        prompts=run.evaluation.prompts,
+        temperature=run.rollout.temperature,
+        seed=run.seed,
+        module=run.module,
+    )
+
+
+def _model_of(name: str) -> str:
+    """The model that is meant: of a run's folder the best one, or else the last."""
+    folder = Path(name)
+    if not (folder / "config.yaml").is_file():
+        return name
+    for kept in ("best", "model"):
+        if (folder / kept / "config.json").is_file():
+            return str(folder / kept)
+    raise ConfigError(f"{folder} holds a run, but no model yet: judge it when it has written one (best/ or model/)")

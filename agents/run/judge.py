@@ -1,0 +1,140 @@
+"""How good a model is on a task: means with intervals, pass@k, and every text that was judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers.utils.logging import disable_progress_bar
+
+from agents.config import TrainConfig
+from agents.config.files import ConfigError
+from agents.run.parts import build_parts
+from llm_env.engines import Sampling
+from llm_env.tokens.episode import Episode
+
+Floats = npt.NDArray[np.float64]
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found.
+
+    Attributes:
+        sampled: `[prompts, samples]` rewards of sampled texts.
+        greedy: `[prompts]` of those whose tokens are the likeliest.
+        rows: every text, as JSON can hold it: prompt_index, sample (None: greedy), text, end, score, parts.
+        temperature: of the sampled texts.
+    """
+
+    sampled: Floats
+    greedy: Floats
+    rows: list[dict[str, Any]]
+    temperature: float
+
+    def summary(self, right: float = 1.0) -> dict[str, Any]:
+        """The figures, as JSON can hold them.
+
+        Args:
+            right: a reward from which a text counts as right, for pass@k.
+        """
+        count = self.sampled.shape[1]
+        correct = (self.sampled >= right - 1e-9).sum(1)
+        tries = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= count]
+        parts: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row["sample"] is not None:
+                for name, value in row["parts"].items():
+                    if name != "score" and (name != "reward_failed" or value):  # the whole, and what hardly ever is
+                        parts.setdefault(name, []).append(value)
+        return {
+            "prompts": len(self.sampled),
+            "samples": count,
+            "temperature": self.temperature,
+            "sampled": mean_with_interval(self.sampled.mean(1)),
+            "greedy": mean_with_interval(self.greedy),
+            "right": right,
+            "pass": {str(k): float(np.mean([pass_at(k, count, int(c)) for c in correct])) for k in tries},
+            "parts": {name: float(np.mean(values)) for name, values in sorted(parts.items())},
+        }
+
+
+def judge(
+    config: TrainConfig, model: str, samples: int = 1, told: Callable[[int, int], None] = lambda done, total: None
+) -> Judgement:
+    """Let a model write, and score it. Its first samples, and the greedy texts, are those of a run's own evaluation.
+
+    Args:
+        config: the task, the split and how many prompts (`evaluation`), temperature, seed and engine (`rollout`).
+        model: a name or a folder.
+        samples: texts after each prompt.
+        told: how many of the passes over the prompts are done, of how many.
+    """
+    # No critic and no reference: nothing that only learning needs.
+    disable_progress_bar()  # of transformers, for every file of weights
+    plain = config.replace(model__critic="shared", model__reference="penalty", kl__beta=0.0, algo="ppo")
+    parts = build_parts(plain, model)
+    try:
+        evaluator = parts.evaluator
+        if evaluator is None:
+            raise ConfigError(f"the task {config.task.name} has no prompts in its split {config.evaluation.split!r}")
+
+        def write(place: int | None) -> list[Episode]:
+            seed = evaluator.seed if not place else [evaluator.seed, place]
+            number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) if place else evaluator.seed
+            temperature = 0.0 if place is None else evaluator.temperature
+            evaluator.writer.mdp.reward.reseed(evaluator.seed)
+            sampling = Sampling(temperature=temperature, seed=number)
+            return evaluator.writer.episodes(evaluator.indices, evaluator.indices, sampling)
+
+        passes: list[list[Episode]] = []
+        order: list[int | None] = [*range(samples), None]
+        for place in order:
+            passes.append(write(place))
+            told(len(passes), len(order))
+    finally:
+        parts.close()
+    *sampled, greedy = ([episode.total for episode in episodes] for episodes in passes)
+    rows = [row for place, episodes in zip(order, passes, strict=True) for row in _rows(place, episodes)]
+    return Judgement(np.array(sampled).T, np.array(greedy), rows, config.rollout.temperature)
+
+
+def pass_at(k: int, count: int, right: int) -> float:
+    """How likely at least one of k texts is right, if `right` of `count` were: without bias, whatever k.
+
+    Examples:
+        >>> pass_at(1, 4, 1), pass_at(2, 4, 1), pass_at(4, 4, 1), pass_at(2, 4, 0)
+        (0.25, 0.5, 1.0, 0.0)
+    """
+    return 1.0 - comb(count - right, k) / comb(count, k)
+
+
+def mean_with_interval(values: Sequence[float] | Floats) -> dict[str, float]:
+    """The mean, and the middle 95% of what a percentile bootstrap over prompts gives.
+
+    Examples:
+        >>> mean_with_interval([1.0, 1.0, 1.0])
+        {'mean': 1.0, 'low': 1.0, 'high': 1.0}
+    """
+    data = np.asarray(values, dtype=np.float64)
+    drawn = np.random.default_rng(0).integers(len(data), size=(RESAMPLES, len(data)))
+    low, high = np.percentile(data[drawn].mean(1), [2.5, 97.5])
+    return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
+
+
+def _rows(place: int | None, episodes: list[Episode]) -> Iterator[dict[str, Any]]:
+    for episode in episodes:
+        yield {
+            "prompt_index": episode.prompt_index,
+            "sample": place,
+            "text": episode.text,
+            "end": str(episode.end),
+            "score": episode.total,
+            "parts": dict(episode.score.parts),
+        }

@@ -1,0 +1,104 @@
+"""`llm-env eval`: the numbers of the run's own evaluation, intervals, pass@k by counting."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.cli import main
+from agents.report.log import read_metrics
+from agents.run.judge import Judgement, mean_with_interval, pass_at
+from agents.run.training import train
+from tests.agents.runs import save_small_model, small_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    task = {"length": 3, "alphabet": "abcd", "dense": True}
+    model = save_small_model(folder / "model", spread=0.1)
+    config = small_config(folder / "out", model, iterations=2, seed=3, task__args=task)
+    train(config)
+    return config.out
+
+
+def figures(capsys: pytest.CaptureFixture[str], *line: object) -> dict[str, Any]:
+    assert main(["eval", *map(str, line), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_runs_own_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its task, prompts, temperature and seed, of its best model; and of its last, named by its folder."""
+    judged = [row for row in read_metrics(run) if "eval/sampled" in row]
+    best = max(judged, key=lambda row: row["eval/sampled"])
+    found = figures(capsys, run)
+    assert (found["prompts"], found["samples"], found["task"]) == (8, 1, "Copy")
+    assert found["sampled"]["mean"] == pytest.approx(best["eval/sampled"], abs=1e-6)
+    assert found["greedy"]["mean"] == pytest.approx(best["eval/greedy"], abs=1e-6)
+    task = ["--task.name", "Copy", "--task.args", "length", 3, "alphabet", "abcd", "dense", "true"]
+    last = figures(capsys, run / "model", *task, "--prompts", 8, "--seed", 3)
+    assert last["sampled"]["mean"] == pytest.approx(judged[-1]["eval/sampled"], abs=1e-6)
+
+
+def test_more_samples_keep_the_first_and_are_written_down(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "texts.jsonl"
+    one, three = figures(capsys, run), figures(capsys, run, "--samples", 3, "--out", out, "--right", 0.3)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["sample"] for row in rows] == [0] * 8 + [1] * 8 + [2] * 8 + [None] * 8
+    first, second, _, greedy = (rows[place : place + 8] for place in range(0, 32, 8))
+    assert np.mean([row["score"] for row in first]) == pytest.approx(one["sampled"]["mean"])
+    assert np.mean([row["score"] for row in greedy]) == pytest.approx(three["greedy"]["mean"])
+    assert [row["text"] for row in first] != [row["text"] for row in second]
+    right = np.array([row["score"] >= 0.3 - 1e-9 for row in rows[:24]]).reshape(3, 8)
+    assert three["pass"]["1"] == pytest.approx(right.mean())
+    assert three["parts"]["exact"] == pytest.approx(np.mean([row["parts"]["exact"] for row in rows[:24]]))
+
+
+def test_pass_at_k_by_trying_all_choices() -> None:
+    for count, right, k in [(5, 2, 1), (5, 2, 3), (6, 1, 4), (4, 0, 2), (4, 4, 3)]:
+        texts = [True] * right + [False] * (count - right)
+        chosen = [any(pick) for pick in itertools.combinations(texts, k)]
+        assert pass_at(k, count, right) == pytest.approx(np.mean(chosen))
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        of = mean_with_interval(rng.normal(3.0, 2.0, size=60))
+        covered += of["low"] <= 3.0 <= of["high"]
+    assert 180 <= covered <= 200
+
+
+def test_which_rewards_count_as_right() -> None:
+    found = Judgement(np.array([[1.0, 0.5], [0.0, 0.5]]), np.zeros(2), [], 1.0)
+    assert found.summary()["pass"] == {"1": 0.25, "2": 0.5}
+    assert found.summary(right=0.5)["pass"] == {"1": 0.75, "2": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("tiny --samples 0", "--samples is 0, expected 1 or more"),
+        ("tiny --split dev", "no split 'dev'"),
+        ("tiny --task.name Copie", "did you mean 'Copy'"),
+        ("no/such/model", "no/such/model"),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], line: str, message: str) -> None:
+    assert main(["eval", *line.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_without_a_model(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert main(["eval", str(tmp_path)]) == 2
+    assert "holds a run, but no model yet" in capsys.readouterr().err
