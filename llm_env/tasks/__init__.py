@@ -6,6 +6,7 @@ from llm_env.tasks.countdown import Countdown
 from llm_env.tasks.dataset import Dataset
 from llm_env.tasks.gsm8k import GSM8K
 from llm_env.tasks.maze import Maze
+from llm_env.tasks.mixture import Mixture
 from llm_env.tasks.reasoning_gym import ReasoningGym
 from llm_env.tasks.registry import make_task, register_task, task_class, task_names
 from llm_env.tasks.sentiment import Sentiment
@@ -21,6 +22,7 @@ __all__ = [
     "Dataset",
     "Episodes",
     "Maze",
+    "Mixture",
     "ReasoningGym",
     "Reverse",
     "Sentiment",

@@ -51,6 +51,7 @@ PUBLIC = {
         "Dataset",
         "Episodes",
         "Maze",
+        "Mixture",
         "ReasoningGym",
         "Reverse",
         "Sentiment",
