@@ -81,6 +81,19 @@ class Algorithm:
 
     def __init__(self, config: TrainConfig, network: Network, collector: Collector, *, trusted: bool = True) -> None:
         self.config = config
+        tokens = collector.writer.mdp.vocabulary.size
+        if network.num_tokens != tokens:
+            raise ValueError(
+                f"the network chooses among {network.num_tokens} tokens, but the texts are made of {tokens}: their "
+                "log-probs would differ. Make it with Network(model, vocabulary=mdp.vocabulary)"
+            )
+        if config.kl.beta and not network.has_reference:
+            raise ValueError(f"kl.beta={config.kl.beta} needs a reference: make the network with reference=True")
+        if network.config.critic != config.model.critic and self.has_critic:
+            raise ValueError(
+                f"the network has a critic of the kind {network.config.critic!r}, but model.critic is "
+                f"{config.model.critic!r}: make it with Network(model, config.model)"
+            )
         self.network = network
         self.collector = collector
         self.trusted = trusted
@@ -98,14 +111,6 @@ class Algorithm:
         self.iteration = 0
         self.tokens = 0
         self.batch: Batch | None = None
-        tokens = collector.writer.mdp.vocabulary.size
-        if network.num_tokens != tokens:
-            raise ValueError(
-                f"the network chooses among {network.num_tokens} tokens, but the texts are made of {tokens}: their "
-                "log-probs would differ. Make it with Network(model, vocabulary=mdp.vocabulary)"
-            )
-        if config.kl.beta and not network.has_reference:
-            raise ValueError(f"kl.beta={config.kl.beta} needs a reference: make the network with reference=True")
 
     # What an algorithm decides.
 

@@ -136,5 +136,8 @@ def test_a_network_that_does_not_know_the_tokens_is_an_error(tmp_path: Path) -> 
         network = Network(run.network.model)
         with pytest.raises(ValueError, match=r"chooses among 128 tokens, but the texts are made of 100.*vocabulary="):
             Algorithm(config, network, run.algorithm.collector)
+        other = Network(run.network.model, vocabulary=run.mdp.vocabulary)
+        with pytest.raises(ValueError, match=r"of the kind 'fitted', but model.critic is 'shared'.*config.model"):
+            Algorithm(config, other, run.algorithm.collector)
     with pytest.raises(ValueError, match="do not belong together"):
         TokenDistribution(torch.zeros(1, 2), nn.Linear(2, 99), vocabulary=Vocabulary(load_tokenizer("tiny"))).mode
