@@ -61,7 +61,7 @@ REGIMES = {
             "rare",
             "The same from a start at which fewer than 5 in 100 texts are right.",
             tokens=24_000,
-            threshold=0.2,
+            threshold=0.1,
             changes=reversing(0.02),
             exact_match=True,
         ),
