@@ -135,8 +135,8 @@ class Algorithm:
         """Learn from a batch that is scored; gives the metrics of that."""
         in_loss = self.config.kl.where == "loss" and "ref_log_prob" in data
         self.loss.kl = self.kl.beta if in_loss else 0.0
-        entropy, progress = self.config.loss, self.iteration / max(1, self.config.iterations)
-        self.loss.entropy = entropy.entropy * share_left(entropy.entropy_decay, progress)
+        bonus, progress = self.config.loss, self.iteration / max(1, self.config.iterations)
+        self.loss.entropy = bonus.entropy * share_left(bonus.entropy_decay, progress)
         metrics = self.learner.learn(data, self.iteration)
         self.loss.after_batch(metrics)
         return metrics

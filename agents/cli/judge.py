@@ -15,7 +15,6 @@ import tyro
 from agents.cli.options import flag_registry
 from agents.config import TaskConfig, TrainConfig
 from agents.config.files import ConfigError, check_config, load_config
-from agents.config.modules import import_module_of
 from llm_env.files import replace_file
 
 
@@ -74,7 +73,6 @@ def evaluate(arguments: Sequence[str]) -> None:
         rollout__slots=options.slots,
     )
     check_config(config)
-    import_module_of(config)
     from agents.run.judge import judge  # imports torch: --help and slips in flags do without
 
     begun = time.monotonic()

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,10 +75,10 @@ def score(arguments: Sequence[str]) -> None:
 def _of_one_file(options: ScoreOptions) -> TaskConfig:
     """A task that reads one file takes all of it for the split that is asked for."""
     import_module_of(TrainConfig(module=options.module))
-    args = options.task.args
-    if "path" in args and "split" not in args and "split" in arguments_of(task_class(options.task.name)):
-        args = args | {"split": options.split}
-    return TrainConfig(task=options.task).replace(task__args=args).task
+    task, args = options.task, options.task.args
+    if "path" in args and "split" not in args and "split" in arguments_of(task_class(task.name)):
+        return replace(task, args={**args, "split": options.split})
+    return task
 
 
 def _with_progress(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:

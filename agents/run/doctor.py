@@ -181,7 +181,7 @@ def check_learner() -> str:
     return f"{metrics['speed/update_tokens_per_s']:,.0f} tokens/s learned"
 
 
-def check_sandbox() -> str:
+def check_killable_rewards() -> str:
     """A reward that hangs is killed."""
     guard = Guard(_hang, timeout=0.5)
     [score] = guard([Rollout.of("a")])
@@ -200,5 +200,5 @@ CHECKS: dict[str, Callable[[], str]] = {
     "environment": check_environment,
     "engine": check_engine,
     "learner": check_learner,
-    "killable rewards": check_sandbox,
+    "killable rewards": check_killable_rewards,
 }

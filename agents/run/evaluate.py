@@ -50,8 +50,8 @@ class Evaluator:
         would meet the same error again.
         """
         try:
-            sampled = self._write(Sampling(temperature=self.temperature, seed=self.seed))
-            greedy = self._write(Sampling(temperature=0.0, seed=self.seed))
+            sampled = self.write(Sampling(temperature=self.temperature, seed=self.seed))
+            greedy = self.write(Sampling(temperature=0.0, seed=self.seed))
         except RewardError as error:
             why = "The policy could not be judged; this evaluation counts as failed, and the run goes on. The reason: "
             return Evaluation({"eval/failed": 1.0}, [], f"{why}{error}")
@@ -67,11 +67,12 @@ class Evaluator:
     def some(self, count: int) -> list[Episode]:
         """A few sampled texts; none if their reward is no number."""
         try:
-            return self._write(Sampling(temperature=self.temperature, seed=self.seed), count)
+            return self.write(Sampling(temperature=self.temperature, seed=self.seed), count)
         except RewardError:
             return []
 
-    def _write(self, sampling: Sampling, count: int | None = None) -> list[Episode]:
+    def write(self, sampling: Sampling, count: int | None = None) -> list[Episode]:
+        """A scored text for each prompt, or for the first few."""
         indices = self.indices[:count]
         self.writer.mdp.reward.reseed(self.seed)  # what one with a timeout draws: the same each time
         return self.writer.episodes(indices, indices, sampling)

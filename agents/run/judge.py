@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents.config import TrainConfig
 from agents.config.files import ConfigError
-from agents.run.parts import build_parts
+from agents.run.parts import build_parts, without_learning
 from llm_env.engines import Sampling
 from llm_env.tokens.episode import Episode
 
@@ -76,22 +76,20 @@ def judge(
         samples: texts after each prompt.
         told: how many of the passes over the prompts are done, of how many.
     """
-    # No critic and no reference: nothing that only learning needs.
     disable_progress_bar()  # of transformers, for every file of weights
-    plain = config.replace(model__critic="shared", model__reference="penalty", kl__beta=0.0, algo="ppo")
-    parts = build_parts(plain, model)
+    parts = build_parts(without_learning(config), model)
     try:
         evaluator = parts.evaluator
         if evaluator is None:
             raise ConfigError(f"the task {config.task.name} has no prompts in its split {config.evaluation.split!r}")
 
         def write(place: int | None) -> list[Episode]:
-            seed = evaluator.seed if not place else [evaluator.seed, place]
-            number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) if place else evaluator.seed
-            temperature = 0.0 if place is None else evaluator.temperature
-            evaluator.writer.mdp.reward.reseed(evaluator.seed)
-            sampling = Sampling(temperature=temperature, seed=number)
-            return evaluator.writer.episodes(evaluator.indices, evaluator.indices, sampling)
+            if place is None:
+                return evaluator.write(Sampling(temperature=0.0, seed=evaluator.seed))
+            seed = evaluator.seed
+            if place:  # the first are those of a run's own evaluation
+                seed = int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0])
+            return evaluator.write(Sampling(temperature=evaluator.temperature, seed=seed))
 
         passes: list[list[Episode]] = []
         order: list[int | None] = [*range(samples), None]

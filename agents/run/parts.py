@@ -150,6 +150,11 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
     return parts
 
 
+def without_learning(config: TrainConfig) -> TrainConfig:
+    """The same without what only reinforcement learning needs: no model for a critic, and no reference."""
+    return config.replace(model__critic="shared", model__reference="penalty", kl__beta=0.0)
+
+
 def make_collector(config: TrainConfig, parts: Parts) -> Collector:
     """What collects batches of texts after the training prompts."""
     rollout = config.rollout

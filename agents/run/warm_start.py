@@ -15,7 +15,7 @@ from agents.config.schema import Autocast
 from agents.report.display import Display
 from agents.run.evaluate import Evaluation
 from agents.run.interruption import Interruption
-from agents.run.parts import Parts, build_parts
+from agents.run.parts import Parts, build_parts, without_learning
 from agents.run.precision import settle
 from agents.run.sft import SFT
 from agents.run.summary import rough_time, samples_of
@@ -62,15 +62,8 @@ def warm_start(
         asked: looked at after each step; if it says stop, a checkpoint is written and `KeyboardInterrupt` raised.
     """
     display.phase("supervised warm start")
-    # No critic and no reference: nothing that only reinforcement learning needs.
-    plain = config.replace(
-        model__critic="shared",
-        model__reference="penalty",
-        kl__beta=0.0,
-        rollout__engine="transformers",
-        rollout__engine_dtype=None,
-    )
-    parts = build_parts(plain)
+    plain = without_learning(config)
+    parts = build_parts(plain.replace(rollout__engine="transformers", rollout__engine_dtype=None))
     try:
         config = settle(config, parts.speeds, display)
         progress = _Progress(config, parts, display, folder.with_name(SFT_CHECKPOINTS))

@@ -112,14 +112,14 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def spoil(monkeypatch: pytest.MonkeyPatch, which: set[int]) -> None:
     """Evaluations of these numbers (the first is 0) meet a reward that is no number."""
-    honest, count = Evaluator._write, itertools.count()
+    honest, count = Evaluator.write, itertools.count()
 
     def write(self: Evaluator, sampling: Sampling, some: int | None = None) -> Any:
         if sampling.temperature == 0 or some is not None or next(count) not in which:
             return honest(self, sampling, some)
         raise RewardError("reward 'score' returned nan")
 
-    monkeypatch.setattr(Evaluator, "_write", write)
+    monkeypatch.setattr(Evaluator, "write", write)
 
 
 def test_an_evaluation_without_numbers_is_counted_as_failed(config: Config) -> None:
