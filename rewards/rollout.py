@@ -203,6 +203,7 @@ class Rollout:
             metadata={} if metadata is None else metadata,
             end=end,
             is_action=None if len(texts) == 1 else np.repeat(agent, [len(each) for each in ids]),
+            decode=_as_characters if tokens is None else None,
             prompt=prompt,
             turns=tuple(turns),
         )
@@ -244,6 +245,31 @@ class Rollout:
         """Whether the text is finished (its end is EOS, STOP or TASK) rather than cut off or still running."""
         return self.end is not End.RUNNING and not self.end.is_cut
 
+    def before(self, action: int) -> Rollout:
+        """The episode as it stood before the agent's action of that number; the last state is that of `num_actions`.
+
+        Example:
+            >>> rollout = Rollout.of(["n", "a2 ", "e"])
+            >>> [rollout.before(action).transcript for action in range(rollout.num_actions + 1)]
+            ['', 'na2 ', 'na2 e']
+        """
+        count = self.num_actions
+        if not 0 <= action <= count:
+            raise ValueError(f"expected an action from 0 to {count}, which is the state at the end, got {action}")
+        if action == count:
+            return self
+        stop = action if self.is_action is None else int(np.flatnonzero(self.is_action)[action])
+        return Rollout(
+            self.prompt_tokens,
+            self.tokens[:stop],
+            self.metadata,
+            End.RUNNING,
+            is_action=None if self.is_action is None else self.is_action[:stop],
+            decode=self._decode,
+            prompt=self._prompt,
+            episode=self.episode,
+        )
+
     def _found_turns(self) -> tuple[Turn, ...]:
         if not len(self.tokens):
             return ()
@@ -279,6 +305,10 @@ def _decoded(ids: NDArray[np.int64], decode: Decode | None) -> str:
 
 def _one_per_character(text: str) -> NDArray[np.int64]:
     return np.array([ord(char) for char in text], dtype=np.int64)
+
+
+def _as_characters(ids: NDArray[np.int64]) -> str:
+    return "".join(map(chr, ids.tolist()))
 
 
 def _as_end(end: str) -> End:

@@ -98,7 +98,7 @@ def test_the_area_is_that_up_to_the_end_of_the_budget() -> None:
 
 
 def test_a_tile_is_worth_the_share_that_is_right_at_its_end() -> None:
-    mdp = TokenMDP("Tile", num_envs=2)
+    mdp = TokenMDP("Chain", num_envs=2)
     mdp.reset(seed=0)
     answers = [mdp.episodes.prompt(row).metadata["tiles"] for row in range(2)]
     assert all(answer == (answer[:3] * 22)[:64] for answer in answers)

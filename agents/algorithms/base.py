@@ -14,14 +14,16 @@ from agents.algorithms.kl_control import KLController
 from agents.algorithms.learner import Learner
 from agents.algorithms.numbers import batch_metrics, reply_metrics
 from agents.algorithms.schedules import share_left
-from agents.algorithms.scoring import score
+from agents.algorithms.scoring import FEATURES, LAST_FEATURES, score
 from agents.algorithms.shaping import shape_rewards
 from agents.algorithms.steps import StepCheck
 from agents.config import TrainConfig
 from agents.losses import TokenLoss, loss_class
 from agents.losses.ops import importance_weights, typical_error
 from agents.networks.network import Network
+from agents.networks.value import FOLDS
 from agents.rollouts.collector import Batch, Collector
+from agents.rollouts.hints import pack_hints
 from rewards import RewardError
 
 Tensor = torch.Tensor
@@ -76,7 +78,7 @@ class Algorithm:
     has_critic: ClassVar[bool] = True
     settings: ClassVar[tuple[str, ...]] = (
         *("loss.aggregate", "loss.importance_cap", "loss.target_kl", "kl.*"),
-        *("critic.*", "critic_warmup", "model.critic"),
+        *("critic.*", "critic_warmup", "model.critic", "model.hints"),
     )
 
     def __init__(self, config: TrainConfig, network: Network, collector: Collector, *, trusted: bool = True) -> None:
@@ -93,6 +95,12 @@ class Algorithm:
             raise ValueError(
                 f"the network has a critic of the kind {network.config.critic!r}, but model.critic is "
                 f"{config.model.critic!r}: make it with Network(model, config.model)"
+            )
+        task = collector.writer.mdp.task
+        if network.num_hints not in (0, len(task.hint_names)):
+            raise ValueError(
+                f"the network's critic is told {network.num_hints} numbers about each state, but the task {task.name} "
+                f"has the hints {tuple(task.hint_names)}: make it with Network(..., hints={len(task.hint_names)}), or 0"
             )
         self.network = network
         self.collector = collector
@@ -205,9 +213,12 @@ class Algorithm:
         rows = len(batch.data)
         reuse = self.learner.reuses_forward(rows, self.iteration)
         network.train(reuse)
+        data = batch.data
+        if self.has_critic and network.num_hints:
+            data = data.copy().update(pack_hints(self.collector.writer.mdp.task, batch.episodes))
         data = score(
             network,
-            batch.data.to(config.device),
+            data.to(config.device),
             size=config.actor.micro_batch_size or max(1, rows // config.actor.minibatches),
             # One rule: the old policy is the trained model as it was. Of an engine that rounds otherwise, the ratio to
             # its log-probs would not begin at 1: clipping and --loss.target-kl would take rounding for learning. What
@@ -226,6 +237,8 @@ class Algorithm:
                 )
         in_reward = self.kl.beta if config.kl.where == "reward" else 0.0
         data["shaped_reward"] = shape_rewards(data, config.reward, in_reward)
+        if FEATURES in data:
+            data = self._foreseen(data)
         advantage, target = self.advantages(data, data["shaped_reward"])
         data["advantage"] = advantage[..., None]
         if target is not None:
@@ -233,6 +246,21 @@ class Algorithm:
             if "state_value" in data:  # of the whole batch, whatever the mini-batches
                 error = typical_error(data["state_value"][..., 0], target, data["mask"])
                 data["value_scale"] = error.expand(len(data))
+        return data
+
+    def _foreseen(self, data: TensorDict) -> TensorDict:
+        """Let a critic that is fitted learn from the batch first, and predict each part of it from the others."""
+        read, last = data[FEATURES], data[LAST_FEATURES]
+        data = data.exclude(FEATURES, LAST_FEATURES)
+        _, target = self.advantages(data, data["shaped_reward"])
+        if target is None or self.config.loss.value == 0:
+            return data
+        mask = data["mask"]
+        fold = data["group"].unique(return_inverse=True)[1] % FOLDS  # texts after one prompt are in the same
+        weights = self.network.fit_values(read[mask], target[mask], fold[:, None].expand_as(mask)[mask])[fold]
+        linear, constant = weights[:, :-1, None], weights[:, -1]
+        data["state_value"] = read @ linear + constant[:, None, None]
+        data["last_value"] = (last[:, None] @ linear)[:, 0, 0] + constant
         return data
 
     # Going on after a stop.

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 
 from agents.algorithms.optimizer import Optimizer
-from agents.algorithms.scoring import FEATURES, GRAPH, by_length
+from agents.algorithms.scoring import GRAPH, by_length
 from agents.algorithms.steps import StepCheck
 from agents.algorithms.trust import TrustRegion, distance
 from agents.config import OptimizerConfig, TrainConfig
@@ -123,9 +123,9 @@ class Learner:
         self._set_schedules(iteration)
         self.network.train()
         average, actor_epochs, far = Average(), 0.0, False
-        if FEATURES in data and self.config.loss.value > 0:
-            average.add({"value/loss": self._fit_values(data)}, 1.0)
-        data = data.exclude(FEATURES)
+        if self.has_critic and self.network.fits_values and self.config.loss.value > 0:
+            error = typical_error(data["state_value"][..., 0], data["value_target"][..., 0], data["mask"])
+            average.add({"value/loss": self.config.loss.value * error**2}, 1.0)
         begun = self.actor_optimizer.steps
         self._set_bound(data)
         for turn in self.passes(iteration):
@@ -176,12 +176,6 @@ class Learner:
             self.actor_optimizer.pull_back(share)
             moved, kept = distance(self.network, data), kept * share
         return {"kl/moved": moved, "policy/step_kept": kept}
-
-    def _fit_values(self, data: TensorDict) -> Tensor:
-        """Compute the critic anew; gives the loss of its predictions as they were."""
-        mask, target = data["mask"], data["value_target"][..., 0]
-        self.network.fit_values(data[FEATURES][mask], target[mask])
-        return self.config.loss.value * typical_error(data["state_value"][..., 0], target, mask) ** 2
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """What `load_state` needs: tensors by file, and JSON."""

@@ -6,6 +6,8 @@ import torch
 from tensordict import TensorDict
 
 from agents.networks.network import Network
+from agents.networks.value import features
+from agents.rollouts.hints import HINTS, LAST_HINTS
 from agents.rollouts.masks import INDEX, TABLE
 from agents.rollouts.packing import trim
 
@@ -13,7 +15,7 @@ Tensor = torch.Tensor
 
 HIDDEN = ("hidden", "critic_hidden")
 GRAPH = (*HIDDEN, "distribution")  # what a pass with `keep_graph` leaves for the first optimizer step
-FEATURES = "value_features"  # what a critic that is fitted learns from
+FEATURES, LAST_FEATURES = "value_features", "last_value_features"  # what a critic that is fitted reads
 
 
 def by_length(data: TensorDict, size: int) -> list[Tensor]:
@@ -32,7 +34,7 @@ def score(
         size: texts in one forward pass.
         actor: add `trainer_log_prob` `[B, T]`.
         critic: add `state_value` `[B, T, 1]` and `last_value` `[B]`, that of the state after the last step; and, for a
-            critic that is fitted, the hidden states it is fitted to.
+            critic that is fitted, what it reads in them.
         reference: add `ref_log_prob` `[B, T]`.
         keep_graph: all in one pass, which also serves the first optimizer step: its hidden states and its distribution
             are added, with their graph.
@@ -50,9 +52,10 @@ def score(
         for part in by_length(data, size):
             scores = _score(network, trim(data[part]), actor=actor, critic=critic, reference=reference)
             for name, value in scores.items():
-                whole = (rows,) if value.ndim == 1 else (rows, steps, *value.shape[2:])
+                of_text = value.ndim == 1 or name == LAST_FEATURES
+                whole = (rows, *value.shape[1:]) if of_text else (rows, steps, *value.shape[2:])
                 into = found.setdefault(name, value.new_zeros(whole))
-                into[part if value.ndim == 1 else (part, slice(0, value.shape[1]))] = value
+                into[part if of_text else (part, slice(0, value.shape[1]))] = value
     return data.update(found)
 
 
@@ -65,10 +68,13 @@ def _score(network: Network, data: TensorDict, *, actor: bool, critic: bool, ref
     states = TensorDict({"tokens": data["tokens"], "state_position": position}, batch_size=data.batch_size)
     network.encode(states, actor=actor, critic=critic)
     if critic:
+        if network.num_hints:
+            states[HINTS] = torch.cat([data[HINTS], data[LAST_HINTS][:, None]], 1)
         value = network.value_of(states)
         found["state_value"], found["last_value"] = value[:, :steps], value[:, steps, 0]
         if network.fits_values:
-            found[FEATURES] = states["hidden"][:, :steps].detach()
+            read = features(states["hidden"].detach(), states.get(HINTS, None))
+            found[FEATURES], found[LAST_FEATURES] = read[:, :steps], read[:, steps]
     if actor:
         here = data.select("mask", INDEX, TABLE, strict=False).set("hidden", states["hidden"][:, :steps])
         distribution = network.actor_head.get_dist(here)

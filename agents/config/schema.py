@@ -78,6 +78,9 @@ class ModelConfig:
     it takes no time, needs no learning rate and leaves the policy alone, but knows only what the policy thinks of
     anyway. A head whose loss trains the policy's model along (shared), which also moves the policy. Or a second model
     (separate; with LoRA a second adapter), which can learn all there is to know, in twice the time and memory."""
+    hints: bool = True
+    """Let the critic read what the task tells about each state (its hints; `llm-env tasks NAME` lists them), such as
+    whether all is right so far. Without them it has to find out by itself."""
     reference: Literal["penalty", "always"] = "penalty"
     """When the reference is kept, a frozen copy of the model that the run begins with: for a KL penalty that needs it
     (penalty), or always, which logs how far the policy has moved from it without a penalty, too. It takes the memory
@@ -111,7 +114,7 @@ class ModelConfig:
 class RolloutConfig:
     """How the model writes the texts that it learns from."""
 
-    batch_size: Count = 256
+    batch_size: Count = 64
     """How many texts are written and learned from in an iteration. More make the updates steadier, but slower."""
     completions_per_prompt: Count = 1
     """How many texts are written after each prompt. grpo compares them with one another; 8 is usual there."""

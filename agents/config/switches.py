@@ -67,7 +67,7 @@ SWITCHES = (
     ),
     Switch(
         (
-            *("critic.*", "critic_warmup", "model.critic", "loss.value_clip"),
+            *("critic.*", "critic_warmup", "model.critic", "model.hints", "loss.value_clip"),
             "advantage.critic_lambda",
         ),
         lambda c: c.loss.value == 0,

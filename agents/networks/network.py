@@ -33,6 +33,7 @@ from agents.networks.adapters import (
 )
 from agents.networks.distribution import TokenDistribution
 from agents.networks.value import FittedValueHead, ValueHead
+from agents.rollouts.hints import HINTS
 from agents.rollouts.masks import allowed_in
 from llm_env.engines import merged_weights
 from llm_env.tokens.vocabulary import Vocabulary
@@ -101,6 +102,7 @@ class Network(nn.Module):
         tokens          [B, L]      whole texts, padded on the right
         state_position  [B, T]      where in `tokens` the last token lies that each choice was made after
         mask            [B, T]      real steps
+        hints           [B, T, K]   what the task tells the critic about each state, if the network has `hints`
         hidden          [B, T, H]   written by `encode`; with a critic of its own, `critic_hidden` too
         state_value     [B, T, 1]   written by the critic
 
@@ -112,9 +114,11 @@ class Network(nn.Module):
             one for each row of the output layer, of which a model may have more than its tokenizer has tokens.
         reference: keep the model as it is now, to compare with: as a frozen copy, or with LoRA as the model without its
             adapters.
+        hints: how many numbers the task tells the critic about each state (`Task.hints`).
 
     Attributes:
         has_reference: whether there is a model to compare with.
+        num_hints: how many numbers the critic is told about each state.
 
     Examples:
         >>> from llm_env.models import load_model
@@ -135,9 +139,11 @@ class Network(nn.Module):
         vocabulary: Vocabulary | None = None,
         *,
         reference: bool = False,
+        hints: int = 0,
     ) -> None:
         super().__init__()
         self.has_reference = reference
+        self.num_hints = hints
         self.config = config
         self.temperature = temperature
         self.vocabulary = vocabulary
@@ -173,7 +179,7 @@ class Network(nn.Module):
             own = (model, body) if critic_body is None else (critic_body, critic_body)
             self.critic_backbone = Backbone(*own, adapter=CRITIC, **how)
         head = FittedValueHead if config.critic == "fitted" else ValueHead
-        self.value_head = head(width).to(self.head.weight.device)
+        self.value_head = head(width, hints).to(self.head.weight.device)
         self._build_operators()
 
     def _build_operators(self) -> None:
@@ -197,7 +203,8 @@ class Network(nn.Module):
         if self.critic_backbone is not None:
             key = "critic_hidden"
             self.critic_encoder = TensorDictModule(self.critic_backbone, in_keys=reads, out_keys=[key])
-        self.critic_head = TensorDictModule(self.value_head, in_keys=[key], out_keys=["state_value"])
+        reads = [key, HINTS] if self.num_hints else [key]
+        self.critic_head = TensorDictModule(self.value_head, in_keys=reads, out_keys=["state_value"])
         self.critic = TensorDictSequential(self.critic_encoder, self.critic_head)
 
     @property
@@ -236,15 +243,15 @@ class Network(nn.Module):
         """Whether the critic is computed from a batch (`fit_values`) instead of following a gradient."""
         return isinstance(self.value_head, FittedValueHead)
 
-    def fit_values(self, hidden: Tensor, target: Tensor) -> None:
-        """Compute the critic anew from `[N, H]` hidden states and what came after them, `[N]`."""
+    def fit_values(self, read: Tensor, target: Tensor, fold: Tensor) -> Tensor:
+        """Compute the critic anew; see `FittedValueHead.fit`."""
         assert isinstance(self.value_head, FittedValueHead)
-        self.value_head.fit(hidden, target)
+        return self.value_head.fit(read, target, fold)
 
     @torch.no_grad()
     def value_of(self, data: TensorDictBase) -> Tensor:
         """`[B, T, 1]` values of encoded states."""
-        return cast(Tensor, self.value_head(data["hidden" if self.shared else "critic_hidden"]))
+        return cast(Tensor, self.critic_head(data)["state_value"])
 
     def policy(self) -> ProbabilisticTensorDictSequential:
         """A policy for `TorchRLTokenEnv`: from `tokens` and `length` to the next `action`.

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
+from agents.rollouts.hints import LAST_HINTS
 from agents.rollouts.masks import INDEX, TABLE, pack_masks
 from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
@@ -102,10 +103,10 @@ def trim(data: TensorDict) -> TensorDict:
     if width == full_width and steps == full_steps:
         return data
 
-    per_token = {"tokens", "attention_mask"}
+    per_token, per_text = {"tokens", "attention_mask"}, {LAST_HINTS}
 
     def cut(name: Any, value: torch.Tensor) -> torch.Tensor:
-        if value.ndim == 1:
+        if value.ndim == 1 or name in per_text:
             return value
         return value[:, :width] if name in per_token else value[:, :steps]
 

@@ -130,7 +130,12 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
     undecided = config.model.autocast == "auto"
     how = dataclasses.replace(config.model, autocast="off") if undecided else config.model
     network = Network(
-        load(config, source), how, rollout.temperature, mdp.vocabulary, reference=config.keeps_reference
+        load(config, source),
+        how,
+        rollout.temperature,
+        mdp.vocabulary,
+        reference=config.keeps_reference,
+        hints=len(task.hint_names) if how.hints else 0,
     ).eval()
     # Of weights in bfloat16 all products are in bfloat16 as well.
     speeds = choose_precision(config, network, mdp) if undecided and how.dtype == "float32" else None
@@ -152,7 +157,7 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
 
 def without_learning(config: TrainConfig) -> TrainConfig:
     """The same without what only reinforcement learning needs: no model for a critic, and no reference."""
-    return config.replace(model__critic="shared", model__reference="penalty", kl__beta=0.0)
+    return config.replace(model__critic="shared", model__hints=False, model__reference="penalty", kl__beta=0.0)
 
 
 def make_collector(config: TrainConfig, parts: Parts) -> Collector:

@@ -14,3 +14,18 @@ def tagged_answer(text: str) -> str | None:
     """
     tagged: list[str] = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
     return tagged[-1] if tagged else None
+
+
+RIGHT_SO_FAR = ("right_so_far", "right_share")
+"""The names of what `right_so_far` gives."""
+
+
+def right_so_far(text: str, answer: str) -> tuple[float, float]:
+    """Hints for a critic where one text is right: whether this can still become it, and how much of it is there then.
+
+    Examples:
+        >>> right_so_far("ca", "cats"), right_so_far("cu", "cats")
+        ((1.0, 0.5), (0.0, 0.0))
+    """
+    right = answer.startswith(text)
+    return float(right), right * len(text) / max(1, len(answer))

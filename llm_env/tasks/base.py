@@ -85,6 +85,7 @@ class Task:
             is to value its last state. Never both: a score and a bootstrapped value would count the text twice.
         chat: prompts go through the tokenizer's chat template; None: where the tokenizer has one.
         on_reply_error: what the agent is answered when `reply` fails; None: the episode ends there.
+        hint_names: what `hints` tells the critic about a state, a name for each number.
         reward: the reward of a finished rollout. One that is made of the task's own methods (a sum of them, say) is
             best made in `setup`: what is made in `__init__` belongs to a task that has no vocabulary yet.
         num_train: how many prompts `sample` makes for the split "train".
@@ -116,6 +117,7 @@ class Task:
     when_cut: Literal["score", "bootstrap"] = "score"
     chat: bool | None = False
     on_reply_error: str | None = None
+    hint_names: Sequence[str] = ()
     reward: Reward | Callable[[Rollout], float] | None = None
 
     name: ClassVar[str]
@@ -204,6 +206,27 @@ class Task:
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         """`[len(rows), vocab_size]` which tokens may be chosen next in these episodes, at least one in each."""
+        raise NotImplementedError
+
+    def hints(self, rollout: Rollout) -> Sequence[float]:
+        """What the critic may know about a state, and the policy does not see: a number for each of `hint_names`.
+
+        A task mostly knows on the way what it will pay for at the end: whether all is right so far, how far the goal
+        is. A critic that is told so need not find it out, and says at once which token was a mistake. The policy is
+        paid as before: hints change no reward, and nobody needs them once it is trained.
+
+        It is asked about each state of a finished episode that a critic learns from, as the episode stood then
+        (`rollout.before`); `rollout.end` is "running" but in the last.
+
+        Examples:
+            >>> class Spell(Task):
+            ...     hint_names = ("right_so_far",)
+            ...     def hints(self, rollout):
+            ...         return [rollout.metadata["answer"].startswith(rollout.text)]
+            >>> written = Rollout.of("ct", metadata={"answer": "cat"})
+            >>> [Spell().hints(written.before(action)) for action in range(3)]
+            [[True], [True], [False]]
+        """
         raise NotImplementedError
 
     # What the library asks of a task.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from llm_env.tasks.answers import RIGHT_SO_FAR, right_so_far
 from llm_env.tasks.base import Episodes, Task
 from llm_env.tasks.registry import register_task
 from llm_env.tokens.arrays import BoolArray, IntArray
@@ -20,7 +21,11 @@ class _CharacterTask(Task):
 
     The score is 1 for the right answer and 0 otherwise. With `dense`, each character that is right in its place is paid
     where it is written, and so is the end, all alike: the right answer earns 1 in all. "exact" says whether it was.
+
+    The critic is told whether all is right so far, and if so, how much of it there is.
     """
+
+    hint_names = RIGHT_SO_FAR
 
     def __init__(self, answer_length: int, prompt_length: int, alphabet: str, dense: bool, /, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -39,6 +44,10 @@ class _CharacterTask(Task):
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         """The characters that answers are made of, and the end-of-sequence tokens."""
         return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
+
+    def hints(self, rollout: Rollout) -> tuple[float, float]:
+        """See the class."""
+        return right_so_far(rollout.text, rollout.metadata["answer"])
 
     def score(self, rollout: Rollout) -> float | Score:
         """1 if the text is the answer; see the class for `dense`."""

@@ -35,6 +35,8 @@ class Maze(Task):
     The map is the same for every prompt, and none shows it: it is to be learned. How likely one is still to arrive
     depends on the place, the goal and the moves that are left, so that a value function has something to say.
 
+    The critic is told how far the goal is, how many moves there are beyond that, and whether it can still be reached.
+
     The prompts are the pairs of two places, shuffled. The first `num_test` of them are held out (of few, a fifth); of
     the others `num_train` are for training, or as many as there are. Under "answer" each has the moves of a shortest
     path, for a warm start; under "start" and "goal" the places.
@@ -70,6 +72,7 @@ class Maze(Task):
 
     stop = _LETTERS
     num_test = 64
+    hint_names = ("distance", "moves_to_spare", "within_reach")
 
     def __init__(
         self,
@@ -132,6 +135,18 @@ class Maze(Task):
         moves = sum(turn.who == "agent" for turn in rollout.turns)
         shortest = reached and moves == len(rollout.metadata["answer"])
         return Score(float(reached), {"moves": float(moves), "shortest": float(shortest)})
+
+    def hints(self, rollout: Rollout) -> tuple[float, float, float]:
+        """See the class; numbers of moves are shares of all that one has.
+
+        Examples:
+            >>> maze = Maze(2, walls=["a1b1"], moves=4)
+            >>> maze.hints(Rollout.of(["n", "a2 "], metadata=maze.prompt("a1", "b1").metadata))
+            (0.5, 0.25, 1.0)
+        """
+        distance = self._distances[rollout.metadata["goal"]][self.place(rollout)]
+        spare = self.max_new_tokens - rollout.num_actions - distance
+        return distance / self.max_new_tokens, spare / self.max_new_tokens, float(spare >= 0)
 
     def place(self, rollout: Rollout) -> str:
         """Where one is at the end of an episode that may still be running.

@@ -68,6 +68,7 @@ class Mixture(Task):
                     )
         self.stop, self.chat = first.stop, first.chat
         self.when_cut, self.on_reply_error = first.when_cut, first.on_reply_error
+        self.hint_names = tuple(f"{name}/{hint}" for name, task in self.tasks.items() for hint in task.hint_names)
         self._measure()
 
     def setup(self, vocabulary: Vocabulary) -> None:
@@ -100,6 +101,16 @@ class Mixture(Task):
         """What the prompt's own task replies; one that does not reply ends its episodes there."""
         task = self.tasks[rollout.metadata[PART]]
         return task.reply(rollout) if task.overrides("reply") else None
+
+    def hints(self, rollout: Rollout) -> list[float]:
+        """What the prompt's own task hints at, in its places, and 0 in those of others."""
+        whose = rollout.metadata[PART]
+        return [
+            number
+            for name, task in self.tasks.items()
+            if task.hint_names
+            for number in (task.hints(rollout) if name == whose else [0.0] * len(task.hint_names))
+        ]
 
     def over(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         """Which episodes their own tasks end."""

@@ -10,7 +10,7 @@ import numpy as np
 from llm_env.tasks.base import Splits, Task
 from llm_env.tasks.registry import register_task
 from llm_env.tokens.prompts import Prompt
-from rewards import VaderSentiment
+from rewards import Rollout, VaderSentiment
 
 _SUBJECTS = (
     "movie", "film", "documentary", "comedy", "thriller", "series", "play", "novel", "album", "game",
@@ -36,6 +36,8 @@ _OPENINGS = (
 class Sentiment(Task):
     """Continue the opening of a review positively. The score is VADER's, from 0 (negative) to 1 (positive).
 
+    The critic is told what the text so far would score.
+
     Needs `pip install 'llm-env[tasks]'`.
 
     Examples:
@@ -46,10 +48,15 @@ class Sentiment(Task):
 
     max_new_tokens = 32
     max_prompt_tokens = 96
+    hint_names = ("score_so_far",)
 
     def __init__(self, *, num_train: int = 200, num_test: int = 40, seed: int = 0) -> None:
         super().__init__(num_train=num_train, num_test=num_test, seed=seed)
-        self.reward = VaderSentiment()
+        self.reward = self._vader = VaderSentiment()
+
+    def hints(self, rollout: Rollout) -> tuple[float]:
+        """See the class."""
+        return (self._vader.score(rollout),)
 
     def splits(self) -> Splits:
         """Every opening about every subject, shuffled; the held-out ones come first."""

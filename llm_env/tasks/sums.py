@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_env.tasks.answers import RIGHT_SO_FAR, right_so_far
 from llm_env.tasks.base import Splits, Task
 from llm_env.tasks.registry import register_task
 from llm_env.tokens.prompts import Prompt
@@ -44,6 +45,8 @@ class WordSums(Task):
     The score is 1 for the right answer and 0 otherwise. Capitals, a hyphen, "and" after "hundred", and a full stop at
     the end make no difference; anything else that is said beside the number is wrong.
 
+    The critic is told whether all is right so far, and if so, how much of it there is.
+
     A sum and the same with its numbers exchanged are both learned from, or both held out.
 
     Args:
@@ -59,6 +62,7 @@ class WordSums(Task):
     """
 
     num_train = 8192
+    hint_names = RIGHT_SO_FAR
 
     def __init__(self, largest: int = 99, **kwargs: Any) -> None:
         if not 1 <= largest <= _LARGEST:
@@ -88,6 +92,10 @@ class WordSums(Task):
             "train": [_prompt(*train[i]) for i in rng.permutation(len(train))[: self.num_train]],
             "test": [_prompt(*pair) for pair in test],
         }
+
+    def hints(self, rollout: Rollout) -> tuple[float, float]:
+        """See the class."""
+        return right_so_far(_plain(rollout.text), _plain(rollout.metadata["answer"]))
 
     def score(self, rollout: Rollout) -> float:
         """1 if the text is the answer; see the class."""

@@ -52,7 +52,9 @@ ALGORITHMS = {
     algorithm.name: algorithm
     for algorithm in (
         Algorithm("ppo", "our defaults"),
-        Algorithm("ppo-no-critic", "PPO's clipped loss; the advantage is the return itself", RETURNS),
+        Algorithm("ppo-no-hints", "our defaults, but the critic is told nothing by the task", {"model__hints": False}),
+        Algorithm("ppo-no-critic", "our defaults, but the baseline is a mean of the batch", {"loss__value": 0.0}),
+        Algorithm("ppo-no-baseline", "PPO's clipped loss; the advantage is the return itself", RETURNS),
         Algorithm("grpo", "8 texts a prompt", {"algo": "grpo", "rollout__completions_per_prompt": 8}),
         Algorithm("rloo", "8 texts a prompt", {"algo": "rloo", "rollout__completions_per_prompt": 8, **ONE_PASS}),
         Algorithm(

@@ -16,7 +16,14 @@ from learning.statistics import RESAMPLES, iqm
 
 INK, GRID = "#2b2f36", "#e5e7eb"
 COLORS = dict(
-    zip(ALGORITHMS, ("#2563eb", "#0f766e", "#7c3aed", "#db2777", "#65a30d", "#92400e", "#d97706"), strict=True)
+    zip(
+        ALGORITHMS,
+        (
+            *("#2563eb", "#0891b2", "#0f766e", "#475569"),  # ppo, and ppo without this or that
+            *("#7c3aed", "#db2777", "#65a30d", "#92400e", "#d97706"),
+        ),
+        strict=True,
+    )
 )
 Array = npt.NDArray[np.float64]
 

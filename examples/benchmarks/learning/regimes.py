@@ -28,7 +28,7 @@ class Regime:
     threshold: float
     changes: Mapping[str, Any]
     exact_match: bool = False
-    points: int = 6
+    points: int = 8
 
 
 def begin_at(score: float) -> dict[str, Any]:
@@ -52,7 +52,7 @@ REGIMES = {
         Regime(
             "reverse",
             "Six letters are reversed, right (1) or wrong (0), from a middling start.",
-            tokens=20_000,
+            tokens=12_000,
             threshold=0.7,
             changes=reversing(0.2),
             exact_match=True,
@@ -60,28 +60,23 @@ REGIMES = {
         Regime(
             "rare",
             "The same from a start at which fewer than 5 in 100 texts are right.",
-            tokens=24_000,
-            threshold=0.1,
+            tokens=16_000,
+            threshold=0.2,
             changes=reversing(0.02),
             exact_match=True,
         ),
         Regime(
             "long",
-            "Three letters are repeated, 64 in all; the one reward, the share that is right, comes at the end.",
-            tokens=45_000,
+            "Of 64 letters each is to follow from the one before; the one reward, the share that does, comes at the end.",
+            tokens=40_000,
             threshold=0.5,
-            changes={
-                "task__name": "Tile",
-                "task__args": {},
-                **begin_at(0.4),
-                "rollout__batch_size": 64,
-                "evaluation__prompts": 64,
-            },
+            # There is no warm start: that one letter in eight is right at first is enough to begin with.
+            changes={"task__name": "Chain", "task__args": {}, "evaluation__prompts": 64},
         ),
         Regime(
             "dense",
             "Six letters are reversed, and each right letter is paid where it is written.",
-            tokens=20_000,
+            tokens=16_000,
             threshold=0.4,
             # All algorithms get the bonus: without it, which letters are ever found is luck.
             changes=reversing(0.25, dense=True) | {"loss__entropy": 0.4},
@@ -89,13 +84,12 @@ REGIMES = {
         Regime(
             "maze",
             "A way through a maze is found letter by letter; the task answers each with the new place.",
-            tokens=18_000,
-            threshold=0.65,
+            tokens=10_000,
+            threshold=0.7,
             changes={
                 "task__name": "Maze",
                 "task__args": {"size": 4, "num_test": 48},
                 **begin_at(0.45),
-                "rollout__batch_size": 128,
                 "evaluation__prompts": 48,
             },
         ),

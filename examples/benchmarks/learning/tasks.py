@@ -13,27 +13,35 @@ from rewards import Rollout
 
 
 @register_task
-class Tile(Task):
-    """Write three letters again and again, 64 letters in all; the one reward comes at the end: the share that is right.
+class Chain(Task):
+    """Write 64 letters, each the one that follows the letter before it; the one reward comes at the end: the share that
+    is right.
 
-    Nothing says which letters it was that were right, and each text is long: a reward is the sum of 64 choices.
+    Which letter follows which nobody says: it is to be found out. Nothing says either which of the 64 it was that were
+    right. The critic is told how many there are so far, and how many are still to come.
     """
 
-    letters = "abcd"
+    follows = dict(zip("abcdefgh", "dgahfbec", strict=True))
     max_new_tokens = 64
-    max_prompt_tokens = 5
-    num_test = 12
+    max_prompt_tokens = 3
+    num_test = 64
+    hint_names = ("right", "to_come")
 
     def setup(self, vocabulary: Vocabulary) -> None:
-        self._allowed = np.isin(vocabulary.token_bytes, [letter.encode() for letter in self.letters])
+        self._allowed = np.isin(vocabulary.token_bytes, [letter.encode() for letter in self.follows])
 
     def sample(self, rng: np.random.Generator) -> Prompt:
-        pattern = "".join(rng.choice(list(self.letters), size=3))
-        tiles = (pattern * 22)[: self.max_new_tokens]
-        return Prompt(f"{pattern}: ", {"tiles": tiles, "answer": tiles[:-1]})  # the warm start needs room for an end
+        return Prompt("".join(rng.choice(list(self.follows), size=3)))
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
     def score(self, rollout: Rollout) -> float:
-        return sum(a == b for a, b in zip(rollout.metadata["tiles"], rollout.text, strict=True)) / self.max_new_tokens
+        return self._right(rollout)
+
+    def hints(self, rollout: Rollout) -> tuple[float, float]:
+        return self._right(rollout), 1 - rollout.num_actions / self.max_new_tokens
+
+    def _right(self, rollout: Rollout) -> float:
+        text = rollout.prompt[-1] + rollout.text
+        return sum(self.follows[one] == other for one, other in zip(text, text[1:], strict=False)) / self.max_new_tokens
