@@ -130,4 +130,5 @@ def _solutions(products: Tensor, moments: Tensor, hints: int) -> Tensor:
     ridge[-1] = 0  # the constant is free
     least = 1e-9 * products.diagonal().max().clamp_min(1e-9)  # of what is always 0, or follows from the others
     strengths = torch.tensor(STRENGTHS, dtype=products.dtype, device=products.device)[:, None]
-    return torch.linalg.solve(products + torch.diag_embed(strengths * ridge + least), moments)
+    weights: Tensor = torch.linalg.solve(products + torch.diag_embed(strengths * ridge + least), moments)
+    return weights

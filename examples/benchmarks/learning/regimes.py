@@ -28,7 +28,7 @@ class Regime:
     threshold: float
     changes: Mapping[str, Any]
     exact_match: bool = False
-    points: int = 8
+    points: int = 6
 
 
 def begin_at(score: float) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def reversing(start: float, **task: Any) -> dict[str, Any]:
         "task__name": "Reverse",
         "task__args": {"length": 6, "alphabet": "abcd", "num_test": 256, **task},
         **begin_at(start),
-        "evaluation__prompts": 256,
+        "evaluation__prompts": 128,
     }
 
 
@@ -67,7 +67,7 @@ REGIMES = {
         ),
         Regime(
             "long",
-            "Of 64 letters each is to follow from the one before; the one reward, the share that does, comes at the end.",
+            "Of 64 letters each follows from the one before; the one reward, the share that is right, comes last.",
             tokens=40_000,
             threshold=0.5,
             # There is no warm start: that one letter in eight is right at first is enough to begin with.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from llm_env import Prompt, register_task
@@ -10,6 +12,8 @@ from llm_env.tasks.base import Episodes
 from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Rollout
+
+FOLLOWS = dict(zip("abcdefgh", "dgahfbec", strict=True))
 
 
 @register_task
@@ -21,17 +25,16 @@ class Chain(Task):
     right. The critic is told how many there are so far, and how many are still to come.
     """
 
-    follows = dict(zip("abcdefgh", "dgahfbec", strict=True))
     max_new_tokens = 64
     max_prompt_tokens = 3
     num_test = 64
     hint_names = ("right", "to_come")
 
     def setup(self, vocabulary: Vocabulary) -> None:
-        self._allowed = np.isin(vocabulary.token_bytes, [letter.encode() for letter in self.follows])
+        self._allowed = np.isin(vocabulary.token_bytes, [letter.encode() for letter in FOLLOWS])
 
     def sample(self, rng: np.random.Generator) -> Prompt:
-        return Prompt("".join(rng.choice(list(self.follows), size=3)))
+        return Prompt("".join(rng.choice(list(FOLLOWS), size=3)))
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
@@ -44,4 +47,4 @@ class Chain(Task):
 
     def _right(self, rollout: Rollout) -> float:
         text = rollout.prompt[-1] + rollout.text
-        return sum(self.follows[one] == other for one, other in zip(text, text[1:], strict=False)) / self.max_new_tokens
+        return sum(FOLLOWS[one] == other for one, other in pairwise(text)) / self.max_new_tokens
