@@ -138,7 +138,7 @@ GRPO = {"algo": "grpo", "rollout__completions_per_prompt": 8}
             "reference",
         ),
         ({"model__lora__rank": 8, "model__reference_dtype": "bfloat16"}, "but with LoRA the reference is the model"),
-        ({"rollout__completions_per_prompt": 5}, "--rollout.batch-size is 256, expected a multiple"),
+        ({"rollout__completions_per_prompt": 5}, "--rollout.batch-size is 64, expected a multiple"),
         ({"rollout__drop_uniform_groups": True}, "--rollout.drop-uniform-groups needs groups"),
         ({"critic_warmup": 100}, "--critic-warmup is 100 of --iterations 100: the policy would never learn"),
         ({"device": "gpu"}, "--device is gpu, expected cpu, cuda"),
