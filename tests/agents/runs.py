@@ -34,12 +34,16 @@ class VowelShare(Task):
     when_cut = "bootstrap"
     num_train = 40
     num_test = 8
+    hint_names = ("vowels",)
 
     def sample(self, rng: Any) -> Prompt:
         return Prompt("".join(chr(97 + c) for c in rng.integers(26, size=int(rng.integers(1, 12)))))
 
     def score(self, rollout: Rollout) -> float:
-        return 0.3 * sum(letter in "aeiou" for letter in rollout.text) + 0.1 * rollout.num_actions
+        return 0.3 * self.hints(rollout)[0] + 0.1 * rollout.num_actions
+
+    def hints(self, rollout: Rollout) -> tuple[float]:
+        return (float(sum(letter in "aeiou" for letter in rollout.text)),)
 
 
 @register_task

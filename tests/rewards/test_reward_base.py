@@ -157,6 +157,28 @@ class TestTurns:
         ]
 
 
+class TestBefore:
+    def test_a_reply_belongs_to_the_state_after_it(self):
+        is_action = np.array([True, True, False, True])
+        rollout = Rollout(ids(65), ids(1, 2, 3, 4), {"a": 1}, "eos", is_action, decode=str, episode=7)
+        states = [rollout.before(action) for action in range(4)]
+        assert [state.tokens.tolist() for state in states] == [[], [1], [1, 2, 3], [1, 2, 3, 4]]
+        assert [state.num_actions for state in states] == [0, 1, 2, 3]
+        assert [state.end for state in states] == ["running", "running", "running", "eos"]
+        assert {(state.episode, state.metadata["a"], state.prompt) for state in states} == {(7, 1, "[65]")}
+
+    def test_without_replies_and_by_hand(self):
+        assert [Rollout.of("abc", prompt="p").before(action).text for action in range(4)] == ["", "a", "ab", "abc"]
+        assert Rollout.of("abc", prompt="p").before(1).prompt == "p"
+
+    @pytest.mark.parametrize("action", [-1, 4])
+    def test_no_such_state(self, action):
+        with pytest.raises(
+            ValueError, match=f"expected an action from 0 to 3, which is the state at the end, got {action}"
+        ):
+            Rollout.of("abc").before(action)
+
+
 class TestIdentity:
     def test_each_rollout_made_by_hand_is_an_episode_of_its_own(self):
         assert len({Rollout.of("a").episode, Rollout.of("a").episode, Rollout(ids(), ids(1)).episode}) == 3

@@ -117,3 +117,13 @@ def test_a_run_logs_each_task() -> None:
 def test_bad_input(tasks: str, weights: Any, message: str) -> None:
     with pytest.raises((ValueError, LookupError), match=message):
         Mixture(tasks, weights=weights)
+
+
+def test_each_task_hints_in_its_own_places() -> None:
+    task = Mixture([Reverse(length=2), Short(), Copy(length=2)])
+    assert task.hint_names == (
+        *("Reverse/right_so_far", "Reverse/right_share"),
+        *("Copy/right_so_far", "Copy/right_share"),
+    )
+    for name, expected in (("Reverse", [1, 0.5, 0, 0]), ("Copy", [0, 0, 1, 0.5]), ("Short", [0, 0, 0, 0])):
+        assert task.hints(Rollout.of("a", metadata={"answer": "ab", "part": name})) == expected

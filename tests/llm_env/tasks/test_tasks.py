@@ -363,3 +363,36 @@ def test_one_task_serves_environments_with_other_tokens() -> None:
     assert first.task is not task
     assert first.task is not second.task
     assert not hasattr(task, "vocabulary")
+
+
+class TestHints:
+    """What the built-in tasks tell the critic."""
+
+    def test_of_one_right_answer(self) -> None:
+        facts = {"answer": "cba"}
+        states = [Rollout.of(text, metadata=facts, end="running") for text in ("", "c", "cb", "ca", "cba", "cbaa")]
+        assert [Reverse(length=3).hints(state) for state in states] == [
+            (1, 0), (1, pytest.approx(1 / 3)), (1, pytest.approx(2 / 3)), (0, 0), (1, 1), (0, 0),
+        ]  # fmt: skip
+
+    def test_of_sums_in_words_capitals_and_hyphens_make_no_difference(self) -> None:
+        facts = {"answer": " fifty-nine"}
+        told = [
+            WordSums().hints(Rollout.of(text, metadata=facts)) for text in (" Fifty", " fifty nine", " fifty-eight")
+        ]
+        assert told == [(1, pytest.approx(0.5)), (1, 1), (0, 0)]
+
+    def test_of_sentiment_the_score_so_far(self) -> None:
+        pytest.importorskip("vaderSentiment")
+        task = Sentiment()
+        text = Rollout.of(" it was wonderful.")
+        assert task.hints(text.before(0)) == (0.5,)
+        assert task.hints(text) == (task.as_reward()([text])[0].value,)
+
+    def test_every_built_in_task_with_hints_has_as_many_as_names(self) -> None:
+        for name in ("Copy", "Reverse", "Addition", "Maze", "WordSums"):
+            task = make_task(name)
+            prompt = task.prompts("train")[0]
+            for text in ("", "n", "a"):
+                state = Rollout.of([text] if text else "", prompt=prompt.text, metadata=prompt.metadata, end="running")
+                assert len(task.hints(state)) == len(task.hint_names)
