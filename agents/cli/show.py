@@ -32,6 +32,7 @@ def shown(name: str, arguments: dict[str, object], model: str = "tiny") -> str:
         train      4,096 prompts, of 10 tokens by the tokenizer of tiny
         test       256 prompts, of 10 tokens by the tokenizer of tiny
         an agent   writes 4 tokens at most
+        a critic   is told right_so_far, right_share
         <BLANKLINE>
         prompt     copy wqn:
         answer     wqn   (score 1)
@@ -56,6 +57,8 @@ def shown(name: str, arguments: dict[str, object], model: str = "tiny") -> str:
         lines.append(_line(split, f"{len(prompts):,} prompts, of {_lengths(prompts, bound, vocabulary, model)}"))
     replies = f", and is replied {bound.max_reply_tokens} at most" if bound.overrides("reply") else ""
     lines.append(_line("an agent", f"writes {bound.max_new_tokens} tokens at most{replies}"))
+    if bound.hint_names:
+        lines.append(_line("a critic", f"is told {', '.join(bound.hint_names)}"))
     for index, prompt in enumerate(prompts[:SHOWN]):
         lines += ["", _line("prompt", prompt.identity)]
         answer = prompt.metadata.get("answer")
