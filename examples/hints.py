@@ -2,9 +2,10 @@
 
     python examples/hints.py
 
-A text of 32 letters is paid once, at its end: the share of letters that rightly follow the one before. Nothing says which of
-them were right, so a policy that learns from the reward alone learns slowly. The task knows, though, and tells the critic
-at every state how many are right so far. PPO learns it twice here, with hints and without; the rewards are the same.
+A text of 32 letters is paid once, at its end: the share of letters that rightly follow the one before. Nothing says
+which of them were right, so a policy that learns from the reward alone learns slowly. The task knows, though, and tells
+the critic at every state how many are right so far. PPO learns it twice here, without hints and with them; the rewards
+are the same.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from learning.learn import learn, question_ids  # noqa: E402
 from learning.regimes import REGIMES, quick  # noqa: E402
 from learning.statistics import area, bootstrap, iqm, ratio_of_iqms, reached_at  # noqa: E402
 from learning.suite import Suite  # noqa: E402
+from learning.tasks import FOLLOWS  # noqa: E402
 
 NEVER = math.inf
 REVERSE = REGIMES["reverse"]
@@ -97,16 +98,18 @@ def test_the_area_is_that_up_to_the_end_of_the_budget() -> None:
 # What is learned, and how.
 
 
-def test_a_tile_is_worth_the_share_that_is_right_at_its_end() -> None:
+def test_a_chain_is_worth_the_share_that_is_right_at_its_end() -> None:
     mdp = TokenMDP("Chain", num_envs=2)
     mdp.reset(seed=0)
-    answers = [mdp.episodes.prompt(row).metadata["tiles"] for row in range(2)]
-    assert all(answer == (answer[:3] * 22)[:64] for answer in answers)
+    before = [mdp.episodes.prompt(row).text[-1] for row in range(2)]
     paid = []
     for place in range(64):
-        wrong = "abcd".replace(answers[1][place], "")[0]
-        letters = [answers[0][place], wrong if place % 4 == 0 else answers[1][place]]
-        paid.append(mdp.step([int(mdp.vocabulary.encode(letter)[0]) for letter in letters]).tolist())
+        right = [FOLLOWS[letter] for letter in before]
+        wrong = next(letter for letter in FOLLOWS if letter != right[1])
+        before = [right[0], wrong if place % 4 == 0 else right[1]]
+        told = [mdp.task.hints(mdp.episodes.rollout(row)) for row in range(2)]
+        assert told == [(place / 64, 1 - place / 64), ((place - (place + 3) // 4) / 64, 1 - place / 64)]
+        paid.append(mdp.step([int(mdp.vocabulary.encode(letter)[0]) for letter in before]).tolist())
     assert paid[:-1] == [[0, 0]] * 63
     assert paid[-1] == [1, 0.75]
 
@@ -124,7 +127,7 @@ def test_ppo_is_the_default_configuration() -> None:
     assert Job(REVERSE, ALGORITHMS["ppo"], 0).learning_rate == TrainConfig().actor.learning_rate
 
 
-@pytest.mark.parametrize("name", ["ppo-no-critic", "reinforce"])
+@pytest.mark.parametrize("name", ["ppo-no-baseline", "reinforce"])
 def test_without_a_critic_the_advantage_is_the_return(name: str) -> None:
     config = configuration(quick(REGIMES["dense"]), ALGORITHMS[name], seed=0)
     run = build(config)
@@ -140,7 +143,7 @@ def test_without_a_critic_the_advantage_is_the_return(name: str) -> None:
 
 
 def test_which_algorithms_have_a_critic() -> None:
-    assert [name for name, algorithm in ALGORITHMS.items() if algorithm.critic] == ["ppo", "a2c", "trl"]
+    assert [name for name, algorithm in ALGORITHMS.items() if algorithm.critic] == ["ppo", "ppo-no-hints", "a2c", "trl"]
 
 
 def test_trl_runs_where_one_text_gets_one_or_zero() -> None:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 import cleanrl_style_ppo  # noqa: E402
 import custom_task  # noqa: E402
+import hints  # noqa: E402
 import rollout  # noqa: E402
 import sb3_ppo  # noqa: E402
 import torchrl_reinforce  # noqa: E402
@@ -40,6 +41,11 @@ def test_torchrl_reinforce() -> None:
         40, 16, 1e-3, 0, {"length": 1, "alphabet": "ab", "dense": True, "num_train": 2, "num_test": 0}
     )
     assert sum(history[-5:]) / 5 > sum(history[:5]) / 5 + 0.15
+
+
+def test_hints() -> None:
+    without, told = (sum(hints.train(given, 6, seed=0)[-2:]) for given in (False, True))
+    assert told > without + 0.2
 
 
 def test_rollout() -> None:
@@ -72,7 +78,9 @@ def test_the_vllm_benchmark_prints_a_flat_json_object() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["custom_task", "sb3_ppo", "cleanrl_style_ppo", "torchrl_reinforce", "rollout"])
+@pytest.mark.parametrize(
+    "name", ["custom_task", "sb3_ppo", "cleanrl_style_ppo", "torchrl_reinforce", "hints", "rollout"]
+)
 def test_from_the_command_line(name: str) -> None:
     done = subprocess.run([sys.executable, str(EXAMPLES / f"{name}.py")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

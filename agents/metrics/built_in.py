@@ -251,8 +251,8 @@ BUILT_IN = (
     Metric(
         name="value/explained_variance",
         label="explained variance",
-        meaning="Share of the returns' variance that the values predict, before the batch is learned from: 1 is perfect, 0 "
-        "no better than a constant. A critic that is fitted predicts each text from others.",
+        meaning="Share of the returns' variance that the values predict: 1 is perfect, 0 no better than a constant. A "
+        "critic that is fitted predicts each text from others.",
         column="critic",
         short="explained",
         panel="critic",

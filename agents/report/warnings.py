@@ -152,9 +152,9 @@ def _explained_variance(self: Warnings, metrics: Mapping[str, float]) -> str | N
     return (
         f"The explained variance was not above 0 for {streak} iterations (now {explained:.2g}): the critic predicts no "
         "better than a constant would. By default it then has no say in the advantages; with --advantage.baseline "
-        "value or an --advantage.actor-lambda below 1 it misleads the policy. Let the task tell it more (Task.hints), or "
-        "try --model.critic separate, which can learn more, and with that another --critic.learning-rate, if the value "
-        "loss does not fall."
+        "value or an --advantage.actor-lambda below 1 it misleads the policy. Let the task tell it more (Task.hints), "
+        "or try --model.critic separate, which can learn more, and with that another --critic.learning-rate, if the "
+        "value loss does not fall."
     )
 
 

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tuning-seed", type=int, default=100, help="of the runs that learning rates are chosen by")
     parser.add_argument("--tokens-scale", type=float, default=1.0, help="multiplies the tokens of every run")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs side by side, a thread each")
+    parser.add_argument("--rates", type=float, nargs="+", help="each algorithm with each of these learning rates")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
     parser.add_argument("--quick", action="store_true", help="two tiny regimes, in seconds, to see that all works")
     parser.add_argument("--report-only", action="store_true", help="do no run, report those that are there")
@@ -55,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         algorithms = [dataclasses.replace(algorithm, rates=algorithm.rates[:2]) for algorithm in algorithms]
     if options.no_trl:
         algorithms = [algorithm for algorithm in algorithms if algorithm.trl is None]
+    if options.rates:
+        algorithms = [
+            dataclasses.replace(each, name=f"{each.name}-{rate:g}", rates=(rate,))
+            for each in algorithms
+            for rate in options.rates
+        ]
     out = options.out or Path("runs/learning-quick" if options.quick else "runs/learning")
     seeds = list(default["seeds"]) if options.seeds is None else options.seeds
     suite = Suite(regimes, algorithms, seeds, options.tuning_seed, out, options.redo)

@@ -41,16 +41,16 @@ def draw(regimes: Sequence[Regime], runs: Runs, path: Path) -> None:
     figure = Figure(figsize=(max(7.0, 2.8 * len(drawn) + 0.6), 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(drawn), sharey="row", sharex="col", height_ratios=(3, 1), squeeze=False)
-    seen = set()
+    seen = list(dict.fromkeys(name for regime in drawn for name, done in runs[regime.name].items() if done))
+    colors = {name: COLORS.get(name, f"C{place}") for place, name in enumerate(seen)}  # of `--rates` there are others
     for i, regime in enumerate(drawn):
         upper, lower = panels[:, i]
         for name, done in runs[regime.name].items():
             if not done:
                 continue
-            seen.add(name)
-            _line(upper, name, done, "sampled", regime.tokens)
+            _line(upper, name, done, "sampled", regime.tokens, colors[name])
             if any(value is not None for run in done for value in column(run, "explained_variance")):
-                _line(lower, name, done, "explained_variance", regime.tokens)
+                _line(lower, name, done, "explained_variance", regime.tokens, colors[name])
         upper.axhline(regime.threshold, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
         upper.set_title(regime.name, color=INK, fontsize=11, loc="left")
         upper.set_ylim(-0.02, 1.02)
@@ -67,22 +67,22 @@ def draw(regimes: Sequence[Regime], runs: Runs, path: Path) -> None:
             panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("held-out score, sampled", color=INK)
     panels[1][0].set_ylabel("explained variance\nof the critic", color=INK)
-    handles = [Line2D([], [], color=COLORS[n], linewidth=_width(n), label=n) for n in ALGORITHMS if n in seen]
+    handles = [Line2D([], [], color=colors[n], linewidth=_width(n), label=n) for n in seen]
     figure.get_layout_engine().set(wspace=0.04)  # the last number of an axis and the first of the next
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, labelcolor=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def _line(panel: Any, name: str, runs: Sequence[Run], what: str, tokens: int) -> None:
+def _line(panel: Any, name: str, runs: Sequence[Run], what: str, tokens: int, color: str) -> None:
     grid = np.linspace(0, tokens, 101)
     heights = np.array([_on_grid(run, what, grid) for run in runs])
     begins = int(np.argmax(~np.isnan(heights).any(0)))  # the first point has no critic yet
     grid, heights = grid[begins:], heights[:, begins:]
     rows = np.random.default_rng(0).integers(len(runs), size=(RESAMPLES // 4, len(runs)))
     low, high = np.quantile(iqm(np.moveaxis(heights[rows], 1, -1)), [0.025, 0.975], axis=0)
-    panel.fill_between(grid, low, high, color=COLORS[name], alpha=0.12, linewidth=0)
-    panel.plot(grid, iqm(heights.T), color=COLORS[name], linewidth=_width(name), zorder=3 if name == "ppo" else 2)
+    panel.fill_between(grid, low, high, color=color, alpha=0.12, linewidth=0)
+    panel.plot(grid, iqm(heights.T), color=color, linewidth=_width(name), zorder=3 if name == "ppo" else 2)
 
 
 def _on_grid(run: Run, what: str, grid: Array) -> Array:

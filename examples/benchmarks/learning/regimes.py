@@ -104,12 +104,10 @@ def scaled(regime: Regime, scale: float) -> Regime:
 
 def quick(regime: Regime) -> Regime:
     """So small that nothing is learned: an iteration, to see that everything works."""
+    warm: dict[str, Any] = {"sft__steps": 2, "sft__stop_at": None, "sft__evaluate_every": 10, "sft__warmup": 1}
     tiny: dict[str, Any] = {
         "task__args": {**regime.changes["task__args"], "num_test": 8},
-        "sft__steps": 2,
-        "sft__stop_at": None,
-        "sft__evaluate_every": 10,
-        "sft__warmup": 1,
+        **(warm if "sft__steps" in regime.changes else {}),
         "evaluation__prompts": 8,
         "rollout__batch_size": 8,
         "actor__minibatches": 1,
