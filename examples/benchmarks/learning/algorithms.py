@@ -22,6 +22,7 @@ class Algorithm:
         changes: to TrainConfig, as in `replace`, on top of those of a regime.
         rates: the learning rates that are tried; none keeps the configuration's, which the trust region lowers to what
             suits, whatever the algorithm.
+        patience: how many times the regime's tokens it may write: for how long the others' threshold is waited for.
         trl: further settings of TRL's trainer (`Setup` in trl_worker.py), where it is that which learns.
     """
 
@@ -29,6 +30,7 @@ class Algorithm:
     what: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     rates: tuple[float, ...] = ()
+    patience: int = 1
     trl: Mapping[str, Any] | None = None
 
     @property
@@ -71,7 +73,8 @@ ALGORITHMS = {
             "trl",
             "TRL 1.12's PPO, a second model as its critic",
             rates=(3e-5, 1e-4, 3e-4),
-            trl={"batch_size": 256, "minibatches": 4, "epochs": 4, "kl_coef": 0.05, "lam": 0.95, "cliprange": 0.2},
+            patience=3,
+            trl={"batch_size": 64, "minibatches": 4, "epochs": 4, "kl_coef": 0.05, "lam": 0.95, "cliprange": 0.2},
         ),
     )
 }

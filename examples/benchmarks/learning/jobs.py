@@ -96,14 +96,19 @@ class Job:
         return f"{self.regime.name}: {self.algorithm.name}, learning rate {self.learning_rate:g}, seed {self.seed}"
 
     @property
+    def tokens(self) -> int:
+        """That it may write."""
+        return self.regime.tokens * self.algorithm.patience
+
+    @property
     def weight(self) -> float:
-        return float(self.regime.tokens)
+        return float(self.tokens)
 
     @property
     def settings(self) -> Settings:
         """All that decides its numbers."""
         config = configuration(self.regime, self.algorithm, self.seed, self.rate)
-        of_run = {"suite.tokens": self.regime.tokens, "suite.points": self.regime.points}
+        of_run = {"suite.tokens": self.tokens, "suite.points": self.regime.points}
         if self.algorithm.trl is None:
             return of_run | _settings(config)
         trl = {f"trl.{name}": value for name, value in self.algorithm.trl.items()}
@@ -144,7 +149,7 @@ class Job:
         config = configuration(self.regime, self.algorithm, self.seed, self.rate)
         trl = self.algorithm.trl and {**self.algorithm.trl, "learning_rate": self.rate}
         with open_side(config, start, trl=trl, critic=self.algorithm.critic) as side:
-            points = learn(side, self.regime.tokens, self.regime.points)
+            points = learn(side, self.tokens, self.regime.points * self.algorithm.patience)
         result = {
             "regime": self.regime.name,
             "algorithm": self.algorithm.name,

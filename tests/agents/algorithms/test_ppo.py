@@ -36,12 +36,18 @@ def by_whole_texts(run: Run, data: TensorDict, model: Any) -> tuple[torch.Tensor
         critic = network.critic_backbone
         hidden = model.base_model(tokens).last_hidden_state[0]
         logits = model.get_output_embeddings()(hidden).log_softmax(-1)
-        value = network.value_head(hidden if critic is None else critic.body(tokens).last_hidden_state[0])[:, 0]
-        start = int(text["prompt_length"])
-        for step in range(int(text["mask"].sum())):
+        read = hidden if critic is None else critic.body(tokens).last_hidden_state[0]
+        start, count = int(text["prompt_length"]), int(text["mask"].sum())
+        for step in range(count):
             log_probs[row, step] = logits[start + step - 1, tokens[0, start + step]]
-            values[row, step] = value[start + step - 1]
-        last[row] = value[-1]
+        letters = run.mdp.vocabulary.decode(tokens[0, start:].numpy())
+        for step in range(count + 1):
+            vowels = torch.tensor([float(sum(letter in "aeiou" for letter in letters[:step]))])  # what VowelShare hints
+            value = network.value_head(read[start + step - 1], vowels)
+            if step < count:
+                values[row, step] = value
+            else:
+                last[row] = value
     return log_probs, values, last
 
 
