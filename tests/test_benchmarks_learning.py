@@ -324,6 +324,16 @@ def test_a_run_that_is_there_is_not_done_again_and_none_of_other_settings_is_tak
     assert len(list(tmp_path.glob("dense/ppo/*.json"))) == 1
 
 
+def test_learning_rates_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("learning.command.ALGORITHMS", dict(ALGORITHMS))
+    monkeypatch.setattr("learning.report.ALGORITHMS", sys.modules["learning.command"].ALGORITHMS)
+    assert main([*QUICK, "--out", str(tmp_path), "--algorithms", "ppo", "--rates", "1e-4", "1e-3", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)["regimes"]["dense"]["algorithms"]
+    assert {name: run["learning_rate"] for name, run in runs.items()} == {"ppo-0.0001": 1e-4, "ppo-0.001": 1e-3}
+
+
 def test_a_run_that_fails_is_told_of_and_the_others_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

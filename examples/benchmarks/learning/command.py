@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for each in algorithms
             for rate in options.rates
         ]
+        ALGORITHMS.update({each.name: each for each in algorithms})
     out = options.out or Path("runs/learning-quick" if options.quick else "runs/learning")
     seeds = list(default["seeds"]) if options.seeds is None else options.seeds
     suite = Suite(regimes, algorithms, seeds, options.tuning_seed, out, options.redo)
