@@ -21,7 +21,7 @@ PRESETS: dict[str, Preset] = {
         "Teach a tiny model to reverse six letters, in minutes on two CPU cores.",
         TrainConfig().replace(
             out=Path("runs/reverse-tiny"),
-            iterations=140,
+            iterations=120,
             rollout__batch_size=128,
             task__name="Reverse",
             # Each right letter is paid where it is written: what a critic can foresee is a large share of it.
