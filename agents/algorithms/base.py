@@ -135,7 +135,10 @@ class Algorithm:
         return loss(self.network, self.config.loss, critic=self.has_critic, kl_estimator=estimator)
 
     def advantages(self, data: TensorDict, reward: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`[B, T]` advantages and, for a critic, `[B, T]` value targets."""
+        """`[B, T]` advantages and, for a critic, `[B, T]` value targets.
+
+        It may be asked twice about a batch, as a critic that is fitted learns from the targets first.
+        """
         estimate = advantage_estimator(self.advantage_kind or self.config.advantage.kind)
         return estimate(data, reward, self.config.advantage)
 

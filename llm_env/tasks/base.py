@@ -216,7 +216,8 @@ class Task:
         paid as before: hints change no reward, and nobody needs them once it is trained.
 
         It is asked about each state of a finished episode that a critic learns from, as the episode stood then
-        (`rollout.before`); `rollout.end` is "running" but in the last.
+        (`rollout.before`); `rollout.end` is "running" but in the last. That is once a token, each time with all the
+        text up to there: where texts are long, keep it cheap.
 
         Examples:
             >>> class Spell(Task):
@@ -246,6 +247,12 @@ class Task:
         It shares what this task holds, but counts its own replies; and a method of this task that is kept in an
         attribute, such as `self.reward = self.judge`, becomes the copy's.
         """
+        if self.overrides("hints") != bool(self.hint_names):
+            raise ValueError(
+                f"the task {self.name} has hint_names {tuple(self.hint_names)} and "
+                f"{'a' if self.overrides('hints') else 'no'} method `hints`: write both, with a name for each number "
+                "that `hints` gives, or neither"
+            )
         bound = type(self).__new__(type(self))
         self._splits  # noqa: B018  (made once, shared by the copies)
         for name, value in self.__dict__.items():

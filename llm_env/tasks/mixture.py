@@ -152,7 +152,7 @@ class Mixture(Task):
         return [chosen[index] for index in np.random.default_rng(self.seed).permutation(len(chosen)).tolist()]
 
 
-_OPTIONAL = ("over", "reply", "token_reward", "action_mask")
+_OPTIONAL = ("over", "reply", "token_reward", "action_mask", "hints")
 
 
 def _prompts(task: Task, split: str) -> Sequence[Prompt]:

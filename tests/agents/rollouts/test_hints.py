@@ -15,7 +15,7 @@ from agents.config import ModelConfig
 from agents.networks.network import Network
 from agents.rollouts.hints import pack_hints
 from agents.rollouts.packing import trim
-from llm_env import Prompt
+from llm_env import Prompt, TokenMDP
 from llm_env.tasks import Task, register_task
 from llm_env.tasks.base import TaskError
 from llm_env.tokens.episode import Episode
@@ -152,3 +152,16 @@ def test_a_network_with_other_hints_than_the_task_is_refused() -> None:
     with pytest.raises(ValueError, match=r"told 3 numbers about each state, but the task Lottery has the hints"):
         type(run.algorithm)(config, other, run.algorithm.collector)
     run.close()
+
+
+def test_names_without_hints_and_hints_without_names_are_refused() -> None:
+    class Nameless(Told):
+        hint_names = ()
+
+    class Silent(Lottery):
+        hints = Task.hints
+
+    with pytest.raises(ValueError, match=r"Nameless has hint_names \(\) and a method `hints`: write both"):
+        TokenMDP(Nameless())
+    with pytest.raises(ValueError, match=r"Silent has hint_names \('prize',\) and no method `hints`: write both"):
+        TokenMDP(Silent())
