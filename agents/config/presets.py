@@ -35,16 +35,17 @@ PRESETS: dict[str, Preset] = {
             evaluation__stop_at=0.97,
         ),
     ),
-    "addition-tiny": Preset(
-        "Teach a tiny model to add two numbers, in minutes on two CPU cores.",
+    "maze-tiny": Preset(
+        "Teach a tiny model its way through a maze, in minutes on two CPU cores.",
         TrainConfig().replace(
-            out=Path("runs/addition-tiny"),
-            iterations=150,
-            task__name="Addition",
-            task__args={"digits": 2},
-            sft__steps=800,
+            out=Path("runs/maze-tiny"),
+            iterations=60,
+            task__name="Maze",
+            task__args={"size": 4},
+            sft__steps=300,
+            sft__stop_at=0.45,
+            sft__evaluate_every=5,
             evaluation__every=10,
-            evaluation__stop_at=0.97,
         ),
     ),
     "sentiment-smollm2": Preset(

@@ -197,7 +197,7 @@ def test_what_a_flag_switches_off_in_the_preset(
 
 
 def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begun = ["train", "--preset", "addition-tiny", "--actor.learning-rate", "0.5"]
+    begun = ["train", "--preset", "maze-tiny", "--actor.learning-rate", "0.5"]
     assert main(begun) == 0
     first = trained.last
     assert main(begun) == 2
@@ -206,7 +206,7 @@ def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*begun, "--resume"]) == 0
     assert trained.calls[-1] == ("train", first, True)
     # The preset names the folder; what the run was told otherwise is remembered.
-    assert main(["train", "--preset", "addition-tiny", "--resume"]) == 0
+    assert main(["train", "--preset", "maze-tiny", "--resume"]) == 0
     assert trained.last == first
     more = ["--iterations", "999", "--checkpoint.every", "1", "--log.no-display"]
     assert main(["train", "--out", str(first.out), "--resume", *more]) == 0
@@ -225,9 +225,9 @@ def test_resuming(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixtur
     path = write(tmp_path, "seed: 4")
     assert main(["train", "--out", "elsewhere/run", "--resume", "--config", str(path)]) == 2
     assert "--seed is 4, was 0" in capsys.readouterr().err
-    assert main(["train", "--preset", "addition-tiny", "--actor.decay", "linear", "--out", "falling"]) == 0
+    assert main(["train", "--preset", "maze-tiny", "--actor.decay", "linear", "--out", "falling"]) == 0
     assert main(["train", "--out", "falling", "--resume", "--iterations", "999"]) == 2
-    assert "--iterations is 999, was 150, but --actor.decay is linear" in capsys.readouterr().err
+    assert "--iterations is 999, was 60, but --actor.decay is linear" in capsys.readouterr().err
     count += 1
     assert main(["train", "--out", "nowhere", "--resume"]) == 2
     assert "there is no run to resume in nowhere" in capsys.readouterr().err
