@@ -40,11 +40,8 @@ class Chain(Task):
         return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
     def score(self, rollout: Rollout) -> float:
-        return self._right(rollout)
-
-    def hints(self, rollout: Rollout) -> tuple[float, float]:
-        return self._right(rollout), 1 - rollout.num_actions / self.max_new_tokens
-
-    def _right(self, rollout: Rollout) -> float:
         text = rollout.prompt[-1] + rollout.text
         return sum(FOLLOWS[one] == other for one, other in pairwise(text)) / self.max_new_tokens
+
+    def hints(self, rollout: Rollout) -> tuple[float, float]:
+        return self.score(rollout), 1 - rollout.num_actions / self.max_new_tokens
