@@ -127,6 +127,8 @@ class Rollout:
         episode: Which episode this is (of); None for one of its own.
 
     Attributes:
+        session: What the task keeps for this episode (see `Task.session`) until it has been scored. It stays in this
+            process: a copy that was pickled has None.
         episode: Which episode this is (of), a number that is unique in the process: the same each time that the
             episode is shown, to a task's `reply` as to the reward at its end, and in a copy that was pickled. A copy
             of the episode itself, made to go on in another way (`TokenMDP.restore`), is another episode and has a
@@ -135,7 +137,9 @@ class Rollout:
             is resumed counts anew, so draw no random numbers from it.
     """
 
-    __slots__ = ("_decode", "_prompt", "_turns", "end", "episode", "is_action", "metadata", "prompt_tokens", "tokens")
+    __slots__ = (
+        "_decode", "_prompt", "_turns", "end", "episode", "is_action", "metadata", "prompt_tokens", "session", "tokens",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -155,6 +159,7 @@ class Rollout:
         self.end: End = end if type(end) is End else _as_end(end)  # the enum's own look-up is slow
         self.is_action = is_action
         self.episode = new_episode() if episode is None else episode
+        self.session: Any = None
         self._decode = decode
         self._prompt = prompt
         self._turns = turns
@@ -258,7 +263,18 @@ class Rollout:
             raise ValueError(f"expected an action from 0 to {count}, which is the state at the end, got {action}")
         if action == count:
             return self
-        stop = action if self.is_action is None else int(np.flatnonzero(self.is_action)[action])
+        return self._cut(action if self.is_action is None else int(np.flatnonzero(self.is_action)[action]))
+
+    def up_to(self, turns: int) -> Rollout:
+        """The episode as it stood after that many turns, of whomever.
+
+        Example:
+            >>> Rollout.of(["n", "a2 ", "e"]).up_to(2).transcript
+            'na2 '
+        """
+        return self if turns >= len(self.turns) else self._cut(sum(len(turn.tokens) for turn in self.turns[:turns]))
+
+    def _cut(self, stop: int) -> Rollout:
         return Rollout(
             self.prompt_tokens,
             self.tokens[:stop],

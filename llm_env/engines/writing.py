@@ -121,7 +121,9 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
                 )
                 yield job, episode
     finally:
-        chooser.end(np.flatnonzero(state.running))
+        running = np.flatnonzero(state.running)
+        chooser.end(running)
+        episodes.leave(running)
 
 
 class _Masks:

@@ -273,6 +273,7 @@ class TokenMDP:
         self.closed = True
         self.observer.close()
         self.reward.end_worker()
+        self.episodes.sessions.close_all()
 
     def _check_open(self) -> None:
         if self.closed:
@@ -280,7 +281,11 @@ class TokenMDP:
 
     def _scores(self, rollouts: Sequence[Rollout], truncated: Sequence[bool]) -> list[Score]:
         scored = [rollout for rollout, cut in zip(rollouts, truncated, strict=True) if not cut]
-        scores = iter(self.reward(scored) if scored else ())
+        try:
+            scores = iter(self.reward(scored) if scored else ())
+        finally:
+            for rollout in rollouts if self.episodes.sessions.kept else ():
+                self.episodes.sessions.close(rollout.episode)
         return [Score(0.0) if cut else next(scores) for cut in truncated]
 
     def _chosen(self, prompt_indices: Sequence[int] | IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:

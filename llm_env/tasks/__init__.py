@@ -10,8 +10,11 @@ from llm_env.tasks.mixture import Mixture
 from llm_env.tasks.reasoning_gym import ReasoningGym
 from llm_env.tasks.registry import make_task, register_task, task_class, task_names
 from llm_env.tasks.sentiment import Sentiment
+from llm_env.tasks.sessions import SessionError
 from llm_env.tasks.sums import WordSums
+from llm_env.tasks.textarena import TextArena
 from llm_env.tasks.tools import CalculatorSums, Tools, register_tool
+from llm_env.tasks.turns import OwnRandom, TurnTask
 
 __all__ = [
     "GSM8K",
@@ -23,12 +26,16 @@ __all__ = [
     "Episodes",
     "Maze",
     "Mixture",
+    "OwnRandom",
     "ReasoningGym",
     "Reverse",
     "Sentiment",
+    "SessionError",
     "Task",
     "TaskError",
+    "TextArena",
     "Tools",
+    "TurnTask",
     "WordSums",
     "make_task",
     "register_task",

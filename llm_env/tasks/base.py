@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_env.tasks.replies import Replies
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
+from llm_env.tokens.chat import Message
 from llm_env.tokens.prompts import Prompt
 from llm_env.tokens.state import TokenState
 from llm_env.tokens.vocabulary import Vocabulary
@@ -38,6 +39,9 @@ class Episodes(Protocol):
 
     def prompt(self, row: int) -> Prompt:
         """The prompt of the episode in a row, with its metadata."""
+
+    def session(self, row: int) -> Any:
+        """What the task keeps for the episode in a row, see `Task.session`."""
 
     def rollout(self, row: int) -> Rollout:
         """The episode in a row as it stands, as a reward sees it."""
@@ -176,6 +180,33 @@ class Task:
     def setup(self, vocabulary: Vocabulary) -> None:
         """Prepare for the tokens of one environment; `self.vocabulary` is set by then."""
 
+    def session(self, prompt: Prompt) -> Any:
+        """Begin what this task keeps for one episode: a game's board, a tool's state, a conversation.
+
+        `reply` and `score` find it under `rollout.session`, and those that are asked about many episodes under
+        `episodes.session(row)`. Once the episode has been scored, or is given up, its `close()` is called, if it has
+        one. Where an episode is copied (`TokenMDP.save`), it is copied by `copy.deepcopy`; one that cannot be copied is
+        begun anew, and told the agent's turns again by `reply`.
+
+        What it does at random it must draw from what the prompt says (a seed in the metadata), or two runs with one
+        seed differ.
+
+        Examples:
+            >>> class HigherOrLower(Task):
+            ...     stop, max_reply_tokens = ("!",), 40
+            ...     def sample(self, rng):
+            ...         return Prompt("Guess: ", {"secret": int(rng.integers(1, 10))})
+            ...     def session(self, prompt):
+            ...         return {"guesses": 0, **prompt.metadata}
+            ...     def reply(self, rollout):
+            ...         rollout.session["guesses"] += 1
+            ...         guess, secret = int(rollout.turns[-1].text), rollout.session["secret"]
+            ...         return None if guess == secret else "higher: " if guess < secret else "lower: "
+            ...     def score(self, rollout):
+            ...         return 1 / rollout.session["guesses"]
+        """
+        raise NotImplementedError
+
     def over(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         """`[len(rows)]` which of these episodes the task ends after the step that they have just made.
 
@@ -184,14 +215,16 @@ class Task:
         """
         raise NotImplementedError
 
-    def reply(self, rollout: Rollout) -> str | Sequence[int] | None:
+    def reply(self, rollout: Rollout) -> str | Sequence[int] | Sequence[Message] | None:
         """The answer to an agent that has ended its turn (a tool's output, the next question), or None to end there.
 
         It is called only when a turn ends, with what was written so far: `rollout.turns`, of which the last is the one
-        that has ended. The episode goes on after a reply. A string is encoded as it is: where the model expects a chat,
-        it must bring the markers of its turn along. Say in `max_reply_tokens` how much room replies need.
+        that has ended. The episode goes on after a reply. A string is encoded as it is; chat messages, such as
+        `[{"role": "user", "content": "Go on."}]`, go through the model's own chat template. Say in `max_reply_tokens`
+        how much room replies need.
 
-        What it remembers of an episode it finds again under `rollout.episode`. A number that it does not know comes
+        What it remembers of an episode is best a `session`. What it keeps elsewhere, it finds again under
+        `rollout.episode`. A number that it does not know comes
         with the first turn of an episode, or with a copy of one (see `rewards.Rollout`), which has more turns already.
 
         If it raises, or gives anything but text, token ids or None, the episode goes on or ends as `on_reply_error`

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
 from llm_env.tasks.base import Episodes, Splits, Task
 from llm_env.tasks.registry import make_task, register_task
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
+from llm_env.tokens.chat import Message
 from llm_env.tokens.prompts import Prompt
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Reward, Rollout, Score
@@ -97,7 +99,12 @@ class Mixture(Task):
         parts = {f"{name}/{part}": value for part, value in score.parts.items()}
         return Score(score.value, {name: score.total, **parts}, score.per_token)
 
-    def reply(self, rollout: Rollout) -> str | Sequence[int] | None:
+    def session(self, prompt: Prompt) -> Any:
+        """What the prompt's own task keeps for an episode."""
+        task = self.tasks[prompt.metadata[PART]]
+        return task.session(prompt) if task.overrides("session") else None
+
+    def reply(self, rollout: Rollout) -> str | Sequence[int] | Sequence[Message] | None:
         """What the prompt's own task replies; one that does not reply ends its episodes there."""
         task = self.tasks[rollout.metadata[PART]]
         return task.reply(rollout) if task.overrides("reply") else None
@@ -145,14 +152,14 @@ class Mixture(Task):
             return []
         most = min(len(rows) / self.weights[name] for name, rows in prompts.items())  # of which none has too few
         chosen = [
-            Prompt(row.text, {**row.metadata, PART: name})
+            replace(row, metadata={**row.metadata, PART: name})
             for name, rows in prompts.items()
             for row in rows[: max(1, math.floor(most * self.weights[name] + 1e-9))]
         ]
         return [chosen[index] for index in np.random.default_rng(self.seed).permutation(len(chosen)).tolist()]
 
 
-_OPTIONAL = ("over", "reply", "token_reward", "action_mask", "hints")
+_OPTIONAL = ("session", "over", "reply", "token_reward", "action_mask", "hints")
 
 
 def _prompts(task: Task, split: str) -> Sequence[Prompt]:

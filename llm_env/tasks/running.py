@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_env.tasks.base import Task, TaskError
+from llm_env.tasks.sessions import Sessions
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
+from llm_env.tokens.chat import Message
 from llm_env.tokens.checks import as_token_ids
 from llm_env.tokens.episode import UNSCORED, Episode
 from llm_env.tokens.prompts import Prompt, TokenizedPrompts
 from llm_env.tokens.state import END_OF_CODE, RUNNING, SavedRows, TokenState
 from llm_env.tokens.vocabulary import Vocabulary
-from rewards import Failure, RewardError, Rollout, Score
+from rewards import End, Failure, RewardError, Rollout, Score
 from rewards.rollout import new_episode
 
 
@@ -30,6 +33,7 @@ class SavedEpisodes:
     group: IntArray
     token_rewards: FloatArray | None
     failed_replies: IntArray
+    sessions: list[Any]
 
     def __len__(self) -> int:
         return len(self.state)
@@ -57,6 +61,7 @@ class RunningEpisodes:
         prompt_index: `[num_rows]` which prompt each row answers.
         group: `[num_rows]` rows of one group are to be compared with each other.
         number: `[num_rows]` which episode is in each row, see `rewards.Rollout.episode`.
+        sessions: what the task keeps for each episode, until it has been scored.
 
     Examples:
         >>> from llm_env.models import load_vocabulary
@@ -106,6 +111,8 @@ class RunningEpisodes:
         self.prompt_index: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.group: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.number: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.sessions = Sessions(task)
+        weakref.finalize(self, self.sessions.close_all)
         self._failed_replies: IntArray = np.zeros(num_rows, dtype=np.int64)
         self._answer_to_failure = self._checked_answer()
         self._prompts: list[Prompt] = [Prompt("")] * num_rows
@@ -120,12 +127,15 @@ class RunningEpisodes:
     def begin(self, rows: IntArray, prompt_indices: IntArray, groups: IntArray | None = None) -> None:
         """Begin new episodes in `rows`, with these prompts. The arguments are not checked again."""
         chosen = prompt_indices.tolist()
+        self.leave(rows)
         self.state.reset(rows, [self.prompts.tokens[index] for index in chosen], checked=True)
         for row, index in zip(rows.tolist(), chosen, strict=True):
             self._prompts[row] = self.prompts.prompts[index]
         self.prompt_index[rows] = prompt_indices
         self.group[rows] = prompt_indices if groups is None else groups
         self.number[rows] = [new_episode() for _ in chosen]
+        for row in rows.tolist() if self.sessions.kept else ():
+            self.sessions.begin(int(self.number[row]), self._prompts[row])
         self._failed_replies[rows] = 0
         if self._token_rewards is not None:
             self._token_rewards[rows] = 0.0
@@ -173,11 +183,21 @@ class RunningEpisodes:
         """The prompt that the episode in `row` began with."""
         return self._prompts[row]
 
+    def session(self, row: int) -> Any:
+        """What the task keeps for the episode in `row`."""
+        return self.sessions.of(int(self.number[row]))
+
+    def leave(self, rows: IntArray) -> None:
+        """Give up the episodes that are still running in `rows`: close their sessions."""
+        for row in rows.tolist() if self.sessions.kept else ():
+            if self.state.end[row] == RUNNING:
+                self.sessions.close(int(self.number[row]))
+
     def rollout(self, row: int) -> Rollout:
         """The episode in `row` as it stands, as a reward sees it."""
         state = self.state
         start, stop = int(state.prompt_length[row]), int(state.length[row])
-        return Rollout(
+        rollout = Rollout(
             prompt_tokens=state.tokens[row, :start].copy(),
             tokens=state.tokens[row, start:stop].copy(),
             metadata=self._prompts[row].metadata,
@@ -186,6 +206,8 @@ class RunningEpisodes:
             decode=self.vocabulary.decode,
             episode=int(self.number[row]),
         )
+        rollout.session = self.session(row)
+        return rollout
 
     def episode(
         self,
@@ -227,6 +249,7 @@ class RunningEpisodes:
             self.group[rows],
             None if self._token_rewards is None else self._token_rewards[rows],
             self._failed_replies[rows],
+            [self.sessions.copy(number) for number in self.number[rows].tolist()],
         )
 
     def restore(self, rows: IntArray, saved: SavedEpisodes) -> None:
@@ -240,6 +263,7 @@ class RunningEpisodes:
                 f"the saved rows have room for {theirs} rewards of single tokens, these for {ours}: they come from "
                 "another kind of environment"
             )
+        self.leave(rows)
         self.state.restore(rows, saved.state)
         self.prompt_index[rows] = saved.prompt_index
         self.group[rows] = saved.group
@@ -248,7 +272,11 @@ class RunningEpisodes:
         if self._token_rewards is not None:
             self._token_rewards[rows] = saved.token_rewards
         for place, row in enumerate(rows.tolist()):
-            self._prompts[row] = saved.prompts[place if len(saved) > 1 else 0]
+            source = place if len(saved) > 1 else 0
+            self._prompts[row] = saved.prompts[source]
+            if self.sessions.kept:
+                number = int(self.number[row])
+                self.sessions.restore(number, saved.sessions[source], self.rollout(row), self._prompts[row])
 
     def ended(self, rows: IntArray) -> IntArray:
         """Those of `rows` whose episode is over."""
@@ -274,7 +302,7 @@ class RunningEpisodes:
         replies.called()
         try:
             reply = self.task.reply(rollout)
-            tokens = None if reply is None else self._reply_tokens(reply)
+            tokens = None if reply is None else self._reply_tokens(reply, rollout)
         except Exception as error:
             self._failed_replies[row] += 1
             what = "its episode ended there" if self._answer_to_failure is None else "was answered by on_reply_error"
@@ -283,10 +311,12 @@ class RunningEpisodes:
         replies.succeeded()
         return tokens
 
-    def _reply_tokens(self, reply: str | Sequence[int]) -> IntArray:
+    def _reply_tokens(self, reply: str | Sequence[int] | Sequence[Message], rollout: Rollout | None = None) -> IntArray:
         if isinstance(reply, str):
             # In the middle of a text, the special tokens that a tokenizer puts around one would be out of place.
             return self.vocabulary.encode(reply, add_special_tokens=False)
+        if rollout is not None and isinstance(reply, Sequence) and len(reply) and isinstance(reply[0], Mapping):
+            return self.vocabulary.encode_turn(reply, ended=rollout.end is End.EOS)  # type: ignore[arg-type]
         return as_token_ids(reply, self.vocabulary.size, "a task's reply")
 
     def _checked_answer(self) -> IntArray | None:

@@ -23,6 +23,7 @@ class Prompt:
     Attributes:
         text: a string, or chat messages (`[{"role": "user", "content": "..."}]`).
         metadata: whatever the reward needs, such as `{"answer": "42"}`.
+        key: what sets it apart from others with the same text, such as the seed of a game that begins like all others.
 
     Examples:
         >>> Prompt.of({"prompt": "1+1=", "answer": "2"})
@@ -31,6 +32,7 @@ class Prompt:
 
     text: str | Messages
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    key: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         text = self.text
@@ -55,7 +57,8 @@ class Prompt:
     @property
     def identity(self) -> str:
         """What makes two prompts the same prompt."""
-        return self.text if isinstance(self.text, str) else json.dumps([dict(m) for m in self.text], sort_keys=True)
+        text = self.text if isinstance(self.text, str) else json.dumps([dict(m) for m in self.text], sort_keys=True)
+        return f"{text}\0{self.key}" if self.key else text
 
 
 def read_prompts(source: str | Path | Iterable[Any], key: str = "prompt") -> list[Prompt]:

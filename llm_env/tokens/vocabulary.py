@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_env.tokens.arrays import IntArray
+from llm_env.tokens.chat import ChatTurns
 from llm_env.tokens.stopping import StopMatcher, match_strings, match_tokens
 
 if TYPE_CHECKING:  # importing it for real costs a second, and some of its submodules bring torch along
@@ -135,15 +136,36 @@ class Vocabulary:
         Args:
             messages: such as `[{"role": "user", "content": "Hello"}]`.
         """
+        self._check_chat()
+        tokens = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return np.asarray(tokens, dtype=np.int64)
+
+    def encode_turn(self, messages: Sequence[Mapping[str, Any]], *, ended: bool) -> IntArray:
+        """The tokens between what the assistant has written and where it is to go on, see `ChatTurns`.
+
+        Args:
+            messages: what is said to it next.
+            ended: whether it has written the token that ends its turn.
+        """
+        return self.encode(self._chat_turns.between(messages, ended), add_special_tokens=False)
+
+    @cached_property
+    def _chat_turns(self) -> ChatTurns:
+        self._check_chat()
+
+        def render(messages: Sequence[Mapping[str, Any]], begin: bool) -> str:
+            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=begin))
+
+        return ChatTurns(render, [str(self.tokenizer.convert_ids_to_tokens(token)) for token in self.eos_tokens])
+
+    def _check_chat(self) -> None:
         if not self.has_chat_template:
             raise ValueError(
                 f"the tokenizer ({type(self.tokenizer).__name__}) has no chat template: use a model trained to chat, "
                 "set `tokenizer.chat_template`, or write the prompt as plain text and `encode` it"
             )
-        tokens = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return np.asarray(tokens, dtype=np.int64)
 
     def decode(self, tokens: Sequence[int] | IntArray) -> str:
         """The text of the tokens, without the special ones.
