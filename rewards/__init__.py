@@ -20,6 +20,7 @@ hangs, wrap it in a `Guard`. To choose a reward by its name, as a configuration 
 """
 
 from rewards.base import Product, Reward, RewardLike, WeightedSum, as_reward, reward
+from rewards.code import CodeTests, program_in
 from rewards.combine import Clip, Ensemble
 from rewards.failures import AlwaysFailsError, Failure
 from rewards.guard import Guard
@@ -27,13 +28,16 @@ from rewards.match import ExactMatch, Format, NumericMatch
 from rewards.mathematics import Math, final_answer
 from rewards.named import make_reward, register_reward, reward_names
 from rewards.rollout import End, Rollout, Turn
+from rewards.sandbox import Outcome, Sandbox
 from rewards.score import RewardError, Score
+from rewards.seats import Limits, SandboxUnavailable
 from rewards.shaping import LengthPenalty, MissingEosPenalty, RepetitionPenalty
 from rewards.vader import VaderSentiment
 
 __all__ = [
     "AlwaysFailsError",
     "Clip",
+    "CodeTests",
     "End",
     "Ensemble",
     "ExactMatch",
@@ -41,15 +45,19 @@ __all__ = [
     "Format",
     "Guard",
     "LengthPenalty",
+    "Limits",
     "Math",
     "MissingEosPenalty",
     "NumericMatch",
+    "Outcome",
     "Product",
     "RepetitionPenalty",
     "Reward",
     "RewardError",
     "RewardLike",
     "Rollout",
+    "Sandbox",
+    "SandboxUnavailable",
     "Score",
     "Turn",
     "VaderSentiment",
@@ -57,6 +65,7 @@ __all__ = [
     "as_reward",
     "final_answer",
     "make_reward",
+    "program_in",
     "register_reward",
     "reward",
     "reward_names",

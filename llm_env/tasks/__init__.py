@@ -5,6 +5,7 @@ from llm_env.tasks.characters import Addition, Copy, Reverse
 from llm_env.tasks.countdown import Countdown
 from llm_env.tasks.dataset import Dataset
 from llm_env.tasks.gsm8k import GSM8K
+from llm_env.tasks.humaneval import HumanEval
 from llm_env.tasks.maze import Maze
 from llm_env.tasks.mixture import Mixture
 from llm_env.tasks.reasoning_gym import ReasoningGym
@@ -24,6 +25,7 @@ __all__ = [
     "Countdown",
     "Dataset",
     "Episodes",
+    "HumanEval",
     "Maze",
     "Mixture",
     "OwnRandom",

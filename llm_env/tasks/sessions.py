@@ -17,7 +17,23 @@ logger = logging.getLogger("llm_env")
 
 
 class SessionError(RuntimeError):
-    """A session that could not be begun or copied; where the task's own code failed, its error is the `__cause__`."""
+    """A session that could not be begun or copied; where the task's own code failed, its error is the `__cause__`.
+
+    Examples:
+        >>> from llm_env import Prompt, Task, TokenMDP
+        >>> class Locked(Task):
+        ...     def splits(self):
+        ...         return {"train": [Prompt("1+1=")]}
+        ...     def session(self, prompt):
+        ...         raise OSError("no such board")
+        ...     def score(self, rollout):
+        ...         return 1.0
+        >>> try:
+        ...     TokenMDP(Locked()).reset()
+        ... except SessionError as error:
+        ...     print(str(error))
+        `session` of the task Locked raised OSError: no such board, for the prompt '1+1='
+    """
 
 
 class ByReplay:
