@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,9 +12,10 @@ import numpy as np
 from llm_env.tasks.base import Splits, Task
 from llm_env.tasks.countdown import evaluate
 from llm_env.tasks.registry import make_task, register_task
+from llm_env.tasks.search import Search
 from llm_env.tokens.prompts import Prompt
 from llm_env.tokens.vocabulary import Vocabulary
-from rewards import Reward, Rollout, Score, Turn, as_reward
+from rewards import Limits, Reward, Rollout, Sandbox, Score, Turn, as_reward, program_in
 from rewards.registry import Registry
 
 Tool: TypeAlias = Callable[[str], str]
@@ -52,6 +54,23 @@ def calculator(expression: str) -> str:
     return str(value) if value.denominator == 1 else f"{float(value):.6g}"
 
 
+@register_tool("python")
+def python(program: str) -> str:
+    """What a Python program prints: print(sum(range(10)))
+
+    It runs in a sandbox, see `rewards.Sandbox`.
+    """
+    outcome = _sandbox().run(program_in(program))
+    if not outcome.passed:
+        raise ValueError(f"{outcome.stdout}{outcome.why}")
+    return outcome.stdout.strip()
+
+
+@functools.cache
+def _sandbox() -> Sandbox:
+    return Sandbox(Limits(seconds=5, memory=128, output=4096))
+
+
 @register_task
 class Tools(Task):
     """Another task's prompts, with tools at hand: "<calculator>12*7</calculator>" is answered "<result>84</result>".
@@ -62,7 +81,10 @@ class Tools(Task):
 
     Args:
         task: the other task, or its name; one that has no replies and rewards no single tokens.
-        tools: which, by name: a list, or names with commas between them.
+        tools: which, by name: a list, or names with commas between them; or functions of your own, by the names that
+            they are called by.
+        corpus: a JSONL file of documents, each line a string or an object with a "text"; "search" is among the tools
+            then, and finds the best of them.
         calls: how many calls are answered in an episode.
         call_tokens: how many tokens there are for each call, besides those that the other task gives for its answer.
         longest: characters of a result; the rest of a longer one is cut off.
@@ -89,20 +111,26 @@ class Tools(Task):
         self,
         task: str | Task = "Addition",
         *,
-        tools: str | Sequence[str] = "calculator",
+        tools: str | Sequence[str] | Mapping[str, Tool] = "calculator",
+        corpus: str | None = None,
         calls: int = 3,
         call_tokens: int = 40,
         longest: int = 64,
         explain: bool = True,
         **arguments: Any,
     ) -> None:
-        names = [name.strip() for name in tools.split(",")] if isinstance(tools, str) else list(tools)
+        names = [name.strip() for name in tools.split(",") if name.strip()] if isinstance(tools, str) else list(tools)
+        if corpus is not None:
+            names.append("search")
         if calls < 1 or call_tokens < 1 or longest < 1 or not names:
             raise ValueError(
                 f"expected at least one tool, and calls, call_tokens and longest of 1 or more, got tools={tools!r}, "
                 f"calls={calls}, call_tokens={call_tokens}, longest={longest}"
             )
-        self.tools: Mapping[str, Tool] = {name: _TOOLS[name] for name in names}
+        own: Mapping[str, Tool] = tools if isinstance(tools, Mapping) else {}
+        if corpus is not None:
+            own = {"search": Search.of_file(corpus), **own}
+        self.tools: Mapping[str, Tool] = {name: own[name] if name in own else _TOOLS[name] for name in names}
         self.inner = make_task(task, arguments)
         for method in ("reply", "over", "token_reward"):
             if self.inner.overrides(method):

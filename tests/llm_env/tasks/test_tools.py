@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_env import TokenMDP
 from llm_env.tasks import CalculatorSums, Tools, register_tool
+from llm_env.tasks.search import Search
 from rewards import ExactMatch, NumericMatch, Rollout
 
 CALL = "<calculator>2+3</calculator>"
@@ -152,3 +155,38 @@ def test_a_reward_set_on_it_sees_the_answer_alone() -> None:
 def test_names_of_tools() -> None:
     with pytest.raises(ValueError, match=r"must be like 'calculator', got 'My tool'"):
         register_tool("My tool")
+
+
+class TestMoreTools:
+    def test_python(self) -> None:
+        pytest.importorskip("pydantic_monty")
+        task = Tools("Addition", tools="python,calculator")
+        assert task.reply(Rollout.of("<python>print(sum(range(5)))</python>")) == "<result>10</result>"
+        reply = task.reply(Rollout.of("<python>print(7)\n1 / 0</python>"))
+        assert reply == "<result>error: ZeroDivisionError: division by zero</result>"
+
+    def test_search(self, tmp_path: Path) -> None:
+        corpus = tmp_path / "corpus.jsonl"
+        corpus.write_text('"Paris is in France."\n{"text": "Rome is in Italy."}\n')
+        task = Tools("Addition", tools="", corpus=str(corpus))
+        assert list(task.tools) == ["search"]
+        assert "<search>...</search> The document that fits" in task.prompts("test")[0].text
+        assert task.reply(Rollout.of("<search>Where is Rome?</search>")) == "<result>Rome is in Italy.</result>"
+        nothing = task.reply(Rollout.of("<search>qqq</search>"))
+        assert nothing == "<result>error: nothing found; use other words</result>"
+
+    def test_the_ranking_is_bm25(self) -> None:
+        """By hand: two documents of 2 and 4 words, mean 3; the word is in one of them, once."""
+        search = Search(["a b", "c d d e"])
+        rarity = math.log(1 + (2 - 1 + 0.5) / (1 + 0.5))
+        assert search._score(0, ["a"]) == pytest.approx(rarity * 2.5 / (1 + 1.5 * (0.25 + 0.75 * 2 / 3)))
+        assert search._score(1, ["d"]) == pytest.approx(rarity * 2 * 2.5 / (2 + 1.5 * (0.25 + 0.75 * 4 / 3)))
+        assert search._score(1, ["a"]) == 0
+
+    def test_no_documents(self) -> None:
+        with pytest.raises(ValueError, match="there are no documents"):
+            Search([])
+
+    def test_functions_of_ones_own(self) -> None:
+        task = Tools("Addition", tools={"shout": str.upper})
+        assert task.reply(Rollout.of("<shout>abc</shout>")) == "<result>ABC</result>"
