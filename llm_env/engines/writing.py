@@ -81,32 +81,34 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
         chooser: chooses every token.
     """
     state = episodes.state
-    waiting = deque(jobs)
+    to_do = deque(jobs)
     job_of_row: list[Job | None] = [None] * episodes.num_rows
     masks = _Masks(episodes.num_rows)
     log_probs = np.zeros((episodes.num_rows, min(int(state.budget.max()), state.context)), dtype=np.float32)
     try:
         while True:
             running = np.flatnonzero(state.running)
-            fresh = np.flatnonzero(~state.running)[: len(waiting)]
-            if not len(running) and not len(fresh):
+            fresh = np.flatnonzero(~(state.running | episodes.waiting))[: len(to_do)]
+            rows = np.concatenate([running, fresh])
+            if not len(rows) and not episodes.waiting.any():
                 return
             if len(fresh):
-                begun = [waiting.popleft() for _ in fresh]
+                begun = [to_do.popleft() for _ in fresh]
                 for row, job in zip(fresh.tolist(), begun, strict=True):
                     job_of_row[row] = job
                 prompt_indices, groups = np.array([job[:2] for job in begun], dtype=np.int64).T
                 episodes.begin(fresh, prompt_indices, groups)
                 masks.begin(fresh)
                 chooser.begin(fresh, begun)
-            rows = np.concatenate([running, fresh])
-            allowed = episodes.action_mask(rows)
-            masks.note(rows, allowed)
-            tokens, chosen = chooser.choose(state, rows, allowed)
-            log_probs[rows, state.num_actions[rows]] = chosen
-            episodes.step(tokens, rows)
-            episodes.pay(rows)
-            ended = episodes.ended(rows)
+            if len(rows):
+                allowed = episodes.action_mask(rows)
+                masks.note(rows, allowed)
+                tokens, chosen = chooser.choose(state, rows, allowed)
+                log_probs[rows, state.num_actions[rows]] = chosen
+                episodes.step(tokens, rows, wait=False)
+            settled = np.concatenate([rows[~episodes.waiting[rows]], episodes.answered(block=not len(rows))])
+            episodes.pay(settled)
+            ended = episodes.ended(settled)
             chooser.end(ended)
             for row in ended.tolist():
                 job = job_of_row[row]
@@ -121,9 +123,9 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
                 )
                 yield job, episode
     finally:
-        running = np.flatnonzero(state.running)
-        chooser.end(running)
-        episodes.leave(running)
+        left = np.flatnonzero(state.running | episodes.waiting)
+        chooser.end(left)
+        episodes.leave(left)
 
 
 class _Masks:

@@ -88,6 +88,9 @@ class Task:
             scored, and the episode terminates. "bootstrap": it is not scored, the episode is truncated, and the learner
             is to value its last state. Never both: a score and a bootstrapped value would count the text twice.
         chat: prompts go through the tokenizer's chat template; None: where the tokenizer has one.
+        slow_replies: `reply` waits for something, such as a process or a network: it is called in a thread of its own,
+            and other texts go on meanwhile. It must be safe to call for several episodes at once.
+        reply_timeout: seconds after which a slow reply has failed; None: never.
         on_reply_error: what the agent is answered when `reply` fails; None: the episode ends there.
         hint_names: what `hints` tells the critic about a state, a name for each number.
         reward: the reward of a finished rollout. One that is made of the task's own methods (a sum of them, say) is
@@ -120,6 +123,8 @@ class Task:
     stop: Sequence[str | Sequence[int]] = ()
     when_cut: Literal["score", "bootstrap"] = "score"
     chat: bool | None = False
+    slow_replies: bool = False
+    reply_timeout: float | None = None
     on_reply_error: str | None = None
     hint_names: Sequence[str] = ()
     reward: Reward | Callable[[Rollout], float] | None = None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llm_env.tasks.background import Asked, Background
 from llm_env.tasks.base import Task, TaskError
 from llm_env.tasks.sessions import Sessions
 from llm_env.tokens.arrays import BoolArray, FloatArray, IntArray
@@ -17,7 +18,7 @@ from llm_env.tokens.chat import Message
 from llm_env.tokens.checks import as_token_ids
 from llm_env.tokens.episode import UNSCORED, Episode
 from llm_env.tokens.prompts import Prompt, TokenizedPrompts
-from llm_env.tokens.state import END_OF_CODE, RUNNING, SavedRows, TokenState
+from llm_env.tokens.state import END_OF_CODE, LATER, RUNNING, Later, SavedRows, TokenState
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import End, Failure, RewardError, Rollout, Score
 from rewards.rollout import new_episode
@@ -112,6 +113,7 @@ class RunningEpisodes:
         self.group: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.number: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.sessions = Sessions(task)
+        self._background = Background(num_rows)
         weakref.finalize(self, self.sessions.close_all)
         self._failed_replies: IntArray = np.zeros(num_rows, dtype=np.int64)
         self._answer_to_failure = self._checked_answer()
@@ -140,11 +142,34 @@ class RunningEpisodes:
         if self._token_rewards is not None:
             self._token_rewards[rows] = 0.0
 
-    def step(self, actions: Sequence[int] | IntArray, rows: Sequence[int] | IntArray | None = None) -> None:
-        """Let `rows` (all by default) each take an action; see `TokenState.step`."""
+    def step(
+        self, actions: Sequence[int] | IntArray, rows: Sequence[int] | IntArray | None = None, *, wait: bool = True
+    ) -> None:
+        """Let `rows` (all by default) each take an action; see `TokenState.step`.
+
+        Args:
+            actions: see there.
+            rows: see there.
+            wait: for replies that are being made in the background (`Task.slow_replies`). Without, their rows are
+                `waiting` until `answered` says that they no longer are.
+        """
         self.state.step(actions, rows)
-        for row, length in self.state.left_out.items():
-            self.task.replies.left_out(length, int(self.state.length[row]), self.state.context)
+        self._note_left_out()
+        while wait and self._background.num_open:
+            self.answered(block=True)
+
+    @property
+    def waiting(self) -> BoolArray:
+        """`[num_rows]` rows that wait for a reply: they neither run nor have ended."""
+        return self._background.waiting
+
+    def answered(self, *, block: bool) -> IntArray:
+        """Rows that no longer wait for their replies, and have gone on or ended; with `block`, one at least."""
+        came = self._background.collect(self.task.reply_timeout, block=block)
+        for row, result in came:
+            self.state.answer(row, self._settled(result))
+            self._note_left_out()
+        return np.array([row for row, _ in came], dtype=np.int64)
 
     def pay(self, rows: IntArray) -> FloatArray | None:
         """`[len(rows)]` what the task pays for the step that these rows have just made; None if it never does."""
@@ -189,6 +214,9 @@ class RunningEpisodes:
 
     def leave(self, rows: IntArray) -> None:
         """Give up the episodes that are still running in `rows`: close their sessions."""
+        left = self._background.forget(rows)
+        for row in left if self.sessions.kept else ():
+            self.sessions.close(int(self.number[row]))
         for row in rows.tolist() if self.sessions.kept else ():
             if self.state.end[row] == RUNNING:
                 self.sessions.close(int(self.number[row]))
@@ -297,19 +325,35 @@ class RunningEpisodes:
                 f"{rows.tolist()}). The step was left in the middle: mend the task, and reset the rows before another"
             ) from error
 
-    def _reply(self, state: TokenState, row: int) -> IntArray | None:
-        rollout, replies = self.rollout(row), self.task.replies
-        replies.called()
-        try:
-            reply = self.task.reply(rollout)
-            tokens = None if reply is None else self._reply_tokens(reply, rollout)
-        except Exception as error:
-            self._failed_replies[row] += 1
+    def _reply(self, state: TokenState, row: int) -> IntArray | Later | None:
+        rollout = self.rollout(row)
+        self.task.replies.called()
+        if self.task.slow_replies:
+            for turn in rollout.turns:
+                turn.text  # noqa: B018  (read here: a tokenizer may serve one thread only)
+            self._background.ask(row, rollout, self.task.reply)
+            return LATER
+        return self._settled(Asked(rollout, row).answered_by(self.task.reply))
+
+    def _settled(self, asked: Asked) -> IntArray | None:
+        """The tokens of a reply; of one that has failed, what answers failures."""
+        replies, error = self.task.replies, asked.error
+        if error is None:
+            try:
+                tokens = None if asked.reply is None else self._reply_tokens(asked.reply, asked.rollout)
+            except Exception as unusable:
+                error = unusable
+        if error is not None:
+            self._failed_replies[asked.row] += 1
             what = "its episode ended there" if self._answer_to_failure is None else "was answered by on_reply_error"
-            replies.failed(Failure.of(rollout, error), what, error)
+            replies.failed(Failure.of(asked.rollout, error), what, error)
             return self._answer_to_failure
         replies.succeeded()
         return tokens
+
+    def _note_left_out(self) -> None:
+        for row, length in self.state.left_out.items():
+            self.task.replies.left_out(length, int(self.state.length[row]), self.state.context)
 
     def _reply_tokens(self, reply: str | Sequence[int] | Sequence[Message], rollout: Rollout | None = None) -> IntArray:
         if isinstance(reply, str):

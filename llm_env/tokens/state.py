@@ -18,7 +18,14 @@ from llm_env.tokens.stopping import StopMatcher
 from rewards import End
 
 Over = Callable[["TokenState", IntArray], BoolArray]
-Reply = Callable[["TokenState", int], Sequence[int] | IntArray | None]
+
+
+class Later:
+    """In place of a reply that is still being made: the row waits for `TokenState.answer`."""
+
+
+LATER = Later()
+Reply = Callable[["TokenState", int], Sequence[int] | IntArray | Later | None]
 
 
 # Why a row's episode has ended, as codes in an int8 array. They are plain numbers because a step compares a dozen of
@@ -215,7 +222,17 @@ class TokenState:
         if self.reply is not None:
             self.left_out = {}
             for row in rows[end != RUNNING].tolist():
-                self._inject(row, self.reply(self, row))
+                if not isinstance(reply := self.reply(self, row), Later):
+                    self._inject(row, reply)
+        self._end_if_over(rows)
+
+    def answer(self, row: int, reply: Sequence[int] | IntArray | None) -> None:
+        """Go on with a row whose reply was to come later: what `step` does once it has one."""
+        self.left_out = {}
+        self._inject(row, reply)
+        self._end_if_over(np.array([row]))
+
+    def _end_if_over(self, rows: IntArray) -> None:
         if self.over is not None and len(going := rows[self.end[rows] == RUNNING]):
             self._end_running(going, self._asked_over(going), TASK)
         self._end_running(rows, self.num_actions[rows] >= self.budget[rows], BUDGET)
