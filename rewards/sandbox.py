@@ -23,6 +23,10 @@ class Outcome(NamedTuple):
         stdout: what it printed; nothing where it was tested by calls.
         why: what went wrong; empty if nothing did.
         tier: which interpreter ran it, "fast" or "full".
+
+    Examples:
+        >>> Outcome(False, "", "ZeroDivisionError: division by zero", "fast").passed
+        False
     """
 
     passed: bool

@@ -40,7 +40,12 @@ _DENIED = [
 
 
 class SandboxUnavailable(RuntimeError):
-    """Programs cannot be run safely here."""
+    """Programs cannot be run safely here.
+
+    Examples:
+        >>> str(SandboxUnavailable("the kernel has no Landlock"))
+        'the kernel has no Landlock'
+    """
 
 
 class ProgramError(Exception):
@@ -68,6 +73,10 @@ class Limits:
         memory: megabytes.
         output: characters that it may print; more ends it.
         files: that it may have open at once.
+
+    Examples:
+        >>> Limits(seconds=1).memory
+        256
     """
 
     seconds: float = 5.0

@@ -15,6 +15,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 import cleanrl_style_ppo  # noqa: E402
 import custom_task  # noqa: E402
+import game  # noqa: E402
 import hints  # noqa: E402
 import rollout  # noqa: E402
 import sb3_ppo  # noqa: E402
@@ -48,10 +49,27 @@ def test_hints() -> None:
     assert told > without + 0.2
 
 
+def test_game() -> None:
+    assert game.train(25, seed=0) > 0.5  # at random: 0.3
+    assert game.score_of(lambda low, high: (low + high) // 2) > 0.7
+
+
 def test_rollout() -> None:
     episodes = rollout.rollout("Copy", "tiny", episodes=10, num_envs=4, temperature=1.0, seed=0)
     assert len(episodes) == 10
     assert episodes == rollout.rollout("Copy", "tiny", episodes=10, num_envs=4, temperature=1.0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("sandbox.py", ["--hostile", "30", "--rounds", "1"]), ("multi_turn.py", ["--texts", "4", "--rounds", "1"])],
+)
+def test_benchmarks_of_tasks(name: str, arguments: list[str]) -> None:
+    pytest.importorskip("sandlock")
+    command = [sys.executable, str(EXAMPLES / "benchmarks" / name), "--json", *arguments]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert all(isinstance(value, float | int) for value in found.values())
+    assert found.get("escapes", 0) == found.get("wrong_verdicts", 0) == 0
 
 
 def test_benchmark_prints_a_flat_json_object() -> None:

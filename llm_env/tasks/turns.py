@@ -65,6 +65,7 @@ class TurnTask(Task):
     Where the tokenizer has a chat template, what is yielded goes through it as the user's turns.
 
     Attributes:
+        keeps_stop: whether `play` is told the stop sequence that ended a turn, too.
         unfinished: the score of an episode that was cut off before `play` has returned.
 
     Args:
@@ -96,6 +97,7 @@ class TurnTask(Task):
     max_prompt_tokens = 256
     max_reply_tokens = 512
     chat = None
+    keeps_stop: bool = False
     unfinished: float = 0.0
 
     def play(self, rng: np.random.Generator) -> Play:
@@ -116,7 +118,7 @@ class TurnTask(Task):
     def reply(self, rollout: Rollout) -> str | Sequence[Message] | None:
         """Tell `play` what the agent said, and the agent what `play` yields."""
         said = rollout.turns[-1].text
-        for stop in self.stop:
+        for stop in () if self.keeps_stop else self.stop:
             if isinstance(stop, str):
                 said = said.removesuffix(stop)
         answer = rollout.session.told(said, rollout.num_actions)

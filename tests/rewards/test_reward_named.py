@@ -36,6 +36,7 @@ def ends_with(rollout: Rollout, suffix: str = ".") -> float:
 
 
 BUILT_IN = [
+    "code_tests",
     "exact_match",
     "format",
     "length_penalty",
