@@ -126,17 +126,20 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on from here."""
-        return {"iteration": self.iteration, "sampler": self.writer.mdp.sampler.state_dict()}
+        mdp = self.writer.mdp
+        return {"iteration": self.iteration, "sampler": mdp.sampler.state_dict(), "task": mdp.task.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another collector was."""
         self.iteration = state["iteration"]
         self.writer.mdp.sampler.load_state_dict(state["sampler"])
+        if task := state.get("task"):
+            self.writer.mdp.task.load_state_dict(task)
 
     def _write(self, round_: int) -> list[Episode]:
         mdp = self.writer.mdp
         seed = np.random.SeedSequence([self.seed, self.iteration, round_]).generate_state(1, np.uint64)[0]
-        indices, groups = mdp.sampler.deal(self._per_round)
+        indices, groups = mdp.deal(self._per_round)
         return self.writer.episodes(indices, groups, Sampling(temperature=self.temperature, seed=int(seed)))
 
     def _keep(self, episodes: list[Episode]) -> list[bool]:

@@ -106,6 +106,7 @@ class TokenMDP:
             longest=self.context - 1,
             drop_long=chosen["drop_long_prompts"],
         )
+        self._is_training = chosen["split"] == "train" and not self.prompts.dropped  # or prompts have other numbers
         self.sampler = PromptSampler(
             len(self.prompts),
             completions_per_prompt=chosen["completions_per_prompt"],
@@ -168,7 +169,7 @@ class TokenMDP:
             self.sampler.begin_group()
         rows = self.state.all_rows if rows is None else as_indices(rows, self.num_envs, "row")
         if prompt_indices is None:
-            indices, groups = self.sampler.deal(len(rows))
+            indices, groups = self.deal(len(rows))
         else:
             indices, groups = self._chosen(prompt_indices, rows)
         self.episodes.begin(rows, indices, groups)
@@ -241,6 +242,11 @@ class TokenMDP:
         """The prompt that the episode in `row` began with."""
         return self.episodes.prompt(row)
 
+    def deal(self, count: int) -> tuple[IntArray, IntArray]:
+        """The prompts of the next `count` episodes, and the group of each; see `PromptSampler.deal` and `Task.deal`."""
+        indices, groups = self.sampler.deal(count)
+        return (self.task.deal(indices, groups) if self._trains("deal") else indices), groups
+
     def score(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Finished episodes with their scores; a truncated one gets 0, for its last state is valued instead."""
         scores = self._scores([each.rollout for each in episodes], [each.truncated for each in episodes])
@@ -286,7 +292,13 @@ class TokenMDP:
         finally:
             for rollout in rollouts if self.episodes.sessions.kept else ():
                 self.episodes.sessions.close(rollout.episode)
-        return [Score(0.0) if cut else next(scores) for cut in truncated]
+        found = [Score(0.0) if cut else next(scores) for cut in truncated]
+        if self._trains("finished"):
+            self.task.finished(rollouts, found)
+        return found
+
+    def _trains(self, method: str) -> bool:
+        return self._is_training and self.task.overrides(method)
 
     def _chosen(self, prompt_indices: Sequence[int] | IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
         indices = np.asarray(prompt_indices)

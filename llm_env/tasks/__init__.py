@@ -3,6 +3,7 @@
 from llm_env.tasks.base import Episodes, Task, TaskError
 from llm_env.tasks.characters import Addition, Copy, Reverse
 from llm_env.tasks.countdown import Countdown
+from llm_env.tasks.curriculum import Curriculum
 from llm_env.tasks.dataset import Dataset
 from llm_env.tasks.gsm8k import GSM8K
 from llm_env.tasks.humaneval import HumanEval
@@ -23,6 +24,7 @@ __all__ = [
     "CalculatorSums",
     "Copy",
     "Countdown",
+    "Curriculum",
     "Dataset",
     "Episodes",
     "HumanEval",

@@ -268,6 +268,32 @@ class Task:
         """
         raise NotImplementedError
 
+    def deal(self, indices: IntArray, groups: IntArray) -> IntArray:
+        """Choose other training prompts than those that are next in order, as a curriculum does.
+
+        Args:
+            indices: the prompts that are next, by their numbers in the split "train".
+            groups: which of them are to be the same prompt.
+
+        Returns:
+            As many numbers of prompts, alike where the groups are.
+        """
+        raise NotImplementedError
+
+    def finished(self, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> None:
+        """Take note of texts of the split "train" that have been scored.
+
+        What a task learns from them, it keeps for `--resume` in a `state_dict`, which `load_state_dict` takes back.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this task must remember when a run is resumed, as JSON can hold it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember it."""
+
     # What the library asks of a task.
 
     def prompts(self, split: str) -> Sequence[Prompt]:

@@ -23,7 +23,7 @@ PART = "part"
 
 Answer = TypeVar("Answer", bound=np.ndarray)
 _AboutRows: TypeAlias = Literal["over", "token_reward", "action_mask"]
-_ALIKE = ("stop", "when_cut", "chat", "on_reply_error")
+_ALIKE = ("stop", "when_cut", "chat", "on_reply_error", "slow_replies", "reply_timeout")
 
 
 @register_task
@@ -38,6 +38,7 @@ class Mixture(Task):
         tasks: their names, with commas between them, or a list of names and tasks.
         weights: how many of each hundred prompts, say, are whose: numbers in the order of the tasks, as a list or with
             commas between them. By default all are equally frequent.
+        names: what the tasks are called, where two of them would have the same name.
         seed: decides the order of the prompts.
 
     Examples:
@@ -50,15 +51,21 @@ class Mixture(Task):
     """
 
     def __init__(
-        self, tasks: str | Sequence[str | Task], *, weights: str | float | Sequence[float] | None = None, seed: int = 0
+        self,
+        tasks: str | Sequence[str | Task],
+        *,
+        weights: str | float | Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
         given = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else list(tasks)
         made = [make_task(task) for task in given]
-        twice = [name for name, count in Counter(task.name for task in made).items() if count > 1]
+        called = [task.name for task in made] if names is None else list(names)
+        twice = [name for name, count in Counter(called).items() if count > 1]
         if len(made) < 2 or twice:
-            raise ValueError(f"a Mixture is of two tasks or more, of different names; got {tasks!r}")
-        self.tasks: dict[str, Task] = {task.name: task for task in made}
+            raise ValueError(f"a {self.name} is of two tasks or more, of different names; got {called}")
+        self.tasks: dict[str, Task] = dict(zip(called, made, strict=True))
         self.weights = dict(zip(self.tasks, _numbers(weights, len(made)), strict=True))
         first, *others = made
         for other in others:
@@ -70,6 +77,7 @@ class Mixture(Task):
                     )
         self.stop, self.chat = first.stop, first.chat
         self.when_cut, self.on_reply_error = first.when_cut, first.on_reply_error
+        self.slow_replies, self.reply_timeout = first.slow_replies, first.reply_timeout
         self.hint_names = tuple(f"{name}/{hint}" for name, task in self.tasks.items() for hint in task.hint_names)
         self._measure()
 
@@ -80,7 +88,9 @@ class Mixture(Task):
 
     def overrides(self, method: str) -> bool:
         """Whether any of them writes one of the optional methods."""
-        return method not in _OPTIONAL or any(task.overrides(method) for task in self.tasks.values())
+        if method not in _OPTIONAL:
+            return super().overrides(method)
+        return any(task.overrides(method) for task in self.tasks.values())
 
     def splits(self) -> Splits:
         """The prompts of all, as frequent as their weights say, in a random order."""

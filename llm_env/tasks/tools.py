@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from llm_env.tasks.answers import RIGHT_SO_FAR, right_so_far
 from llm_env.tasks.base import Splits, Task
 from llm_env.tasks.countdown import evaluate
 from llm_env.tasks.registry import make_task, register_task
@@ -234,7 +235,7 @@ class CalculatorSums(Tools):
     """Sums of large numbers, with a calculator: for tiny models, which cannot add them up by themselves.
 
     Under "turns" each prompt has what an agent writes that uses the calculator, for a warm start
-    (`--sft.answer turns`).
+    (`--sft.answer turns`). The critic is told whether all is as in that demonstration so far.
 
     Args:
         digits: of each number, at most.
@@ -245,8 +246,14 @@ class CalculatorSums(Tools):
         ['<calculator>8506+6369</calculator>', '14875']
     """
 
+    hint_names = RIGHT_SO_FAR
+
     def __init__(self, digits: int = 4, **arguments: Any) -> None:
         super().__init__("Addition", tools="calculator", explain=False, digits=digits, **{"calls": 1} | arguments)
+
+    def hints(self, rollout: Rollout) -> tuple[float, float]:
+        """Whether all is as in the demonstration so far, and if so, how much of it there is."""
+        return right_so_far(rollout.text, "\n".join(rollout.metadata["turns"]))
 
     def demonstration(self, prompt: Prompt) -> list[str]:
         """Copy the sum into a call, and the result into the answer."""

@@ -48,6 +48,7 @@ PUBLIC = {
         "CalculatorSums",
         "Copy",
         "Countdown",
+        "Curriculum",
         "Dataset",
         "Episodes",
         "HumanEval",
