@@ -18,6 +18,7 @@ import custom_task  # noqa: E402
 import game  # noqa: E402
 import hints  # noqa: E402
 import rollout  # noqa: E402
+import sb3_maskable_ppo  # noqa: E402
 import sb3_ppo  # noqa: E402
 import torchrl_reinforce  # noqa: E402
 
@@ -30,6 +31,11 @@ def test_custom_task() -> None:
 def test_sb3_ppo() -> None:
     returns = sb3_ppo.train(20_000, 0, {"length": 2, "alphabet": "abc", "dense": True})
     assert returns[-1] > returns[0] + 0.2
+
+
+def test_sb3_maskable_ppo() -> None:
+    returns = sb3_maskable_ppo.train(20_000, 0, {"size": 2})
+    assert returns[-1] > returns[0] + 0.15
 
 
 def test_cleanrl_style_ppo() -> None:
