@@ -60,7 +60,7 @@ def shown(name: str, arguments: dict[str, object], model: str = "tiny") -> str:
     if bound.hint_names:
         lines.append(_line("a critic", f"is told {', '.join(bound.hint_names)}"))
     for index, prompt in enumerate(prompts[:SHOWN]):
-        lines += ["", _line("prompt", prompt.identity)]
+        lines += ["", _line("prompt", prompt.written)]
         answer = prompt.metadata.get("answer")
         if isinstance(answer, list | tuple):
             lines.append(_line("answer", "   ".join(map(str, answer))))

@@ -96,4 +96,4 @@ class TextScorer:
     def _rollout(self, prompt: Prompt, text: str) -> Rollout:
         ends = self.vocabulary.eos_tokens[:1]
         tokens = [*self.vocabulary.encode(text, add_special_tokens=False), *ends]
-        return Rollout.of(text, prompt.identity, prompt.metadata, End.EOS, np.array(tokens, dtype=np.int64))
+        return Rollout.of(text, prompt.written, prompt.metadata, End.EOS, np.array(tokens, dtype=np.int64))

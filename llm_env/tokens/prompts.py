@@ -55,10 +55,14 @@ class Prompt:
         return cls(row[key], {name: value for name, value in row.items() if name != key})
 
     @property
+    def written(self) -> str:
+        """Its text; chat messages as JSON."""
+        return self.text if isinstance(self.text, str) else json.dumps([dict(m) for m in self.text], sort_keys=True)
+
+    @property
     def identity(self) -> str:
         """What makes two prompts the same prompt."""
-        text = self.text if isinstance(self.text, str) else json.dumps([dict(m) for m in self.text], sort_keys=True)
-        return f"{text}\0{self.key}" if self.key else text
+        return f"{self.written}\0{self.key}" if self.key else self.written
 
 
 def read_prompts(source: str | Path | Iterable[Any], key: str = "prompt") -> list[Prompt]:

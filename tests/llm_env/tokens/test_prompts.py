@@ -106,3 +106,9 @@ def test_an_empty_prompt_begins_with_the_beginning_of_sequence() -> None:
     tokenized = TokenizedPrompts.encode([Prompt(""), Prompt("b")], vocabulary, longest=9)
     assert tokenized.tokens[0].tolist() == [vocabulary.bos_token]
     assert tokenized.tokens[1].tolist() == vocabulary.encode("b").tolist()
+
+
+def test_a_key_sets_prompts_with_the_same_text_apart() -> None:
+    one, other, plain = Prompt("begin", key="1"), Prompt("begin", key="2"), Prompt("begin")
+    assert len({one.identity, other.identity, plain.identity}) == 3
+    assert one.written == plain.identity == "begin"
