@@ -106,7 +106,12 @@ class TokenMDP:
             longest=self.context - 1,
             drop_long=chosen["drop_long_prompts"],
         )
-        self._is_training = chosen["split"] == "train" and not self.prompts.dropped  # or prompts have other numbers
+        self._is_training = chosen["split"] == "train"
+        if self.prompts.dropped and self._trains("deal"):
+            raise ValueError(
+                f"the task {self.task.name} deals its prompts by their numbers, so none may be left out, but "
+                f"{self.prompts.dropped} are too long: use a larger context"
+            )
         self.sampler = PromptSampler(
             len(self.prompts),
             completions_per_prompt=chosen["completions_per_prompt"],
