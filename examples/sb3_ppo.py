@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import nn
@@ -56,8 +57,18 @@ class LastTokens(BaseFeaturesExtractor):
         return self.embedding(tokens).flatten(1)
 
 
-def train(steps: int, seed: int, task_kwargs: dict[str, Any]) -> list[float]:
+def learn(model: BaseAlgorithm, steps: int) -> list[float]:
     """Train; the mean return of the last 100 episodes, ten times on the way."""
+    returns: list[float] = []
+    for _ in range(10):
+        model.learn(steps // 10, reset_num_timesteps=not returns)
+        returns.append(float(np.mean([episode["r"] for episode in model.ep_info_buffer])))
+        print(f"{model.num_timesteps:7d} tokens   mean return {returns[-1]:.3f}", flush=True)
+    return returns
+
+
+def train(steps: int, seed: int, task_kwargs: dict[str, Any]) -> list[float]:
+    """The mean returns of a new policy, see `learn`."""
     envs = AllowedTokens(SB3TokenVecEnv("Copy", num_envs=64, task_kwargs=task_kwargs))
     model = PPO(
         "MultiInputPolicy",
@@ -71,12 +82,7 @@ def train(steps: int, seed: int, task_kwargs: dict[str, Any]) -> list[float]:
         policy_kwargs={"features_extractor_class": LastTokens},
         seed=seed,
     )
-    returns: list[float] = []
-    for _ in range(10):
-        model.learn(steps // 10, reset_num_timesteps=not returns)
-        returns.append(float(np.mean([episode["r"] for episode in model.ep_info_buffer])))
-        print(f"{model.num_timesteps:7d} tokens   mean return {returns[-1]:.3f}", flush=True)
-    return returns
+    return learn(model, steps)
 
 
 def main() -> None:

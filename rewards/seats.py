@@ -23,7 +23,7 @@ from rewards import seat_driver
 from rewards.seat_driver import pack, unpack
 
 Outside = Callable[..., Any]
-Why = Literal["error", "time", "memory", "output", "crash", "unsupported"]
+Why = Literal["error", "time", "output", "crash", "unsupported"]
 _ENOUGH = 1 << 20  # bytes of one answer
 # What the fast interpreter says of what it lacks, and of what no Python would run either.
 _LACKING = {
@@ -52,7 +52,7 @@ class ProgramError(Exception):
     """A program has failed.
 
     Attributes:
-        why: by an "error" of its own; for "time", "memory" or "output" over the limit; by a "crash"; or because the
+        why: by an "error" of its own; for "time" or "output" over the limit; by a "crash"; or because the
             fast interpreter does not support what it does.
         kind: the name of its error's type.
     """
@@ -200,13 +200,12 @@ class FullSeats:
     """
 
     def __init__(self, unsafe: bool = False) -> None:
-        self.unsafe = unsafe
-        _fences(unsafe)
+        self._fenced = _fences(unsafe)
 
     @contextlib.contextmanager
     def process(self, code: str, limits: Limits) -> Iterator[Process]:
         """`python -c code`, with its stdin and stdout."""
-        process = Process(code, limits, fenced=_fences(self.unsafe))
+        process = Process(code, limits, fenced=self._fenced)
         try:
             yield process
         finally:
@@ -223,7 +222,6 @@ class Process:
     """A Python with limits, whose stdout is read no further than they allow."""
 
     def __init__(self, code: str, limits: Limits, fenced: bool) -> None:
-        self._limits = limits
         self.late = False
         command = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", code]
         self._process: Any = _confined(command, limits) if fenced else _bare(command, limits)

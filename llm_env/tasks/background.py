@@ -75,12 +75,10 @@ class Background:
         done = self._done
         threading.Thread(target=lambda: done.put(asked.answered_by(reply)), daemon=True).start()
 
-    def forget(self, rows: IntArray) -> list[int]:
-        """Hear no more of these rows; those that were waiting."""
-        left = [row for row in rows.tolist() if row in self._open]
-        for row in left:
+    def forget(self, rows: IntArray) -> None:
+        """Hear no more of those of these rows that wait."""
+        for row in rows[self.waiting[rows]].tolist():
             self._close(row)
-        return left
 
     def collect(self, timeout: float | None, *, block: bool) -> list[tuple[int, Asked]]:
         """Replies that have come, or take longer than `timeout`, in the order of rows; with `block`, at least one."""

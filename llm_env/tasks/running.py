@@ -213,13 +213,11 @@ class RunningEpisodes:
         return self.sessions.of(int(self.number[row]))
 
     def leave(self, rows: IntArray) -> None:
-        """Give up the episodes that are still running in `rows`: close their sessions."""
-        left = self._background.forget(rows)
-        for row in left if self.sessions.kept else ():
+        """Give up the episodes in `rows` that have not ended: close their sessions."""
+        left = rows[self.state.running[rows] | self.waiting[rows]]
+        self._background.forget(left)
+        for row in left.tolist() if self.sessions.kept else ():
             self.sessions.close(int(self.number[row]))
-        for row in rows.tolist() if self.sessions.kept else ():
-            if self.state.end[row] == RUNNING:
-                self.sessions.close(int(self.number[row]))
 
     def rollout(self, row: int) -> Rollout:
         """The episode in `row` as it stands, as a reward sees it."""

@@ -48,6 +48,9 @@ class Sessions:
 
     Args:
         task: its `session` begins them.
+
+    Attributes:
+        kept: whether the task keeps any.
     """
 
     def __init__(self, task: Task) -> None:
@@ -57,8 +60,7 @@ class Sessions:
 
     def begin(self, episode: int, prompt: Prompt) -> None:
         """Begin the session of a new episode."""
-        if self.kept:
-            self._open[episode] = self._begun(prompt)
+        self._open[episode] = self._begun(prompt)
 
     def of(self, episode: int) -> Any:
         """The session of an episode; None if the task keeps none, or it is closed."""
@@ -73,8 +75,6 @@ class Sessions:
 
     def restore(self, episode: int, saved: Any, rollout: Rollout, prompt: Prompt) -> None:
         """Give a copied episode a session that stands where the saved one stood."""
-        if not self.kept:
-            return
         if not isinstance(saved, ByReplay):
             self._open[episode] = copy.deepcopy(saved)
             return
