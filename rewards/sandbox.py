@@ -140,14 +140,15 @@ class Sandbox:
         lines = iter(stdin.splitlines())
         printed: list[str] = []
 
-        def read(prompt: str = "") -> str:
-            printed.append(prompt)
-            try:
-                return next(lines)
-            except StopIteration:
-                raise EOFError("EOF when reading a line") from None
-
         with self._fast_seats("program").seat(self.limits, printed.append) as seat:
+
+            def read(prompt: str = "") -> str:
+                seat.print("stdout", prompt)  # which is bounded, too
+                try:
+                    return next(lines)
+                except StopIteration:
+                    raise EOFError("EOF when reading a line") from None
+
             seat.execute(program, {"input": read})
         return Outcome(True, "".join(printed), "", "fast")
 

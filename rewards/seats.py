@@ -115,7 +115,7 @@ class FastSeats:
         self._pool = self._stack.enter_context(pydantic_monty.Monty(min_processes=1))
 
     @contextlib.contextmanager
-    def seat(self, limits: Limits, printed: Callable[[str], None] | None = None) -> Iterator[Seat]:
+    def seat(self, limits: Limits, printed: Callable[[str], None] | None = None) -> Iterator[FastSeat]:
         """A seat of its own."""
         bounds: Any = {
             "max_feed_duration_secs": limits.seconds,
@@ -127,14 +127,16 @@ class FastSeats:
                 session = stack.enter_context(self._pool.checkout(limits=bounds))
             except self._monty.MontyError as error:
                 raise ProgramError("crash", type(error).__name__, str(error)) from None
-            yield _FastSeat(self._monty, session, limits, printed)
+            yield FastSeat(self._monty, session, limits, printed)
 
     def close(self) -> None:
         """End its processes."""
         self._stack.close()
 
 
-class _FastSeat:
+class FastSeat:
+    """A seat in the fast interpreter."""
+
     def __init__(self, monty: Any, session: Any, limits: Limits, printed: Callable[[str], None] | None) -> None:
         self._monty = monty
         self._session = session
@@ -142,9 +144,11 @@ class _FastSeat:
         self._printed = printed
 
     def execute(self, code: str, outside: Mapping[str, Outside]) -> None:
+        """See `Seat`."""
         self._run(code, external_lookup={name: _by_its_name(function) for name, function in outside.items()})
 
     def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """See `Seat`."""
         given = {"_args": list(args), "_kwargs": dict(kwargs)}
         value = self._run(f"{name}(*_args, **_kwargs)", inputs=given)
         try:
@@ -154,7 +158,7 @@ class _FastSeat:
 
     def _run(self, code: str, **options: Any) -> Any:
         try:
-            return self._session.feed_run(code, print_callback=self._print, **options)
+            value = self._session.feed_run(code, print_callback=self.print, **options)
         except self._monty.MontyCrashedError as error:
             raise ProgramError("crash", "Crash", str(error)[:500]) from None
         except self._monty.MontySyntaxError as error:
@@ -169,8 +173,12 @@ class _FastSeat:
             raise ProgramError(why, kind, message[:500]) from None
         except (TypeError, ValueError) as error:  # a value that cannot come out
             raise ProgramError("unsupported", type(error).__name__, str(error)[:500]) from None
+        if self._left < 0:  # it has passed over the error that said so
+            raise ProgramError("output", "OutputError", "it printed more than its limit")
+        return value
 
-    def _print(self, stream: str, text: str) -> None:
+    def print(self, stream: str, text: str) -> None:
+        """Take note of what is printed, up to the limit."""
         self._left -= len(text)
         if self._left < 0:
             raise ValueError("it printed more than its limit")

@@ -118,6 +118,8 @@ class TestBothTiers:
             ("while True: print('x' * 1000)", "OutputError"),
             ("print(1)\nwhile True: pass", "TimeoutError"),
             ("print(input())", ""),
+            ("while True:\n    try: input('x' * 1000)\n    except Exception: pass", "E"),
+            ("for _ in range(9):\n    try: input('x' * 1000)\n    except Exception: pass", ""),
             ("print(1)\n1 / 0", "e"),
         ],
     )
