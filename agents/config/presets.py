@@ -49,7 +49,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "calculator-tiny": Preset(
-        "Teach a tiny model to use a calculator for sums that it cannot do, in minutes on two CPU cores.",
+        "Teach a tiny model to use a calculator for sums that it cannot do, in minutes.",
         TrainConfig().replace(
             out=Path("runs/calculator-tiny"),
             iterations=100,
