@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from agents.config.arguments import nested
 from agents.config.files import ConfigError
 from agents.run.score_texts import TextScorer, WrittenText
 from llm_env.models import load_vocabulary
@@ -43,7 +44,7 @@ def shown(name: str, arguments: dict[str, object], model: str = "tiny") -> str:
         prompt     copy bae:
         answer     bae   (score 1)
     """
-    task = make_task(name, arguments)
+    task = make_task(name, nested(arguments))
     vocabulary = load_vocabulary(model)
     scorer = _scorer(task, vocabulary)
     bound = task.bind(vocabulary) if scorer is None else scorer.task

@@ -27,7 +27,8 @@ class TaskConfig:
     name: str = "Reverse"
     """Which task to learn, such as Reverse or Addition; `llm-env tasks` lists them all."""
     args: dict[str, Scalar] = field(default_factory=dict)
-    """Arguments of the task, each a name and a value, such as: length 6."""
+    """Arguments of the task, each a name and a value, such as: length 6. A name of several parts reaches inside of an
+    argument that is a mapping, such as: config.max_terms 3."""
     reward: str | None = None
     """Score the texts by this reward instead of the task's own, such as exact_match; `llm-env rewards` lists them
     all."""

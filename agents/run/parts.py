@@ -18,6 +18,7 @@ import torch
 from agents.algorithms.base import Algorithm
 from agents.algorithms.registry import algorithm_class, check_algorithm
 from agents.config import ModelConfig, TrainConfig
+from agents.config.arguments import nested
 from agents.config.files import ConfigError
 from agents.config.modules import import_module_of
 from agents.networks.network import Network
@@ -198,9 +199,9 @@ def check_parts(config: TrainConfig) -> None:
 def make_task_of(config: TrainConfig) -> Task:
     """The task, from its name and arguments, with the reward that is named in place of its own."""
     import_module_of(config)
-    task = make_task(config.task.name, config.task.args)
+    task = make_task(config.task.name, nested(config.task.args))
     if config.task.reward is not None:
-        task.reward = make_reward(config.task.reward, config.task.reward_args)
+        task.reward = make_reward(config.task.reward, nested(config.task.reward_args))
     try:
         task.as_reward()
     except NotImplementedError as error:
