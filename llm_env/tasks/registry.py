@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import gymnasium
+from gymnasium.envs.registration import WrapperSpec
 
 from llm_env.tasks.base import Task
 from rewards.registry import Registry, wrong_arguments
@@ -14,9 +15,17 @@ TaskType = TypeVar("TaskType", bound=type[Task])
 
 _TASKS: Registry[type[Task]] = Registry("task")
 
+_FOR_MLPS = (
+    WrapperSpec("AllowedTokens", "llm_env.wrappers.allowed:AllowedTokens", {"tokens": None}),
+    WrapperSpec("OneHotTokens", "llm_env.wrappers.one_hot:OneHotTokens", {"window": 12}),
+)
+
 
 def register_task(task: TaskType) -> TaskType:
     """Register a task class under its name, and as the Gymnasium id `llm_env/<name>-v0`. Use it as a decorator.
+
+    `llm_env/<name>-onehot-v0` is the same task for algorithms that know arrays of floats and numbered actions only: its
+    observations are those of the wrapper `OneHotTokens`, its actions those of `AllowedTokens`.
 
     Examples:
         >>> from llm_env.tasks import Task, register_task
@@ -35,15 +44,18 @@ def register_task(task: TaskType) -> TaskType:
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise TypeError(f"register_task takes a subclass of Task, got {task!r}")
     _TASKS.add(task.name, task)
-    env_id = f"llm_env/{task.name}-v0"
-    gymnasium.registry.pop(env_id, None)  # registering again, as a notebook does, is not worth Gymnasium's warning
-    gymnasium.register(
-        id=env_id,
-        entry_point="llm_env.envs.single:TokenEnv",
+    _register(
+        f"llm_env/{task.name}-v0",
         vector_entry_point="llm_env.envs.vector:TokenVectorEnv",
         kwargs={"task": task.name},
     )
+    _register(f"llm_env/{task.name}-onehot-v0", additional_wrappers=_FOR_MLPS, kwargs={"task": task.name})
     return task
+
+
+def _register(env_id: str, **spec: Any) -> None:
+    gymnasium.registry.pop(env_id, None)  # registering again, as a notebook does, is not worth Gymnasium's warning
+    gymnasium.register(id=env_id, entry_point="llm_env.envs.single:TokenEnv", **spec)
 
 
 def task_names() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +13,10 @@ from llm_env.tokens.chat import Message
 from llm_env.tokens.prompts import Prompt
 from rewards import Rollout, Score
 
-Play: TypeAlias = "Generator[str | tuple[str, float], str, float | Score]"
+Told: TypeAlias = "str | Sequence[Message]"
+"""What an agent is told: a text, which a chat template makes the user's turn, or messages."""
+
+Play: TypeAlias = "Generator[Told | tuple[Told, float], str, float | Score]"
 """An episode: yields what the agent is told (or that and a reward), receives what it says, returns its score."""
 
 
@@ -62,7 +65,10 @@ class TurnTask(Task):
     numpy are seeded by it as well, for the episode alone. So an episode is the same game whoever plays it, beside
     whichever others.
 
-    Where the tokenizer has a chat template, what is yielded goes through it as the user's turns.
+    Where the tokenizer has a chat template, what is yielded goes through it as the user's turns; a list of messages
+    may be yielded as well, and then there must be one.
+
+    Episodes that are about something (the rows of a data set, say) have it from `rows`, and are played by `play_row`.
 
     Attributes:
         keeps_stop: whether `play` is told the stop sequence that ended a turn, too.
@@ -104,16 +110,24 @@ class TurnTask(Task):
         """One episode."""
         raise NotImplementedError(f"the task {self.name} has no `play`: write it, see TurnTask")
 
+    def rows(self) -> Mapping[str, Sequence[Any]]:
+        """What the episodes of each split are about; by default nothing, `num_test` and `num_train` times."""
+        return {"test": [None] * self.num_test, "train": [None] * self.num_train}
+
+    def play_row(self, row: Any, rng: np.random.Generator) -> Play:
+        """One episode about one of the `rows`; by default `play`, which is about nothing."""
+        return self.play(rng)
+
     def splits(self) -> Splits:
-        """The beginnings of as many games as were asked for, the held-out ones first."""
-        total = self.num_test + self.num_train
-        seeds = np.random.SeedSequence(self.seed).generate_state(total, np.uint64)
-        prompts = [self._beginning(int(seed) >> 1) for seed in seeds]
-        return {"train": prompts[self.num_test :], "test": prompts[: self.num_test]}
+        """The beginnings of all episodes."""
+        rows = self.rows()
+        total = sum(len(about) for about in rows.values())
+        seeds = iter(np.random.SeedSequence(self.seed).generate_state(total, np.uint64))
+        return {split: [self._beginning(int(next(seeds)) >> 1, row) for row in about] for split, about in rows.items()}
 
     def session(self, prompt: Prompt) -> Game:
         """Begin to play."""
-        return Game(self, prompt.metadata["seed"])
+        return Game(self, prompt.metadata["seed"], prompt.metadata.get("row"))
 
     def reply(self, rollout: Rollout) -> str | Sequence[Message] | None:
         """Tell `play` what the agent said, and the agent what `play` yields."""
@@ -122,9 +136,9 @@ class TurnTask(Task):
             if isinstance(stop, str):
                 said = said.removesuffix(stop)
         answer = rollout.session.told(said, rollout.num_actions)
-        if answer is None or not self._chats:
-            return answer  # type: ignore[no-any-return]
-        return [{"role": "user", "content": answer}]
+        if isinstance(answer, str) and self._chats:
+            return [{"role": "user", "content": answer}]
+        return answer  # type: ignore[no-any-return]
 
     def score(self, rollout: Rollout) -> Score:
         """What `play` returned, and the rewards of single turns."""
@@ -138,10 +152,10 @@ class TurnTask(Task):
             per_token[actions - 1] += reward
         return Score(score.value, {**parts, "by_turn": float(per_token.sum())}, per_token)
 
-    def _beginning(self, seed: int) -> Prompt:
-        game = Game(self, seed)
+    def _beginning(self, seed: int, row: Any) -> Prompt:
+        game = Game(self, seed, row)
         game.close()
-        return Prompt(game.first, {"seed": seed}, key=str(seed))
+        return Prompt(game.first, {"seed": seed} | ({} if row is None else {"row": row}), key=str(seed))
 
     @property
     def _chats(self) -> bool:
@@ -159,19 +173,19 @@ class Game:
         paid: after how many of the agent's tokens which reward was paid.
     """
 
-    def __init__(self, task: TurnTask, seed: int) -> None:
+    def __init__(self, task: TurnTask, seed: int, row: Any = None) -> None:
         self.score: float | Score = task.unfinished
         self.over = False
         self.turns = 0
         self.paid: list[tuple[int, float]] = []
         self._random = OwnRandom(seed)
         with self._random:
-            self._play = task.play(np.random.default_rng(seed))
+            self._play = task.play_row(row, np.random.default_rng(seed))
             if not isinstance(self._play, Generator):
                 raise TypeError(f"`play` of the task {task.name} must `yield` what the agent is told")
             self.first, _ = _told(next(self._play))
 
-    def told(self, said: str, actions: int = 0) -> str | None:
+    def told(self, said: str, actions: int = 0) -> Told | None:
         """What the agent is told when it has said something; None when the game is over."""
         self.turns += 1
         with self._random:
@@ -192,8 +206,9 @@ class Game:
             self._play.close()
 
 
-def _told(given: Any) -> tuple[str, float]:
-    text, reward = given if isinstance(given, tuple) else (given, 0.0)
-    if not isinstance(text, str) or not isinstance(reward, float | int):
-        raise TypeError(f"`play` yielded {given!r}; expected a text, or a text and a number")
-    return text, float(reward)
+def _told(given: Any) -> tuple[Told, float]:
+    told, reward = given if isinstance(given, tuple) else (given, 0.0)
+    messages = isinstance(told, Sequence) and all(isinstance(message, Mapping) for message in told)
+    if not (isinstance(told, str) or messages) or not isinstance(reward, float | int):
+        raise TypeError(f"`play` yielded {given!r}; expected a text or chat messages, or a pair of them and a number")
+    return told, float(reward)

@@ -12,10 +12,21 @@ They are laid out as Gymnasium's own, which work here as well. A wrapper of a si
 """
 
 from llm_env.wrappers import vector
+from llm_env.wrappers.allowed import AllowedTokens
 from llm_env.wrappers.flat import FlatTokens
 from llm_env.wrappers.kl import KLReward
+from llm_env.wrappers.one_hot import OneHotTokens
 from llm_env.wrappers.scale import ScaleReward
 from llm_env.wrappers.statistics import EpisodeStatistics
 from llm_env.wrappers.top_k import TopKActions
 
-__all__ = ["EpisodeStatistics", "FlatTokens", "KLReward", "ScaleReward", "TopKActions", "vector"]
+__all__ = [
+    "AllowedTokens",
+    "EpisodeStatistics",
+    "FlatTokens",
+    "KLReward",
+    "OneHotTokens",
+    "ScaleReward",
+    "TopKActions",
+    "vector",
+]

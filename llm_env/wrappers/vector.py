@@ -8,19 +8,49 @@ recorded in the spec of a single environment be applied to a batch: `make_vec` r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from llm_env.wrappers.allowed import AllowedTokensLayer
 from llm_env.wrappers.flat import FlatTokensLayer
 from llm_env.wrappers.kl import KLRewardLayer
 from llm_env.wrappers.layers import TokenVectorWrapper
+from llm_env.wrappers.one_hot import OneHotTokensLayer
 from llm_env.wrappers.scale import ScaleRewardLayer
 from llm_env.wrappers.statistics import EpisodeStatisticsLayer
 from llm_env.wrappers.top_k import TopKActionsLayer
 
-__all__ = ["EpisodeStatistics", "FlatTokens", "KLReward", "ScaleReward", "TopKActions"]
+__all__ = [
+    "AllowedTokens",
+    "EpisodeStatistics",
+    "FlatTokens",
+    "KLReward",
+    "OneHotTokens",
+    "ScaleReward",
+    "TopKActions",
+]
+
+
+class AllowedTokens(TokenVectorWrapper):
+    """Choose among a few tokens: an action is a number from 0, as algorithms without action masks need it.
+
+    Args:
+        env: a `TokenVectorEnv`, wrapped or not.
+        tokens: their ids, or a text: its tokens, and those that end a text. By default those that the task allows at
+            the beginning of an episode; what it allows then must not change.
+
+    Examples:
+        >>> import gymnasium
+        >>> envs = gymnasium.make_vec("llm_env/Copy-v0", num_envs=2, task_kwargs={"alphabet": "abc"})
+        >>> AllowedTokens(envs).action_space
+        MultiDiscrete([4 4])
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], tokens: str | Sequence[int] | None = None) -> None:
+        super().__init__(env, AllowedTokensLayer, tokens=tokens)
 
 
 class EpisodeStatistics(TokenVectorWrapper):
@@ -91,6 +121,25 @@ class KLReward(TokenVectorWrapper):
         self, env: VectorEnv[Any, Any, Any], beta: float, reference: Any = None, model: str | None = None
     ) -> None:
         super().__init__(env, KLRewardLayer, beta=beta, reference=reference, model=model)
+
+
+class OneHotTokens(TokenVectorWrapper):
+    """Observe the last few tokens as zeros and ones, for policies that take one array of floats (an MLP).
+
+    Args:
+        env: a `TokenVectorEnv`, wrapped or not.
+        window: how many tokens; what lies further back is not seen.
+
+    Examples:
+        >>> import gymnasium
+        >>> envs = OneHotTokens(gymnasium.make_vec("llm_env/Copy-v0", num_envs=2), window=4)
+        >>> observation, info = envs.reset(seed=0)
+        >>> observation.shape[1] == 4 * envs.unwrapped.mdp.vocabulary.size
+        True
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], window: int = 12) -> None:
+        super().__init__(env, OneHotTokensLayer, window=window)
 
 
 class ScaleReward(TokenVectorWrapper):

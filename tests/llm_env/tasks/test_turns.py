@@ -12,7 +12,7 @@ import pytest
 from llm_env import Prompt, Task, TokenMDP
 from llm_env.engines.writing import Job, write
 from llm_env.models import load_tokenizer
-from llm_env.tasks import SessionError, TextArena, TurnTask
+from llm_env.tasks import SessionError, TurnTask
 from llm_env.tokens.chat import UnstableTemplateError
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Rollout
@@ -252,7 +252,7 @@ class TestTurnTask:
             def play(self, rng: np.random.Generator) -> Any:
                 yield given
 
-        with pytest.raises(TypeError, match="expected a text, or a text and a number"):
+        with pytest.raises(TypeError, match="a pair of them and a number"):
             Mute().prompts("train")
 
 
@@ -297,40 +297,3 @@ class TestChat:
             r"\[user\]guess: <\|?e\w+\|?>\n\[assistant\]99<\|?e\w+\|?>\n\[user\]lower \d+: <\|?e\w+\|?>\n\[assistant\]",
             shown,
         )
-
-
-class TestTextArena:
-    @pytest.fixture(autouse=True)
-    def installed(self) -> None:
-        pytest.importorskip("textarena")
-
-    def test_a_number_is_found_by_halving(self) -> None:
-        task = TextArena(num_train=4, num_test=2)
-        scores = []
-        for prompt in task.prompts("train"):
-            game, low, high = task.session(prompt), 1, 20
-            while not game.over:
-                middle = (low + high) // 2
-                answer = game.told(f"[{middle}]") or ""
-                low, high = (middle + 1, high) if "higher" in answer else (low, middle - 1)
-            scores.append(game.score)
-        assert scores == [1.0] * 4
-
-    def test_a_game_of_two(self) -> None:
-        seen: list[str] = []
-
-        def first_free(text: str) -> str:
-            seen.append(text)
-            return next(f"[{cell}]" for cell in range(9) if f"'[{cell}]'" in text.rpartition("Available")[2])
-
-        task = TextArena("TicTacToe-v0", opponent=first_free, num_train=1, num_test=1)
-        game = task.session(task.prompts("train")[0])
-        assert game.told("[4]") is not None
-        game.told("[2]")
-        assert game.told("[6]") is None
-        assert game.score == 1.0
-        assert len(seen) == 2
-
-    def test_an_unknown_game(self) -> None:
-        with pytest.raises(ValueError, match=r"textarena has no game 'GuessTheNumber'; it has GuessTheNumber-v0"):
-            TextArena("GuessTheNumber")

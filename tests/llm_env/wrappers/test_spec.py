@@ -20,7 +20,7 @@ from llm_env.engines.transformers import TransformersEngine
 from llm_env.models import load_model, load_tokenizer
 from llm_env.wrappers import EpisodeStatistics, FlatTokens, KLReward, ScaleReward, TopKActions, vector
 
-NAMES = ["EpisodeStatistics", "FlatTokens", "KLReward", "ScaleReward", "TopKActions"]
+NAMES = ["AllowedTokens", "EpisodeStatistics", "FlatTokens", "KLReward", "OneHotTokens", "ScaleReward", "TopKActions"]
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "KLReward": {"beta": 0.5, "reference": "transformers"},
     "ScaleReward": {"scale": 3.0, "high": 2.0},
