@@ -25,7 +25,7 @@ def can_win(heaps: tuple[int, ...]) -> bool:
     return any(not can_win(moved(heaps, move) or ()) for move in legal_moves(heaps))
 
 
-@pytest.mark.parametrize("heaps", product(range(5), repeat=3))
+@pytest.mark.parametrize("heaps", list(product(range(5), repeat=3)))
 def test_the_winning_move_wins(heaps: tuple[int, ...]) -> None:
     move = winning_move(heaps)
     assert (move is not None) == can_win(heaps)
@@ -94,9 +94,9 @@ def test_hints() -> None:
 
 def test_in_an_environment() -> None:
     task = Nim(1, largest=1)
-    envs = TokenVectorEnv(task, num_envs=1, seed=0)
+    envs = TokenVectorEnv(task, num_envs=1)
     _, info = envs.reset(seed=0)
-    vocabulary = envs.mdp.vocabulary
+    vocabulary = envs.unwrapped.mdp.vocabulary
     assert vocabulary.decode(np.flatnonzero(info["action_mask"][0])) == "123456789a"
     envs.step(vocabulary.encode("a"))
     _, reward, terminated, _, _ = envs.step(vocabulary.encode("1"))
