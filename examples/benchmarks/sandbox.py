@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,41 +24,11 @@ from pathlib import Path
 
 from rewards import Limits, Sandbox
 
+SECRET = "quite-a-secret"
 FULL = "import heapq\n"
 PROGRAM = "def double(x):\n    return 2 * x\nprint(double(21))\n"
-HOSTILE = [
-    "import os\nos._exit({n})",
-    "import sys\nsys.exit({n})",
-    "raise SystemExit({n})",
-    "def double(x):\n    import os\n    os._exit({n})",
-    "def double(x):\n    raise SystemExit({n})",
-    "print('passed ' * {n})\ndef double(x): return 'passed'",
-    "class Same:\n    def __eq__(self, other): return True\ndef double(x): return Same()",
-    "class Same(int):\n    def __eq__(self, other): return True\ndef double(x): return Same({n})",
-    "import builtins\nbuiltins.AssertionError = KeyError\ndef double(x): return {n}",
-    "def double(x): return [0] * 10**{d}",
-    "def double(x): return 'x' * 10**{d}",
-    "def double(x): return 10 ** (10 ** {d})",
-    "def double(x): return double(x + {n})",
-    "x = {n}\nwhile True: x += 1",
-    "def double(x):\n    while True: pass",
-    "while True: print('x' * {n})",
-    "import os\nopen({marker!r}, 'w').write('out')\ndef double(x): return {n}",
-    "import os\nos.system('touch ' + {marker!r})\ndef double(x): return {n}",
-    "import subprocess\nsubprocess.run(['touch', {marker!r}])\ndef double(x): return {n}",
-    "import os\nos.fork()\ndef double(x): return {n}",
-    "import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\ndef double(x): return {n}",
-    "import os, signal\nos.kill(-1, signal.SIGTERM)\ndef double(x): return {n}",
-    "import socket\nsocket.create_connection(('127.0.0.1', {n}), 1)\ndef double(x): return {n}",
-    "import ctypes\nctypes.string_at({n})\ndef double(x): return {n}",
-    "import gc, sys\nfor o in gc.get_objects():\n    if isinstance(o, dict): o.clear()\ndef double(x): return {n}",
-    "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'{{\"value\": {n}}}\\n')\n    except OSError: pass\n"
-    "def double(x): return {n}",
-    "import inspect\nfor frame in inspect.stack(): print(frame[0].f_locals)\ndef double(x): return {n}",
-    "import sys\nsys.settrace(lambda *a: None)\nsys.setrecursionlimit(10**6)\ndef double(x): return double(x)",
-    "import threading\nfor _ in range({n}): threading.Thread(target=lambda: 1).start()\ndef double(x): return {n}",
-    "def double(x):\n    a = []\n    for _ in range(10**{d}): a = [a]\n    return a",
-]  # fmt: skip
+# Templates: {n} and {d} are numbers, {marker} is a path that must not come into being, {secret} a file not to be read.
+HOSTILE = (Path(__file__).parent / "hostile_programs.txt").read_text().removesuffix("\n").split("\n----\n")
 
 
 def rate(run: Callable[[], None], times: int) -> float:
@@ -97,21 +69,26 @@ def main() -> None:
     found: dict[str, float] = {f"{name}_programs_per_second": statistics.median(each) for name, each in rates.items()}
     found["full_over_bare"] = found["full_programs_per_second"] / found["bare_programs_per_second"]
 
+    os.environ["LLM_ENV_BENCHMARK_SECRET"] = SECRET  # what a program must not see of ours
     sandbox = Sandbox(Limits(seconds=0.5))
     with tempfile.TemporaryDirectory() as folder:
-        marker = Path(folder) / "escaped"
+        marker, secret = Path(folder) / "escaped", Path(folder) / "secret"
+        secret.write_text(SECRET)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         wrong = escapes = 0
         for number in range(options.hostile):
             template = HOSTILE[number % len(HOSTILE)]
             turn = number // len(HOSTILE)
-            program = template.format(n=turn * 37, d=4 + turn % 5, marker=str(marker))
+            program = template.format(n=turn * 37, d=4 + turn % 5, marker=str(marker), secret=str(secret))
             program = FULL * (turn % 2) + program
             wrong += sandbox.check(program, "assert candidate(2) == 4\nassert candidate(3) == 6", "double").passed
-            wrong += sandbox.run(program).stdout == "42\n"
-            if marker.exists():
+            said = sandbox.run(program).stdout
+            wrong += said == "42\n"
+            if os.path.lexists(marker) or SECRET in said or secret.read_text() != SECRET:
                 escapes += 1
-                marker.unlink()
+                print(f"\nescaped: {program}", file=sys.stderr)
+                shutil.rmtree(marker, ignore_errors=True) if marker.is_dir() else marker.unlink(missing_ok=True)
+                secret.write_text(SECRET)
             if sys.stderr.isatty():
                 print(f"\rhostile programs: {number + 1} of {options.hostile}", end="", file=sys.stderr)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
