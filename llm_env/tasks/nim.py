@@ -57,7 +57,7 @@ class Nim(TurnTask):
     stop = tuple(string.digits[1:])
     hint_names = ("winning", "sticks")
 
-    def __init__(self, heaps: int = 3, *, largest: int = 4, skill: float = 0.5, **kwargs: Any) -> None:
+    def __init__(self, heaps: int = 2, *, largest: int = 9, skill: float = 0.5, **kwargs: Any) -> None:
         for name, value, low, high in (("heaps", heaps, 1, 5), ("largest", largest, 1, 9), ("skill", skill, 0, 1)):
             if not low <= value <= high:
                 raise ValueError(f"{name} must be from {low} to {high}, got {value}")
@@ -81,12 +81,13 @@ class Nim(TurnTask):
         return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
     def rows(self) -> Mapping[str, Sequence[Heaps]]:
-        """Positions that can be won: a fifth of them (`num_test` at most) is held out, the others are repeated."""
+        """Positions that can be won, each several times: a fifth of them is held out."""
         winning = [heaps for heaps in product(range(1, self.largest + 1), repeat=self.heaps) if reduce(xor, heaps)]
         order = np.random.default_rng(self.seed).permutation(len(winning))
         positions = [winning[index] for index in order]
-        held_out = min(self.num_test, len(positions) // 5)
-        return {"test": positions[:held_out], "train": list(islice(cycle(positions[held_out:]), self.num_train))}
+        held_out = len(positions) // 5
+        sizes = {"test": (positions[:held_out], self.num_test), "train": (positions[held_out:], self.num_train)}
+        return {split: list(islice(cycle(given), size)) for split, (given, size) in sizes.items()}
 
     def splits(self) -> Splits:
         """The positions, with a winning game under "answer"."""

@@ -42,7 +42,7 @@ def test_any_move_is_any_legal_move() -> None:
 @pytest.mark.parametrize("move", ["a4", "d1", "a0", "b1", "1a", "", "a", "a12", "A1", "a²"])
 def test_an_illegal_move_loses(move: str) -> None:
     assert moved((3, 0, 1), move) is None
-    task = Nim(num_train=4)
+    task = Nim(3, largest=4, num_train=4)
     game = task.session(task.prompts("train")[0])
     if moved(tuple(map(int, str(game.first)[:-1])), move) is None:
         assert game.told(move) is None
@@ -78,7 +78,8 @@ def test_the_answer_is_a_game_that_is_won() -> None:
 
 
 def test_positions_are_held_out() -> None:
-    task = Nim(2, largest=4, num_train=40)
+    task = Nim(2, largest=4, num_train=40, num_test=8)
+    assert [len(task.prompts(split)) for split in ("train", "test")] == [40, 8]
     train, test = ({prompt.text for prompt in task.prompts(split)} for split in ("train", "test"))
     assert len(test) == 12 // 5
     assert len(train) == 12 - len(test)
