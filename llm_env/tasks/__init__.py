@@ -5,6 +5,7 @@ from llm_env.tasks.characters import Addition, Copy, Reverse
 from llm_env.tasks.countdown import Countdown
 from llm_env.tasks.curriculum import Curriculum
 from llm_env.tasks.dataset import Dataset
+from llm_env.tasks.functions import Functions
 from llm_env.tasks.gsm8k import GSM8K
 from llm_env.tasks.humaneval import HumanEval
 from llm_env.tasks.libraries.gem import GEM
@@ -33,6 +34,7 @@ __all__ = [
     "Curriculum",
     "Dataset",
     "Episodes",
+    "Functions",
     "HumanEval",
     "Maze",
     "Mixture",

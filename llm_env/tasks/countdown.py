@@ -72,9 +72,12 @@ class Countdown(Task):
     its end is allowed. The score is 1 if the answer reaches the target with exactly those numbers. An answer that is at
     least arithmetic has `format_score`.
 
+    Prompts have the expression that the target was made by under "answer", for a warm start.
+
     Args:
         count: how many numbers.
         largest: the numbers are from 1 to this.
+        brief: "3 5 7>22:" in place of a request in words, for tiny models; the text is the expression.
         format_score: the score of arithmetic that misses the target or uses other numbers.
 
     Examples:
@@ -89,7 +92,9 @@ class Countdown(Task):
     max_new_tokens = 256
     num_train = 1024
 
-    def __init__(self, count: int = 3, *, largest: int = 20, format_score: float = 0.1, **kwargs: Any) -> None:
+    def __init__(
+        self, count: int = 3, *, largest: int = 20, format_score: float = 0.1, brief: bool = False, **kwargs: Any
+    ) -> None:
         if count < 2 or largest < 1:
             raise ValueError(
                 f"Countdown needs at least 2 numbers, each at least 1, got count={count}, largest={largest}"
@@ -98,27 +103,34 @@ class Countdown(Task):
         self.count = count
         self.largest = largest
         self.format_score = format_score
-        self.max_prompt_tokens = 256 + 8 * count
+        self.brief = brief
+        self.max_prompt_tokens = 8 + 8 * count if brief else 256 + 8 * count
+        if brief:
+            self.max_new_tokens = 8 * count
 
     def sample(self, rng: np.random.Generator) -> Prompt:
         """Random numbers, and a target that some random expression of them reaches."""
         while True:
             numbers = rng.integers(1, self.largest + 1, size=self.count).tolist()
-            values = [Fraction(number) for number in numbers]
-            while len(values) > 1:
-                right, left = (values.pop(int(rng.integers(len(values)))) for _ in range(2))
-                choices = [left + right, left - right, left * right]
-                if right:
-                    choices.append(left / right)
-                values.append(choices[int(rng.integers(len(choices)))])
-            target = values[0]
+            terms = [(Fraction(number), str(number)) for number in numbers]
+            while len(terms) > 1:
+                right, left = (terms.pop(int(rng.integers(len(terms)))) for _ in range(2))
+                choices = [(left[0] + right[0], "+"), (left[0] - right[0], "-"), (left[0] * right[0], "*")]
+                if right[0]:
+                    choices.append((left[0] / right[0], "/"))
+                value, sign = choices[int(rng.integers(len(choices)))]
+                terms.append((value, f"({left[1]}{sign}{right[1]})" if terms else f"{left[1]}{sign}{right[1]}"))
+            target, answer = terms[0]
             if target.denominator == 1 and 0 < target < 10 * self.largest:
+                facts = {"numbers": numbers, "target": int(target), "answer": answer}
+                if self.brief:
+                    return Prompt(f"{' '.join(map(str, numbers))}>{target}:", facts)
                 listed = ", ".join(map(str, numbers))
                 text = (
                     f"Use each of the numbers {listed} exactly once, with + - * / and brackets, to make {target}. "
                     "Write the expression between <answer> and </answer>."
                 )
-                return Prompt(text, {"numbers": numbers, "target": int(target)})
+                return Prompt(text, facts)
 
     def score(self, rollout: Rollout) -> Score:
         """1 for a solution; see the class."""

@@ -52,6 +52,7 @@ PUBLIC = {
         "Curriculum",
         "Dataset",
         "Episodes",
+        "Functions",
         "HumanEval",
         "Maze",
         "Mixture",
