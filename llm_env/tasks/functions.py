@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Functions(Task):
 
     A prompt gives what the function makes of two numbers: "1>5 3>11:"; the text is the expression: "3*x+2". It is run
     in the sandbox (see `rewards.CodeTests`): the score is 1 if it agrees with the function there and on other numbers,
-    and 0 if not. The functions are a*x+b; some pairs of a and b are held out, so that it takes more than a good memory.
+    and 0 if not. The functions are a*x+b, with each two of the numbers from 0 to 5.
 
     The critic is told a and b. Prompts have an expression under "answer", for a warm start.
 
@@ -36,8 +36,8 @@ class Functions(Task):
         >>> task = Functions(largest=3)
         >>> prompt = task.prompts("train")[0]
         >>> prompt.text, prompt.metadata["answer"]
-        ('5>5 3>3:', 'x')
-        >>> rollouts = [Rollout.of(text, metadata=prompt.metadata) for text in ("x*1+0", "x*x", "(")]
+        ('2>8 1>5:', '3*x+2')
+        >>> rollouts = [Rollout.of(text, metadata=prompt.metadata) for text in ("x+2+x*2", "x*x", "(")]
         >>> [score.value for score in task.reward(rollouts)]
         [1.0, 0.0, 0.0]
     """
@@ -65,36 +65,26 @@ class Functions(Task):
         return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
     def splits(self) -> Splits:
-        """Random examples of the functions; a fifth of the functions is held out."""
-        rng = np.random.default_rng(self.seed)
-        pairs = list(product(range(1, self.largest + 1), range(self.largest + 1)))
-        order = [pairs[index] for index in rng.permutation(len(pairs))]
-        held_out = len(order) // 5
-        of = {"test": (order[:held_out], self.num_test), "train": (order[held_out:], self.num_train)}
-        return {split: self._sample(functions, number, rng) for split, (functions, number) in of.items()}
+        """Every function with examples of every two numbers from 0 to 5, shuffled; those held out come first."""
+        functions = product(range(1, self.largest + 1), range(self.largest + 1))
+        prompts = [_prompt(a, b, x, y) for a, b in functions for x, y in permutations(range(6), 2)]
+        order = np.random.default_rng(self.seed).permutation(len(prompts)).tolist()
+        held_out = min(self.num_test, len(prompts) // 5)
+        return {
+            "train": [prompts[index] for index in order[held_out:]][: self.num_train],
+            "test": [prompts[index] for index in order[:held_out]],
+        }
 
     def hints(self, rollout: Rollout) -> tuple[float, float]:
         """See the class; as shares of the largest."""
         return rollout.metadata["a"] / self.largest, rollout.metadata["b"] / self.largest
 
-    def _sample(self, functions: list[tuple[int, int]], number: int, rng: np.random.Generator) -> list[Prompt]:
-        """Different prompts, as many as there are or `number`."""
-        found: dict[str, Prompt] = {}
-        shown = [(x, y) for x in range(6) for y in range(6) if x != y]
-        every = [(*function, *xs) for function in functions for xs in shown]
-        for index in rng.permutation(len(every)):
-            a, b, x, y = every[index]
-            text = f"{x}>{a * x + b} {y}>{a * y + b}:"
-            found.setdefault(text, Prompt(text, _metadata(a, b)))
-            if len(found) == number:
-                break
-        return list(found.values())
 
-
-def _metadata(a: int, b: int) -> dict[str, object]:
-    tests = "\n".join(f"assert candidate({x}) == {a * x + b}" for x in _TESTED)
+def _prompt(a: int, b: int, x: int, y: int) -> Prompt:
+    tests = "\n".join(f"assert candidate({number}) == {a * number + b}" for number in _TESTED)
     slope = "x" if a == 1 else f"{a}*x"
-    return {
+    facts = {
         "a": a, "b": b, "answer": f"{slope}+{b}" if b else slope,
         "code": "def f(x):\n    return ", "entry_point": "f", "test": tests,
     }  # fmt: skip
+    return Prompt(f"{x}>{a * x + b} {y}>{a * y + b}:", facts)
