@@ -37,6 +37,8 @@ class Reward:
 
     Attributes:
         name: What the score is logged as; the class's name in snake_case unless set.
+        alongside: Whether texts may be scored in a thread of their own, as soon as they have ended, while others are
+            still being written: for rewards that wait for something (a sandbox, a server) and remember nothing.
 
     Example:
         >>> class Brevity(Reward):
@@ -47,6 +49,7 @@ class Reward:
     """
 
     name: str = "reward"
+    alongside: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -198,6 +201,7 @@ class Combination(Reward):
         if not self.rewards:
             raise ValueError(f"{type(self).__name__} got no rewards; expected at least one.")
         self._names = PartNames()
+        self.alongside = all(reward.alongside for reward in self.rewards)
 
     def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Score several rollouts by every member, and combine the scores."""

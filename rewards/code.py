@@ -65,6 +65,8 @@ class CodeTests(Reward):
         >>> tests.close()
     """
 
+    alongside = True
+
     def __init__(
         self,
         seconds: float = 5.0,

@@ -75,6 +75,7 @@ class Guard(Reward):
             )
         self.reward = as_reward(reward)
         self.name = self.reward.name
+        self.alongside = self.reward.alongside
         self.on_error = float(on_error)
         self._log = FailureLog(f"reward {self.name!r}", logger, _ADVICE, give_up_after)
         self._num_failed_batches = 0

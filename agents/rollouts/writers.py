@@ -163,9 +163,8 @@ def _jobs(indices: IntArray, groups: IntArray) -> list[Job]:
 
 
 def _scored(mdp: TokenMDP, written: Iterable[tuple[Job, Episode]]) -> list[Episode]:
-    """In the order of the jobs; all are scored together, when the last has ended."""
-    in_order = sorted(written, key=lambda pair: pair[0].request)
-    return mdp.score([episode for _, episode in in_order])
+    """In the order of the jobs."""
+    return mdp.score_written((job.request, episode) for job, episode in written)
 
 
 def _log_prob(data: TensorDictBase) -> torch.Tensor:

@@ -5,8 +5,9 @@ The four environment faces (Gymnasium's two, TorchRL, Stable-Baselines3) are vie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Protocol, Unpack
 
 import numpy as np
@@ -22,6 +23,7 @@ from llm_env.tokens.checks import as_indices
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt, PromptSampler, TokenizedPrompts
 from rewards import Guard, Rollout, Score
+from rewards.alongside import Alongside
 from rewards.base import FunctionReward
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -254,8 +256,32 @@ class TokenMDP:
 
     def score(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Finished episodes with their scores; a truncated one gets 0, for its last state is valued instead."""
-        scores = self._scores([each.rollout for each in episodes], [each.truncated for each in episodes])
-        return [replace(each, score=score) for each, score in zip(episodes, scores, strict=True)]
+        return self.score_written(enumerate(episodes))
+
+    def score_written(self, written: Iterable[tuple[int, Episode]]) -> list[Episode]:
+        """Episodes that have a number each, and may come in any order; in the numbers' order, with their scores.
+
+        They are scored as they come where the reward may be asked `alongside`, and else together in the end.
+        """
+        if not self.reward.alongside:
+            episodes = [episode for _, episode in sorted(written, key=itemgetter(0))]
+            scores = self._scores([each.rollout for each in episodes], [each.truncated for each in episodes])
+            return [replace(each, score=score) for each, score in zip(episodes, scores, strict=True)]
+        come: list[tuple[int, Episode]] = []
+        try:
+            with Alongside(self.reward) as scorer:
+                for number, episode in written:
+                    come.append((number, episode))
+                    if not episode.truncated:
+                        scorer.add(episode.rollout)
+                found = iter(scorer.scores())
+        except BaseException:
+            self._close_sessions([episode.rollout for _, episode in come])
+            raise
+        scored = [(number, replace(each, score=Score(0.0) if each.truncated else next(found))) for number, each in come]
+        episodes = [episode for _, episode in sorted(scored, key=itemgetter(0))]
+        self._ended([each.rollout for each in episodes], [each.score for each in episodes])
+        return episodes
 
     def save(self, rows: Sequence[int] | IntArray) -> SavedMDP:
         """Copy episodes out, for search, best-of-n, or to begin again from a prefix."""
@@ -294,13 +320,22 @@ class TokenMDP:
         scored = [rollout for rollout, cut in zip(rollouts, truncated, strict=True) if not cut]
         try:
             scores = iter(self.reward(scored) if scored else ())
-        finally:
-            for rollout in rollouts if self.episodes.sessions.kept else ():
-                self.episodes.sessions.close(rollout.episode)
+        except BaseException:
+            self._close_sessions(rollouts)
+            raise
         found = [Score(0.0) if cut else next(scores) for cut in truncated]
-        if self._trains("finished"):
-            self.task.finished(rollouts, found)
+        self._ended(rollouts, found)
         return found
+
+    def _ended(self, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> None:
+        """These episodes are over and scored."""
+        self._close_sessions(rollouts)
+        if self._trains("finished"):
+            self.task.finished(rollouts, scores)
+
+    def _close_sessions(self, rollouts: Sequence[Rollout]) -> None:
+        for rollout in rollouts if self.episodes.sessions.kept else ():
+            self.episodes.sessions.close(rollout.episode)
 
     def _trains(self, method: str) -> bool:
         return self._is_training and self.task.overrides(method)

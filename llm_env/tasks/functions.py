@@ -1,90 +1,109 @@
-"""Functions to be found from examples and written down as code, which a sandbox runs: for tiny models."""
+"""Functions to be found from an example and written down as code, which a sandbox runs: for tiny models."""
 
 from __future__ import annotations
 
-from itertools import permutations, product
+import string
+from itertools import chain, product
+from typing import Any
 
 import numpy as np
 
-from llm_env.tasks.base import Episodes, Splits, Task
+from llm_env.tasks.answers import RIGHT_SO_FAR, right_so_far
+from llm_env.tasks.base import Episodes, Task
 from llm_env.tasks.registry import register_task
 from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.prompts import Prompt
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import CodeTests, Rollout
 
-_CHARACTERS = "0123456789x+-*()"
-_TESTED = range(-3, 8)
+_STEPS = ("[::-1]", "[1:]", "[:-1]", "[0]", "[-1]", ".upper()")
+_LAST = (*_STEPS, "*2")  # what binds less than the others do can only come last
+_TESTED = ("robin", "Owl", "stork")
 
 
 @register_task
 class Functions(Task):
-    """Find a function of x from two examples, and write it as an expression of Python.
+    """Find from one example what a function does to a word, and write it as an expression of Python.
 
-    A prompt gives what the function makes of two numbers: "1>5 3>11:"; the text is the expression: "3*x+2". It is run
-    in the sandbox (see `rewards.CodeTests`): the score is 1 if it agrees with the function there and on other numbers,
-    and 0 if not. The functions are a*x+b, with each two of the numbers from 0 to 5.
+    A prompt says what becomes of a word: "crow>worc:"; the text is an expression of x: "x[::-1]". It is run in the
+    sandbox (see `rewards.CodeTests`): the score is 1 if it does the same to that word and to others, and 0 if not. The
+    functions take some of a word's ends, turn it round, write it in capitals or twice; words are random letters.
 
-    The critic is told a and b. Prompts have an expression under "answer", for a warm start.
+    The critic is told whether all is right so far, as in `Reverse`. Prompts have an expression under "answer", for a
+    warm start.
 
     Args:
-        largest: of a and b.
+        steps: how many things are done to a word at most, one after the other: from 1 to 3.
+        length: of the words.
         seconds: that a program may take.
         unsafe: run programs even where the kernel cannot fence them in.
 
     Examples:
-        >>> task = Functions(largest=3)
+        >>> task = Functions()
         >>> prompt = task.prompts("train")[0]
         >>> prompt.text, prompt.metadata["answer"]
-        ('2>8 1>5:', '3*x+2')
-        >>> rollouts = [Rollout.of(text, metadata=prompt.metadata) for text in ("x+2+x*2", "x*x", "(")]
+        ('kvyj>KVYJ:', 'x.upper()')
+        >>> rollouts = [Rollout.of(text, metadata=prompt.metadata) for text in (prompt.metadata["answer"], "x", "(")]
         >>> [score.value for score in task.reward(rollouts)]
         [1.0, 0.0, 0.0]
     """
 
-    max_new_tokens = 12
-    hint_names = ("slope", "offset")
+    hint_names = RIGHT_SO_FAR
 
-    def __init__(self, largest: int = 5, *, seconds: float = 2.0, unsafe: bool = False, **kwargs: int) -> None:
-        if not 1 <= largest <= 9:
-            raise ValueError(f"largest must be from 1 to 9, got {largest}")
+    def __init__(
+        self, steps: int = 1, *, length: int = 4, seconds: float = 2.0, unsafe: bool = False, **kwargs: Any
+    ) -> None:
+        for name, value, low, high in (("steps", steps, 1, 3), ("length", length, 3, 20)):
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be from {low} to {high}, got {value}")
         super().__init__(**kwargs)
-        self.largest = largest
-        self.max_prompt_tokens = len("5>54 4>45:")
+        self.steps, self.length = steps, length
+        self.max_new_tokens = 1 + 8 * steps
+        self.max_prompt_tokens = 3 * length + len(">:")
         self.reward = CodeTests(seconds, unsafe=unsafe)
+        self._functions = _functions(steps)
 
     def setup(self, vocabulary: Vocabulary) -> None:
         """Find the tokens that an expression can consist of."""
-        characters = {character.encode() for character in _CHARACTERS}
+        characters = {character.encode() for character in "x" + "".join(_LAST)}
         allowed = [token for token, text in enumerate(vocabulary.token_bytes) if text in characters]
         self._allowed = np.zeros(vocabulary.size, dtype=np.bool_)
         self._allowed[[*allowed, *vocabulary.eos_tokens]] = True
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
-        """Digits, x, + - * and brackets, and the end-of-sequence tokens."""
+        """The characters of expressions, and the end-of-sequence tokens."""
         return np.broadcast_to(self._allowed, (len(rows), len(self._allowed)))
 
-    def splits(self) -> Splits:
-        """Every function with examples of every two numbers from 0 to 5, shuffled; those held out come first."""
-        functions = product(range(1, self.largest + 1), range(self.largest + 1))
-        prompts = [_prompt(a, b, x, y) for a, b in functions for x, y in permutations(range(6), 2)]
-        order = np.random.default_rng(self.seed).permutation(len(prompts)).tolist()
-        held_out = min(self.num_test, len(prompts) // 5)
-        return {
-            "train": [prompts[index] for index in order[held_out:]][: self.num_train],
-            "test": [prompts[index] for index in order[:held_out]],
-        }
+    def sample(self, rng: np.random.Generator) -> Prompt:
+        """A random function, and a word of different letters."""
+        answer, *results = self._functions[int(rng.integers(len(self._functions)))]
+        word = "".join(rng.choice(list(string.ascii_lowercase), self.length, replace=False))
+        asserts = [f"assert candidate({given!r}) == {result!r}" for given, result in zip(_TESTED, results, strict=True)]
+        result = _result(answer, word)
+        facts = {
+            "answer": answer, "code": "def f(x):\n    return ", "entry_point": "f",
+            "test": "\n".join([f"assert candidate({word!r}) == {result!r}", *asserts]),
+        }  # fmt: skip
+        return Prompt(f"{word}>{result}:", facts)
 
     def hints(self, rollout: Rollout) -> tuple[float, float]:
-        """See the class; as shares of the largest."""
-        return rollout.metadata["a"] / self.largest, rollout.metadata["b"] / self.largest
+        """See the class."""
+        return right_so_far(rollout.text, rollout.metadata["answer"])
 
 
-def _prompt(a: int, b: int, x: int, y: int) -> Prompt:
-    tests = "\n".join(f"assert candidate({number}) == {a * number + b}" for number in _TESTED)
-    slope = "x" if a == 1 else f"{a}*x"
-    facts = {
-        "a": a, "b": b, "answer": f"{slope}+{b}" if b else slope,
-        "code": "def f(x):\n    return ", "entry_point": "f", "test": tests,
-    }  # fmt: skip
-    return Prompt(f"{x}>{a * x + b} {y}>{a * y + b}:", facts)
+def _functions(steps: int) -> list[tuple[str, ...]]:
+    """The shortest expression of each function of so many steps, and what it makes of the words that are tested."""
+    found: dict[tuple[str, ...], str] = {}
+    for chosen in chain.from_iterable(product(*[_STEPS] * before, _LAST) for before in range(steps)):
+        expression = "x" + "".join(chosen)
+        try:
+            results = tuple(_result(expression, word) for word in _TESTED)
+        except IndexError:  # the first letter of nothing
+            continue
+        if all(results):
+            found.setdefault(results, expression)
+    return [(expression, *results) for results, expression in found.items()]
+
+
+def _result(expression: str, word: str) -> str:
+    return str(eval(expression, {"x": word}))  # of our own making, see `_functions`
