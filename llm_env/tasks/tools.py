@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from llm_env.tasks.answers import RIGHT_SO_FAR, right_so_far
 from llm_env.tasks.base import Splits, Task
+from llm_env.tasks.calls import Calls, TaggedCalls, TemplateCalls, Tool
 from llm_env.tasks.countdown import evaluate
 from llm_env.tasks.registry import make_task, register_task
 from llm_env.tasks.search import Search
+from llm_env.tokens.chat import Message
 from llm_env.tokens.prompts import Prompt
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Limits, Reward, Rollout, Sandbox, Score, Turn, as_reward, program_in
 from rewards.registry import Registry
 
-Tool: TypeAlias = Callable[[str], str]
-"""From what the agent wrote to what it is answered; a ValueError is told to the agent, as its own mistake."""
-
 _TOOLS: Registry[Tool] = Registry("tool", room="llm_env.tasks")
+_AROUND = len("<result>error: </result>")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -90,6 +91,8 @@ class Tools(Task):
         call_tokens: how many tokens there are for each call, besides those that the other task gives for its answer.
         longest: characters of a result; the rest of a longer one is cut off.
         explain: begin prompts with what the tools are, and how they are called.
+        template: have the model's chat template say so in its own words, and call tools as it has learned to: by JSON
+            between `<tool_call>` and `</tool_call>`, answered in messages of the role "tool".
         **arguments: of the other task.
 
     Examples:
@@ -106,8 +109,6 @@ class Tools(Task):
         True
     """
 
-    on_reply_error = "<result>error: the tool has failed</result>"
-
     def __init__(
         self,
         task: str | Task = "Addition",
@@ -118,6 +119,7 @@ class Tools(Task):
         call_tokens: int = 40,
         longest: int = 64,
         explain: bool = True,
+        template: bool = False,
         **arguments: Any,
     ) -> None:
         names = [name.strip() for name in tools.split(",") if name.strip()] if isinstance(tools, str) else list(tools)
@@ -141,16 +143,23 @@ class Tools(Task):
         super().__init__(seed=self.inner.seed)
         self.calls = calls
         self.longest = longest
-        self.explanation = self._explained() if explain else ""
-        self.chat = self.inner.chat
-        self.stop = (*self.inner.stop, *(f"</{name}>" for name in self.tools))
+        self.format: Calls = TemplateCalls(self.tools) if template else TaggedCalls(self.tools, calls)
+        self.explanation = self.format.explanation if explain else ""
+        self.chat = True if template else self.inner.chat
+        self.stop = (*self.inner.stop, *self.format.stop)
         self.max_new_tokens = self.inner.max_new_tokens + calls * call_tokens
+        # Characters, for there may be a token for each; and what a template may say beside them.
         self.max_prompt_tokens = self.inner.max_prompt_tokens + len(self.explanation)
-        self.max_reply_tokens = (calls + 1) * (longest + len(_result("error: ")))
+        self.max_reply_tokens = (calls + 1) * (longest + _AROUND)
+        if template:
+            self.max_prompt_tokens += len(json.dumps(self.format.schemas)) + 512
+            self.max_reply_tokens += (calls + 1) * 64
 
     def setup(self, vocabulary: Vocabulary) -> None:
         """Set the other task up for the same tokens."""
         self.inner = self.inner.bind(vocabulary)
+        failed = self.format.answer("error: the tool has failed")
+        self.on_reply_error = failed if isinstance(failed, str) else vocabulary.turn_text(failed, ended=False)
 
     def splits(self) -> Splits:
         """The other task's prompts, after the explanation."""
@@ -162,20 +171,18 @@ class Tools(Task):
         """The agent's turns of a right episode, for a warm start; None where it is not known."""
         return None
 
-    def reply(self, rollout: Rollout) -> str | None:
+    def reply(self, rollout: Rollout) -> str | Sequence[Message] | None:
         """The result of a call; None after a turn that calls nothing, which is the answer."""
-        name, written = self._call(rollout.turns[-1].text)
-        if name is None:
-            return None
         made = sum(turn.who == "agent" for turn in rollout.turns)
-        if made > self.calls:  # once it is told so; then that was its answer
-            return _result("error: no calls are left; answer now") if made == self.calls + 1 else None
-        if written is None:
-            return _result(f"error: write <{name}>...</{name}>")
         try:
-            return _result(str(self.tools[name](written))[: self.longest])
+            call = self.format.read(rollout.turns[-1].text)
+            if call is None or made > self.calls + 1:  # it was told that none is left; then that was its answer
+                return None
+            if made > self.calls:
+                raise ValueError("no calls are left; answer now")
+            return self.format.answer(str(self.tools[call.name](call.written))[: self.longest])
         except ValueError as error:
-            return _result(f"error: {error}"[: self.longest])
+            return None if made > self.calls + 1 else self.format.answer(f"error: {error}"[: self.longest])
 
     def score(self, rollout: Rollout) -> Score:
         """What the other task gives for the last turn."""
@@ -187,7 +194,7 @@ class Tools(Task):
         )
         [score] = self._reward_of_answers()([alone])
         answers = [turn.text for turn in rollout.turns if turn.who == "task"]
-        parts = {"calls": float(len(answers)), "refused": float(sum("<result>error" in text for text in answers))}
+        parts = {"calls": float(len(answers)), "refused": float(sum(map(self.format.refused, answers)))}
         paid = score.per_token
         if paid is not None:  # in its place, behind the turns before
             paid = np.pad(paid, (rollout.num_actions - len(paid), 0))
@@ -201,14 +208,6 @@ class Tools(Task):
     def _reward_of_answers(self) -> Reward:
         return self.inner.as_reward() if self.reward is None else as_reward(self.reward)
 
-    def _call(self, text: str) -> tuple[str | None, str | None]:
-        """The tool that a turn ends by calling, and what it is given: None without its opening tag."""
-        for name in self.tools:
-            if text.endswith(f"</{name}>"):
-                _, opened, written = text.removesuffix(f"</{name}>").rpartition(f"<{name}>")
-                return name, written.strip() if opened else None
-        return None, None
-
     def _with_tools(self, prompt: Prompt) -> Prompt:
         turns = self.demonstration(prompt)
         metadata = prompt.metadata if turns is None else {**prompt.metadata, "turns": turns}
@@ -216,18 +215,7 @@ class Tools(Task):
         if self.explanation:
             ahead = {"role": "system", "content": self.explanation.strip()}
             text = self.explanation + text if isinstance(text, str) else [ahead, *text]
-        return Prompt(text, metadata)
-
-    def _explained(self) -> str:
-        def line(name: str, tool: Tool) -> str:
-            return f"<{name}>...</{name}> {(tool.__doc__ or '').strip().partition(chr(10))[0]}".rstrip()
-
-        often = "once" if self.calls == 1 else f"as often as {self.calls} times"
-        lines = "\n".join(line(name, tool) for name, tool in self.tools.items())
-        return (
-            f"You may use these tools {often}, before you answer:\n{lines}\n"
-            "Each is answered by <result>...</result>.\n\n"
-        )
+        return Prompt(text, metadata, tools=self.format.schemas)
 
 
 @register_task
@@ -259,7 +247,3 @@ class CalculatorSums(Tools):
         """Copy the sum into a call, and the result into the answer."""
         assert isinstance(prompt.text, str)
         return [f"<calculator>{prompt.text.rstrip('=')}</calculator>", prompt.metadata["answer"]]
-
-
-def _result(text: str) -> str:
-    return f"<result>{text}</result>"

@@ -24,6 +24,7 @@ class Prompt:
         text: a string, or chat messages (`[{"role": "user", "content": "..."}]`).
         metadata: whatever the reward needs, such as `{"answer": "42"}`.
         key: what sets it apart from others with the same text, such as the seed of a game that begins like all others.
+        tools: what a chat template is told of tools, as JSON schemas.
 
     Examples:
         >>> Prompt.of({"prompt": "1+1=", "answer": "2"})
@@ -33,6 +34,7 @@ class Prompt:
     text: str | Messages
     metadata: Mapping[str, Any] = field(default_factory=dict)
     key: str = field(default="", repr=False)
+    tools: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         text = self.text
@@ -154,9 +156,9 @@ def _encode_all(prompts: Sequence[Prompt], vocabulary: Vocabulary, chat: bool | 
         if text is not None:
             tokens = next(plain)
         elif isinstance(prompt.text, str):
-            tokens = vocabulary.encode_chat([{"role": "user", "content": prompt.text}])
+            tokens = vocabulary.encode_chat([{"role": "user", "content": prompt.text}], prompt.tools)
         else:
-            tokens = vocabulary.encode_chat([dict(message) for message in prompt.text])
+            tokens = vocabulary.encode_chat([dict(message) for message in prompt.text], prompt.tools)
         if not len(tokens) and vocabulary.bos_token is not None:
             # A language model needs a token to go on from.
             tokens = np.array([vocabulary.bos_token], dtype=np.int64)

@@ -130,15 +130,16 @@ class Vocabulary:
             return []
         return [np.asarray(ids, dtype=np.int64) for ids in self.tokenizer(list(texts))["input_ids"]]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> IntArray:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> IntArray:
         """The tokens of a conversation, up to the point where the assistant begins to answer.
 
         Args:
             messages: such as `[{"role": "user", "content": "Hello"}]`.
+            tools: what the template is told of tools, as JSON schemas.
         """
         self._check_chat()
         tokens = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            list(messages), list(tools) or None, add_generation_prompt=True, tokenize=True, return_dict=False
         )
         return np.asarray(tokens, dtype=np.int64)
 
@@ -149,7 +150,11 @@ class Vocabulary:
             messages: what is said to it next.
             ended: whether it has written the token that ends its turn.
         """
-        return self.encode(self._chat_turns.between(messages, ended), add_special_tokens=False)
+        return self.encode(self.turn_text(messages, ended=ended), add_special_tokens=False)
+
+    def turn_text(self, messages: Sequence[Mapping[str, Any]], *, ended: bool) -> str:
+        """The text of `encode_turn`, the marks of the turns included."""
+        return self._chat_turns.between(messages, ended)
 
     @cached_property
     def _chat_turns(self) -> ChatTurns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 
 from llm_env import TokenMDP
+from llm_env.models import load_tokenizer
 from llm_env.tasks import CalculatorSums, Tools, register_tool
+from llm_env.tasks.calls import TemplateCalls
 from llm_env.tasks.search import Search
+from llm_env.tokens.vocabulary import Vocabulary
 from rewards import ExactMatch, NumericMatch, Rollout
 
 CALL = "<calculator>2+3</calculator>"
@@ -190,3 +194,77 @@ class TestMoreTools:
     def test_functions_of_ones_own(self) -> None:
         task = Tools("Addition", tools={"shout": str.upper})
         assert task.reply(Rollout.of("<shout>abc</shout>")) == "<result>ABC</result>"
+
+
+# In the manner of Qwen's: what tools there are goes ahead of everything, and what they answer is said by the user.
+TEMPLATE = (
+    "{% if tools %}[system]{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{{ eos_token }}\n{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}[user]<tool_response>\n{{ m.content }}\n</tool_response>"
+    "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+class TestTemplate:
+    """Calls as a model's chat template teaches them."""
+
+    @pytest.fixture
+    def mdp(self) -> TokenMDP:
+        tokenizer = load_tokenizer("tiny")
+        tokenizer.chat_template = TEMPLATE
+        task = Tools("Addition", tools="calculator,test_broken", template=True, calls=2, call_tokens=80, digits=2)
+        return TokenMDP(task, model=Vocabulary(tokenizer))
+
+    def shown(self, mdp: TokenMDP) -> str:
+        return str(mdp.vocabulary.tokenizer.decode(mdp.state.tokens[0, : mdp.state.length[0]]))
+
+    def test_the_template_says_what_tools_there_are(self, mdp: TokenMDP) -> None:
+        mdp.reset(seed=0)
+        system, asked = self.shown(mdp).split("[user]")
+        schema = json.loads(system.removeprefix("[system]").split("\n")[0])["function"]
+        assert schema["name"] == "calculator"
+        assert schema["description"].startswith("What an expression of whole numbers")
+        assert schema["parameters"]["required"] == ["input"]
+        assert asked.endswith("[assistant]")
+
+    def test_an_episode_with_a_call_is_worth_its_answer(self, mdp: TokenMDP) -> None:
+        mdp.reset(seed=0)
+        answer = mdp.prompt(0).metadata["answer"]
+        sum_ = mdp.prompt(0).text.rstrip("=")
+        call = f'<tool_call>{{"name": "calculator", "arguments": {{"input": "{sum_}"}}}}</tool_call>'
+        rollout = play(mdp, [call, answer])
+        eos = mdp.vocabulary.tokenizer.eos_token
+        told = f"{eos}\n[user]<tool_response>\n{answer}\n</tool_response>{eos}\n[assistant]"
+        assert self.shown(mdp).endswith(f"[assistant]{call}{told}{answer}{eos}")
+        [score] = mdp.reward([rollout])
+        assert (score.value, score.parts["calls"], score.parts["refused"]) == (1.0, 1.0, 0.0)
+
+    @pytest.mark.parametrize(
+        ("call", "told"),
+        [
+            ('{"name": "calculator", "arguments": {"input": "1+"}}', "error: not arithmetic: '1+'"),
+            (
+                '{"name": "calc", "arguments": {"input": "1"}}',
+                "error: there is no tool 'calc'; there are calc",
+            ),
+            ('{"name": "calculator", "arguments": {}}', 'error: write <tool_call>{"name": "...", "argument'),
+            ('{"name": "calculator"', 'error: write <tool_call>{"name": "...", "argument'),
+            ('["calculator", "1"]', 'error: write <tool_call>{"name": "...", "argument'),
+            ('{"name": "test_broken", "arguments": {"input": "1"}}', "error: the tool has failed"),
+        ],
+    )
+    def test_a_bad_call_is_told_how(self, mdp: TokenMDP, call: str, told: str) -> None:
+        rollout = play(mdp, [f"<tool_call>{call}</tool_call>", "1"])
+        assert f"<tool_response>\n{told}" in rollout.turns[1].text
+        [score] = mdp.reward([rollout])
+        assert (score.parts["calls"], score.parts["refused"]) == (1.0, 1.0)
+
+    def test_a_number_or_a_string_will_do_for_arguments(self) -> None:
+        calls = TemplateCalls({"calculator": lambda text: text})
+        for given in ('"7"', "7", '{"expression": 7}'):
+            read = calls.read(f'<tool_call>{{"name": "calculator", "arguments": {given}}}</tool_call>')
+            assert read == ("calculator", "7")
+
+    def test_a_model_without_a_template(self) -> None:
+        with pytest.raises(ValueError, match="has no chat template"):
+            TokenMDP(Tools("Addition", template=True, digits=2))

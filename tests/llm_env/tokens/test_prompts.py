@@ -86,7 +86,7 @@ class FakeChat:
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array([ord(c) for c in text], dtype=np.int64) for text in texts]
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> np.ndarray:
+    def encode_chat(self, messages: list[dict[str, str]], tools: object) -> np.ndarray:
         return np.array([-1, *(ord(c) for m in messages for c in m["content"])], dtype=np.int64)
 
 
