@@ -29,3 +29,21 @@ def right_so_far(text: str, answer: str) -> tuple[float, float]:
     """
     right = answer.startswith(text)
     return float(right), right * len(text) / max(1, len(answer))
+
+
+def without_thoughts(text: str) -> str:
+    """A text without what stands between `<think>` and `</think>`; a thought that does not end goes on to the end.
+
+    Templates that begin the thought themselves leave a text with its end only.
+
+    Examples:
+        >>> without_thoughts("<think>7 or 8?</think>\\n8"), without_thoughts("7 or 8?</think>8")
+        ('8', '8')
+        >>> without_thoughts("<think>7 or 8"), without_thoughts("8 < 9")
+        ('', '8 < 9')
+    """
+    before, ended, after = text.rpartition("</think>")
+    if ended:
+        spoken, opened, _ = before.partition("<think>")
+        text = (spoken if opened else "") + after.lstrip()
+    return text.partition("<think>")[0]

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from llm_env.tasks.answers import without_thoughts
 from llm_env.tasks.base import Splits, Task
 from llm_env.tokens.chat import Message
 from llm_env.tokens.prompts import Prompt
@@ -72,6 +73,7 @@ class TurnTask(Task):
 
     Attributes:
         keeps_stop: whether `play` is told the stop sequence that ended a turn, too.
+        keeps_thoughts: whether it is told what stands between `<think>` and `</think>`, too.
         unfinished: the score of an episode that was cut off before `play` has returned.
 
     Args:
@@ -104,6 +106,7 @@ class TurnTask(Task):
     max_reply_tokens = 512
     chat = None
     keeps_stop: bool = False
+    keeps_thoughts: bool = False
     unfinished: float = 0.0
 
     def play(self, rng: np.random.Generator) -> Play:
@@ -135,6 +138,8 @@ class TurnTask(Task):
         for stop in () if self.keeps_stop else self.stop:
             if isinstance(stop, str):
                 said = said.removesuffix(stop)
+        if not self.keeps_thoughts:
+            said = without_thoughts(said)
         answer = rollout.session.told(said, rollout.num_actions)
         if isinstance(answer, str) and self._chats:
             return [{"role": "user", "content": answer}]

@@ -13,6 +13,7 @@ from llm_env import Prompt, Task, TokenMDP
 from llm_env.engines.writing import Job, write
 from llm_env.models import load_tokenizer
 from llm_env.tasks import SessionError, TurnTask
+from llm_env.tasks.turns import Play
 from llm_env.tokens.chat import UnstableTemplateError
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards import Rollout
@@ -254,6 +255,36 @@ class TestTurnTask:
 
         with pytest.raises(TypeError, match="a pair of them and a number"):
             Mute().prompts("train")
+
+
+class TestThoughts:
+    @pytest.mark.parametrize(
+        ("said", "heard"),
+        [
+            ("<think>7?</think>8", "8"),
+            ("7?</think>\n\n8", "8"),
+            ("I say <think>7?</think> 8", "I say 8"),
+            ("<think>7? <think>8?</think></think>9", "9"),
+            ("<think>7?</think>8<think>or", "8"),
+            ("<think>7?", ""),
+            ("8", "8"),
+        ],
+    )
+    def test_they_are_not_heard(self, said: str, heard: str) -> None:
+        class Echo(TurnTask):
+            def play(self, rng: np.random.Generator) -> Play:
+                said = yield "?"
+                yield f"({said})"
+                return 0.0
+
+        for keeps, expected in ((False, heard), (True, said)):
+            task = Echo(num_train=1, num_test=1)
+            task.keeps_thoughts = keeps
+            mdp = TokenMDP(task)
+            mdp.reset()
+            for token in [*mdp.vocabulary.encode(said, add_special_tokens=False), mdp.vocabulary.eos_tokens[0]]:
+                mdp.step([token])
+            assert mdp.rollout(0).turns[-1].text == f"({expected})"
 
 
 TEMPLATE = (
