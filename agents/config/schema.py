@@ -34,6 +34,9 @@ class TaskConfig:
     all."""
     reward_args: dict[str, Scalar] = field(default_factory=dict)
     """Arguments of the reward that --task.reward names, each a name and a value."""
+    chat: bool | None = None
+    """Whether prompts of plain text go through the model's chat template, as what a user says; none leaves it to the
+    task, and most tasks use a template where there is one."""
     max_new_tokens: Count | None = None
     """The most tokens that the model may write after a prompt; none leaves it to the task."""
     context: Count | None = None

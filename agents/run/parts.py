@@ -200,6 +200,8 @@ def make_task_of(config: TrainConfig) -> Task:
     """The task, from its name and arguments, with the reward that is named in place of its own."""
     import_module_of(config)
     task = make_task(config.task.name, nested(config.task.args))
+    if config.task.chat is not None:
+        task.chat = config.task.chat
     if config.task.reward is not None:
         task.reward = make_reward(config.task.reward, nested(config.task.reward_args))
     try:
