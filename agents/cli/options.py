@@ -6,7 +6,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -150,18 +150,21 @@ def flag_registry() -> ConstructorRegistry:
         if get_origin(info.type) not in (Union, types.UnionType) or info.type == Scalar or len(members) != 1:
             return None
         kind = get_args(members[0])[0] if get_origin(members[0]) is Annotated else members[0]
-        choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else None
+        given = {"true": True, "false": False} if kind is bool else {str(choice): choice for choice in get_args(kind)}
+        choices = tuple(given) if given else None
         names = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 
         def read(strings: list[str]) -> Any:
-            return None if strings[0].lower() == "none" else strings[0] if choices else kind(strings[0])
+            return None if strings[0].lower() == "none" else given[strings[0]] if choices else kind(strings[0])
 
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="{" + ",".join((*choices, "none")) + "}" if choices else f"{names[kind]}|none",
             instance_from_str=read,
-            is_instance=lambda value: value is None or (value in choices if choices else isinstance(value, kind)),
-            str_from_instance=lambda value: ["none" if value is None else str(value)],
+            is_instance=lambda value: (
+                value is None or (value in given.values() if choices else isinstance(value, kind))
+            ),
+            str_from_instance=lambda value: [str(value).lower() if value is None or kind is bool else str(value)],
             choices=(*choices, "none") if choices else None,
         )
 
