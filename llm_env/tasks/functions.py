@@ -58,7 +58,7 @@ class Functions(Task):
                 raise ValueError(f"{name} must be from {low} to {high}, got {value}")
         super().__init__(**kwargs)
         self.steps, self.length = steps, length
-        self.max_new_tokens = 1 + 8 * steps
+        self.max_new_tokens = 2 + 8 * steps  # x, the longest step as often, and the end
         self.max_prompt_tokens = 3 * length + len(">:")
         self.reward = CodeTests(seconds, unsafe=unsafe)
         self._functions = _functions(steps)
