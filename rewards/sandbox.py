@@ -108,6 +108,9 @@ class Sandbox:
         with self._lock:
             while self._fast:
                 self._fast.popitem()[1].close()
+            full, self._full = self._full, None
+        if full is not None:
+            full.close()
 
     def _judged(self, program: str, tests: str, name: str, full: Set[_Side]) -> tuple[_Side, ProgramError | None]:
         """Which of the two has failed, and why; None if neither has."""

@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -205,19 +206,56 @@ class FullSeats:
 
     Args:
         unsafe: run without fences where the kernel has none. A program can then do whatever this one may.
+        spares: how many processes wait for a program, begun while others run.
     """
 
-    def __init__(self, unsafe: bool = False) -> None:
+    def __init__(self, unsafe: bool = False, spares: int = os.cpu_count() or 1) -> None:
         self._fenced = _fences(unsafe)
+        self._most = spares
+        self._spares: dict[Limits, list[Process]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        # The kernel ends a process with the thread that has made it, so spares come from one that stays.
+        self._maker = ThreadPoolExecutor(1, "spare processes")
 
     @contextlib.contextmanager
     def process(self, code: str, limits: Limits) -> Iterator[Process]:
-        """`python -c code`, with its stdin and stdout."""
-        process = Process(code, limits, fenced=self._fenced)
+        """A Python that runs `code`, with its stdin and stdout."""
+        process = self._taken(limits)
         try:
+            process.begin(code)
             yield process
         finally:
             process.end()
+
+    def close(self) -> None:
+        """End those that wait for a program."""
+        with self._lock:
+            self._closed = True
+            spares = [spare for kept in self._spares.values() for spare in kept]
+            self._spares.clear()
+        self._maker.shutdown(cancel_futures=True)
+        for spare in spares:
+            spare.end()
+
+    def _taken(self, limits: Limits) -> Process:
+        """One that has begun already, if there is one; another takes its place."""
+        with self._lock:
+            spares = self._spares.setdefault(limits, [])
+            spare = spares.pop() if spares else None
+        with contextlib.suppress(RuntimeError):  # it is closed, or the program is ending
+            self._maker.submit(self._keep_another, limits)
+        return spare or Process(limits, fenced=self._fenced)
+
+    def _keep_another(self, limits: Limits) -> None:
+        with contextlib.suppress(Exception):  # if none can be made, whoever needs one will hear of it
+            spare = Process(limits, fenced=self._fenced)
+            with self._lock:
+                kept = self._spares.setdefault(limits, [])
+                if not self._closed and len(kept) < self._most:
+                    kept.append(spare)
+                    return
+            spare.end()
 
     @contextlib.contextmanager
     def seat(self, limits: Limits) -> Iterator[Seat]:
@@ -227,17 +265,26 @@ class FullSeats:
 
 
 class Process:
-    """A Python with limits, whose stdout is read no further than they allow."""
+    """A Python with limits that runs the program it is given, and whose stdout is read no further than they allow."""
 
-    def __init__(self, code: str, limits: Limits, fenced: bool) -> None:
+    def __init__(self, limits: Limits, fenced: bool) -> None:
         self.late = False
-        command = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", code]
+        command = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", _LAUNCHER]
         self._process: Any = _confined(command, limits) if fenced else _bare(command, limits)
         self.stdin: Any = self._process.stdin
         self.stdout: Any = io.BufferedReader(self._process.stdout)
         self._alarm = threading.Timer(limits.seconds, self._too_late)
         self._alarm.daemon = True
+
+    def begin(self, code: str) -> None:
+        """Run a program; its time begins now."""
         self._alarm.start()
+        program = code.encode(errors="replace")
+        rest = memoryview(len(program).to_bytes(8, "big") + program)
+        with contextlib.suppress(OSError):  # it has ended already, and says nothing
+            while rest:
+                rest = rest[self.stdin.write(rest) :]
+            self.stdin.flush()
 
     def end(self) -> None:
         """Kill it, whatever it does."""
@@ -315,6 +362,23 @@ class _FullSeat:
         return answer
 
 
+# Reads a program from stdin, and nothing that comes after it there.
+_LAUNCHER = """
+def _program():
+    import os
+    def read(size):
+        got = b""
+        while len(got) < size:
+            part = os.read(0, size - len(got))
+            if not part:
+                raise SystemExit
+            got += part
+        return got
+    return compile(read(int.from_bytes(read(8), "big")), "<string>", "exec")
+exec(_program())
+"""
+
+
 @functools.cache
 def _driver() -> str:
     return Path(seat_driver.__file__).read_text(encoding="utf-8")
@@ -360,8 +424,9 @@ def _fences(unsafe: bool) -> bool:
             secret.write("secret")
             secret.flush()
             code = f"print(1, flush=True); print(open({secret.name!r}).read())"
-            process = Process(code, Limits(), fenced=True)
+            process = Process(Limits(), fenced=True)
             try:
+                process.begin(code)
                 seen = process.stdout.read(100)
             finally:
                 process.end()

@@ -7,12 +7,13 @@ import os
 import pickle
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rewards import CodeTests, Limits, Outcome, Rollout, Sandbox, SandboxUnavailable, program_in, seats
-from rewards.seats import FullSeats
+from rewards.seats import FullSeats, Process
 
 pytest.importorskip("pydantic_monty")
 pytest.importorskip("sandlock")
@@ -319,3 +320,57 @@ class TestCodeTests:
     def test_the_last_block_counts(self) -> None:
         assert program_in("```\nfirst\n```\nand\n```py\nsecond\n  third\n```") == "second\n  third"
         assert program_in("```python\nunfinished = 1") == "unfinished = 1"
+
+
+class TestSpares:
+    """Processes that wait for a program."""
+
+    @pytest.fixture
+    def seats(self) -> Iterator[FullSeats]:
+        seats = FullSeats(spares=2)
+        yield seats
+        seats.close()
+
+    def printed(self, seats: FullSeats, code: str, limits: Limits) -> bytes:
+        with seats.process(code, limits) as process:
+            return bytes(process.stdout.read(1000))
+
+    def waiting(self, seats: FullSeats, count: int) -> list[Process]:
+        for _ in range(200):
+            spares = [spare for kept in seats._spares.values() for spare in kept]
+            if len(spares) >= count:
+                return spares
+            time.sleep(0.05)
+        raise AssertionError(f"there are only {len(spares)} spares")
+
+    def test_each_runs_one_program(self, seats: FullSeats) -> None:
+        code = "import os\nprint(os.getpid(), 'x' in globals())\nx = 1"
+        seen = []
+        for _ in range(4):
+            seen.append(self.printed(seats, code, Limits()).split())
+            self.waiting(seats, 1)
+        assert len({pid for pid, _ in seen}) == 4
+        assert {known for _, known in seen} == {b"False"}
+
+    def test_its_time_begins_with_its_program(self, seats: FullSeats) -> None:
+        limits = Limits(seconds=1)
+        self.printed(seats, "", limits)
+        self.waiting(seats, 1)
+        time.sleep(1.5)
+        assert self.printed(seats, "print(1)", limits) == b"1\n"
+
+    def test_other_limits_have_others(self, seats: FullSeats) -> None:
+        self.printed(seats, "", Limits(memory=64))
+        self.waiting(seats, 1)
+        assert self.printed(seats, "print(len(bytearray(10**8)))", Limits(memory=512)) == b"100000000\n"
+        assert self.printed(seats, "print(len(bytearray(10**8)))", Limits(memory=64)) == b""
+
+    def test_closing_ends_them(self, seats: FullSeats) -> None:
+        self.printed(seats, "", Limits())
+        spares = self.waiting(seats, 1)
+        seats.close()
+        assert [spare.stdin.closed for spare in spares] == [True] * len(spares)
+        assert not seats._spares
+
+    def test_a_program_that_is_no_text_of_utf_8(self, seats: FullSeats) -> None:
+        assert self.printed(seats, "print('\ud800é' == '?é')", Limits()) == b"True\n"
