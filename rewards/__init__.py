@@ -27,6 +27,7 @@ from rewards.guard import Guard
 from rewards.match import ExactMatch, Format, NumericMatch
 from rewards.mathematics import Math, final_answer
 from rewards.named import make_reward, register_reward, reward_names
+from rewards.reward_model import RewardModel
 from rewards.rollout import End, Rollout, Turn
 from rewards.sandbox import Outcome, Sandbox
 from rewards.score import RewardError, Score
@@ -55,6 +56,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "RewardLike",
+    "RewardModel",
     "Rollout",
     "Sandbox",
     "SandboxUnavailable",

@@ -125,6 +125,8 @@ class Rollout:
         prompt: The prompt's text, where it is known already.
         turns: The turns, where they are known already; else they are the runs of equal `is_action`.
         episode: Which episode this is (of); None for one of its own.
+        asked: The prompt as the task has written it, before any chat template: a text, or chat messages. None: the
+            prompt's text.
 
     Attributes:
         session: What the task keeps for this episode (see `Task.session`) until it has been scored. It stays in this
@@ -138,7 +140,8 @@ class Rollout:
     """
 
     __slots__ = (
-        "_decode", "_prompt", "_turns", "end", "episode", "is_action", "metadata", "prompt_tokens", "session", "tokens",
+        "_asked", "_decode", "_prompt", "_turns", "end", "episode", "is_action", "metadata", "prompt_tokens", "session",
+        "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -152,6 +155,7 @@ class Rollout:
         prompt: str | None = None,
         turns: tuple[Turn, ...] | None = None,
         episode: int | None = None,
+        asked: str | Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.tokens = tokens
@@ -163,6 +167,7 @@ class Rollout:
         self._decode = decode
         self._prompt = prompt
         self._turns = turns
+        self._asked = asked
 
     @classmethod
     def of(
@@ -219,6 +224,11 @@ class Rollout:
         if self._prompt is None:
             self._prompt = _decoded(self.prompt_tokens, self._decode)
         return self._prompt
+
+    @property
+    def asked(self) -> str | Sequence[Mapping[str, Any]]:
+        """The prompt as the task has written it: a text, or chat messages."""
+        return self.prompt if self._asked is None else self._asked
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -302,7 +312,7 @@ class Rollout:
         # Metadata becomes a dict because a read-only mapping proxy cannot be pickled.
         texts = (self._prompt, self._turns) if self._decode is None else (self.prompt, self.turns)
         state = (self.prompt_tokens, self.tokens, dict(self.metadata), self.end, self.is_action, None)
-        return Rollout, (*state, *texts, self.episode)
+        return Rollout, (*state, *texts, self.episode, self._asked)
 
     def __repr__(self) -> str:
         known = self._turns is not None and all(turn.is_read for turn in self._turns)

@@ -10,7 +10,8 @@ from collections.abc import Set
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from rewards.seats import FastSeats, FullSeats, Limits, ProgramError, Seat
+from rewards.full_seats import FullSeats
+from rewards.seats import FastSeats, Limits, ProgramError, Seat
 
 _Side: TypeAlias = Literal["program", "tests"]
 

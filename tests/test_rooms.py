@@ -34,6 +34,7 @@ ORDER = [
     {"agents.networks"},
     {"agents.losses"},
     {"agents.algorithms"},
+    {"agents.preferences"},
     {"agents.report"},
     {"agents.run"},
     {"agents.cli"},

@@ -17,6 +17,7 @@ Reinforcement learning on language models.
 
   train        train a model on a task
   sft          only the supervised warm start of a run
+  reward-model train reward models on which of two texts is preferred
   eval         judge a model, or a run's, on a task
   score        score texts that were written elsewhere
   presets      list the named configurations to begin with
@@ -81,6 +82,12 @@ def _sft(arguments: list[str]) -> None:
     from agents.run.training import fine_tune
 
     fine_tune(options.settings, resume=options.resume)
+
+
+def _reward_model(arguments: list[str]) -> None:
+    from agents.cli.reward_model import reward_model
+
+    reward_model(arguments)
 
 
 def _eval(arguments: list[str]) -> None:
@@ -183,6 +190,7 @@ def _expect_nothing(command: str, arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sft": _sft,
+    "reward-model": _reward_model,
     "eval": _eval,
     "score": _score,
     "presets": _presets,

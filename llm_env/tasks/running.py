@@ -231,6 +231,7 @@ class RunningEpisodes:
             is_action=state.is_action[row, start:stop].copy() if state.reply is not None else None,
             decode=self.vocabulary.decode,
             episode=int(self.number[row]),
+            asked=self._prompts[row].text,
         )
         rollout.session = self.session(row)
         return rollout

@@ -31,6 +31,7 @@ PUBLIC = [
     "Reward",
     "RewardError",
     "RewardLike",
+    "RewardModel",
     "Rollout",
     "Sandbox",
     "SandboxUnavailable",

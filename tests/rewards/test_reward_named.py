@@ -44,6 +44,7 @@ BUILT_IN = [
     "missing_eos_penalty",
     "numeric_match",
     "repetition_penalty",
+    "reward_model",
     "vader_sentiment",
 ]
 

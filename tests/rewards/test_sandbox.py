@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rewards import CodeTests, Limits, Outcome, Rollout, Sandbox, SandboxUnavailable, program_in, seats
-from rewards.seats import FullSeats, Process
+from rewards import CodeTests, Limits, Outcome, Rollout, Sandbox, SandboxUnavailable, full_seats, program_in
+from rewards.full_seats import FullSeats, Process
 
 pytest.importorskip("pydantic_monty")
 pytest.importorskip("sandlock")
@@ -200,24 +200,24 @@ class TestFences:
         def none(*_: object) -> None:
             raise OSError("no Landlock")
 
-        monkeypatch.setattr(seats, "_confined", none)
-        seats._fences.cache_clear()
+        monkeypatch.setattr(full_seats, "_confined", none)
+        full_seats._fences.cache_clear()
         try:
             with pytest.raises(SandboxUnavailable, match=r"cannot be fenced in here \(OSError: no Landlock\)"):
                 Sandbox().run(FULL + "print(1)")
             assert Sandbox().run("print(1)").passed  # the fast tier needs no kernel
             assert Sandbox(unsafe=True).run(FULL + "print(1)").stdout == "1\n"
         finally:
-            seats._fences.cache_clear()
+            full_seats._fences.cache_clear()
 
     def test_fences_that_let_through_are_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(seats, "_confined", seats._bare)
-        seats._fences.cache_clear()
+        monkeypatch.setattr(full_seats, "_confined", full_seats._bare)
+        full_seats._fences.cache_clear()
         try:
             with pytest.raises(SandboxUnavailable, match="a program could read a file that it must not"):
                 FullSeats()
         finally:
-            seats._fences.cache_clear()
+            full_seats._fences.cache_clear()
 
 
 class TestSandbox:

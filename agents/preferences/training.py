@@ -1,0 +1,167 @@
+"""A reward model learns from pairs, by Bradley and Terry: the more is one worth, the surer it is preferred."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from agents.algorithms.optimizer import Optimizer
+from agents.config.reward_model import RewardModelConfig
+from agents.preferences.pairs import Pair
+from llm_env.tokens.prompts import PromptSampler
+from rewards.reward_model import tokens_of, values_of, written_out
+
+
+def pair_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, center: float) -> Tensor:
+    """`[B]` minus the log-probability that the chosen is preferred, and what draws values towards 0.
+
+    Examples:
+        >>> zero = torch.zeros(1)
+        >>> pair_loss(zero, zero, zero, center=0.0)
+        tensor([0.6931])
+    """
+    return -logsigmoid(chosen - rejected - margin) + center * (chosen + rejected) ** 2
+
+
+class RewardTrainer:
+    """Trains one reward model.
+
+    Args:
+        config: how.
+        model: for sequence classification, with one value.
+        tokenizer: its tokenizer.
+        train: pairs to learn from.
+        test: pairs that are held out.
+    """
+
+    def __init__(
+        self, config: RewardModelConfig, model: Any, tokenizer: Any, train: Sequence[Pair], test: Sequence[Pair]
+    ) -> None:
+        self.config = config
+        self.model = model
+        self._tokenizer = tokenizer
+        self._train = [self._tokens(pair) for pair in train]
+        self._test = [self._tokens(pair) for pair in test]
+        self._margins = torch.tensor([pair.margin for pair in train])
+        self._lengths = np.array([len(answer) for pair in test for answer in (pair.chosen, pair.rejected)], float)
+        self._sampler = PromptSampler(len(train), config.seed)
+        self.total = math.ceil(config.epochs * len(train) / config.batch_size)
+        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.optimizer = Optimizer(
+            weights,
+            config.learning_rate,
+            total_steps=self.total,
+            warmup=self.total // 10,
+            decay="cosine",
+            weight_decay=config.weight_decay,
+        )
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return self.optimizer.steps
+
+    def step(self) -> dict[str, float]:
+        """One step; the mean loss, and the share of its pairs that were in order."""
+        left = self.config.epochs * len(self._train) - self._sampler.dealt
+        indices, _ = self._sampler.deal(min(self.config.batch_size, left))
+        by_length = sorted(indices.tolist(), key=lambda index: max(map(len, self._train[index])))
+        self.model.train()
+        self.optimizer.zero_grad()
+        total = right = 0.0
+        for begin in range(0, len(by_length), self.config.micro_batch_size):
+            part = by_length[begin : begin + self.config.micro_batch_size]
+            chosen, rejected = self._values([self._train[index] for index in part])
+            margins = self._margins[part].to(chosen.device)
+            loss = pair_loss(chosen, rejected, margins, self.config.center).sum() / len(by_length)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            right += float((chosen > rejected).sum())
+        self.optimizer.clip()
+        self.optimizer.step()
+        return {"loss": total, "accuracy": right / len(by_length)}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """What the held-out pairs say: see `judged`."""
+        self.model.eval()
+        order = sorted(range(len(self._test)), key=lambda index: max(map(len, self._test[index])))
+        values = np.zeros((len(self._test), 2))
+        for begin in range(0, len(order), self.config.micro_batch_size):
+            part = order[begin : begin + self.config.micro_batch_size]
+            chosen, rejected = self._values([self._test[index] for index in part])
+            values[part] = torch.stack([chosen, rejected], -1).cpu().numpy()
+        return judged(values, self._lengths)
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Everything that decides how it goes on: tensors by file, and JSON."""
+        tensors, optimizer = self.optimizer.state()
+        trained = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+        state = {"optimizer": optimizer, "sampler": self._sampler.state_dict()}
+        return {"weights": trained, "optimizer": tensors}, state
+
+    def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Go on where another was."""
+        weights = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, saved in tensors["weights"].items():
+                weights[name].copy_(saved)
+        self.optimizer.load_state(tensors["optimizer"], state["optimizer"])
+        self._sampler.load_state_dict(state["sampler"])
+
+    def _tokens(self, pair: Pair) -> tuple[list[int], list[int]]:
+        chosen, rejected = (
+            tokens_of(written_out(pair.prompt, answer, self._tokenizer), self._tokenizer, self.config.max_length)
+            for answer in (pair.chosen, pair.rejected)
+        )
+        return chosen, rejected
+
+    def _values(self, pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+        """`[B]` the values of the chosen and of the rejected, all read together."""
+        texts = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
+        kind = self.model.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.config.bfloat16):
+            values = values_of(self.model, texts).float()
+        return values[: len(pairs)], values[len(pairs) :]
+
+
+def judged(values: np.ndarray, lengths: np.ndarray) -> dict[str, float]:
+    """How well values tell which of two texts is preferred.
+
+    Args:
+        values: `[n, 2]` of the chosen and the rejected.
+        lengths: `[2 n]` of those texts, in the same order.
+
+    Returns:
+        "accuracy", with half of its 95% "interval"; the "loss"; the "calibration" error, by how much the odds that it
+        gives differ from how often it is right, in the mean over ten classes of them; the "length" correlation of
+        values; and the "mean" and "deviation" of values.
+
+    Examples:
+        >>> found = judged(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([5.0, 3.0, 3.0, 5.0]))
+        >>> found["accuracy"], found["length"]
+        (0.5, 1.0)
+    """
+    difference = values[:, 0] - values[:, 1]
+    count = max(1, len(difference))
+    accuracy = float(((difference > 0) + 0.5 * (difference == 0)).sum() / count)
+    sure = 1 / (1 + np.exp(-np.abs(difference)))
+    classes = np.minimum((20 * (sure - 0.5)).astype(int), 9)
+    gaps = [abs((sure - (difference > 0))[classes == each].sum()) for each in range(10)]
+    both = values.reshape(-1)
+    varies = both.std() > 0 and lengths.std() > 0
+    return {
+        "accuracy": accuracy,
+        "interval": 1.96 * math.sqrt(accuracy * (1 - accuracy) / count),
+        "loss": float(np.logaddexp(0, -difference).sum() / count),
+        "calibration": float(sum(gaps) / count),
+        "length": float(np.corrcoef(both, lengths)[0, 1]) if varies else 0.0,
+        "mean": float(both.mean()) if len(both) else 0.0,
+        "deviation": float(both.std()) if len(both) else 1.0,
+    }

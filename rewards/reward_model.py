@@ -1,0 +1,243 @@
+"""What a trained model thinks of a text: `RewardModel`, of one model or of several."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rewards.base import Reward
+from rewards.combine import Ensemble
+from rewards.named import register_reward
+from rewards.rollout import Rollout
+from rewards.score import Score
+
+Asked = str | Sequence[Mapping[str, Any]]
+
+MEAN, DEVIATION = "reward_mean", "reward_deviation"
+"""Where the configuration of a reward model keeps the mean of its values of reference texts, and their deviation."""
+
+
+def written_out(asked: Asked, answer: str, tokenizer: Any) -> str:
+    """A prompt and an answer as a reward model reads them: by its chat template, where it has one.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> plain = SimpleNamespace(chat_template=None)
+        >>> written_out("6 * 7 = ", "42", plain)
+        '6 * 7 = 42'
+        >>> written_out([{"role": "user", "content": "6 * 7?"}], "42", plain)
+        'user: 6 * 7?\\n\\nassistant: 42'
+    """
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else [dict(each) for each in asked]
+        answered = [*messages, {"role": "assistant", "content": answer}]
+        return str(tokenizer.apply_chat_template(answered, tokenize=False))
+    if isinstance(asked, str):
+        return asked + answer
+    return "\n\n".join([*(f"{each['role']}: {each['content']}" for each in asked), f"assistant: {answer}"])
+
+
+def tokens_of(text: str, tokenizer: Any, max_length: int) -> list[int]:
+    """Its tokens; of a longer text the last ones, where the answer stands.
+
+    Tokens that fill up batches are left out at the end, as models would not look at them.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    while ids and ids[-1] == tokenizer.pad_token_id:
+        ids.pop()
+    return ids[-max_length:]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' bars and reports, which are of no news where a model is loaded or written as it should."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+class Member:
+    """One reward model, in memory.
+
+    Args:
+        folder: a model for sequence classification with one value, and its tokenizer, as transformers saves them; or
+            its id on the hub.
+        max_length: of a text, in tokens.
+        dtype: of its weights.
+        device: where it computes.
+    """
+
+    def __init__(self, folder: str, max_length: int, dtype: str, device: str) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        with quietly():
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype))
+        if model.config.num_labels != 1:
+            raise ValueError(
+                f"{folder} gives {model.config.num_labels} values of a text, but a reward model gives one: train one "
+                "with llm-env reward-model"
+            )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0
+        self.model = model.to(device).eval()
+        self.max_length = max_length
+        self.mean = float(getattr(model.config, MEAN, 0.0))
+        self.deviation = float(getattr(model.config, DEVIATION, 1.0))
+
+    def values(self, texts: Sequence[tuple[Asked, str]], batch_size: int) -> np.ndarray:
+        """`[len(texts)]` its values of prompts with answers; texts of like lengths are read together."""
+        import torch
+
+        tokens = [
+            tokens_of(written_out(asked, answer, self.tokenizer), self.tokenizer, self.max_length)
+            for asked, answer in texts
+        ]
+        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+        found = np.zeros(len(tokens))
+        with torch.no_grad():
+            for begin in range(0, len(order), batch_size):
+                chosen = order[begin : begin + batch_size]
+                found[chosen] = values_of(self.model, [tokens[index] for index in chosen]).float().cpu().numpy()
+        return found
+
+
+def values_of(model: Any, tokens: Sequence[Sequence[int]]) -> Any:
+    """`[len(tokens)]` a model's values of texts, filled up to the longest of them."""
+    import torch
+
+    longest = max(1, *map(len, tokens))
+    pad = model.config.pad_token_id
+    ids = torch.tensor([[*each, *[pad] * (longest - len(each))] for each in tokens], device=model.device)
+    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in tokens], device=model.device)
+    return model(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
+
+
+@register_reward("reward_model")
+class RewardModel(Reward):
+    """The value that a reward model gives a text after its prompt; of several models, what they make of it together.
+
+    Any model for sequence classification with one output will do, such as those of `llm-env reward-model` and of TRL.
+    A model reads the prompt as the task wrote it, by its own chat template. Values are standardised where the model
+    knows its mean and deviation of reference texts, as ours do; so members of an ensemble count alike.
+
+    Parts of an ensemble's score are its "disagreement" (the members' standard deviation), and with `held_out` what the
+    last member thinks, "held_out": it is never optimised, so when it falls while the reward rises, the policy has
+    found what the others are wrong about.
+
+    Args:
+        path: a model's folder or hub id; several with commas between them, or in a list; or a folder of members.
+        how: the members make one score, see `rewards.Ensemble`.
+        k: see there, too.
+        held_out: the last member is an alarm and no judge.
+        batch_size: texts that are read at once.
+        max_length: tokens of a text; of longer ones the beginning is left out.
+        dtype: of the weights, such as "bfloat16".
+        device: such as "cuda"; by default a GPU where there is one.
+
+    Examples:
+        >>> RewardModel("no-such-folder")
+        Traceback (most recent call last):
+        FileNotFoundError: there is no reward model in no-such-folder: expected ...
+    """
+
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        *,
+        how: Literal["mean", "min", "mean-std"] = "mean-std",
+        k: float = 2.0,
+        held_out: bool = False,
+        batch_size: int = 32,
+        max_length: int = 1024,
+        dtype: str = "float32",
+        device: str | None = None,
+    ) -> None:
+        self.paths = members_in(path)
+        if batch_size < 1 or max_length < 1:
+            raise ValueError(f"batch_size and max_length must be at least 1, got {batch_size} and {max_length}")
+        if held_out and len(self.paths) < 2:
+            raise ValueError(f"held_out sets one of several members aside, but {path!r} is a single reward model")
+        self.held_out = held_out
+        self._rule = Ensemble([_nothing] * (len(self.paths) - held_out), how, k)
+        self.batch_size = batch_size
+        self._how = (max_length, dtype, device)
+        self._members: list[Member] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        max_length, dtype, device = self._how
+        rest = {"held_out": self.held_out, "batch_size": self.batch_size, "max_length": max_length, "dtype": dtype}
+        given = {"how": self._rule.how, "k": self._rule.k, "device": device, **rest}
+        return _made, (self.paths, given)
+
+    @property
+    def members(self) -> list[Member]:
+        """The models, which are loaded when they are first asked for."""
+        if not self._members:
+            import torch
+
+            max_length, dtype, device = self._how
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            self._members = [Member(path, max_length, dtype, device) for path in self.paths]
+        return self._members
+
+    def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """Score several rollouts."""
+        texts = [(rollout.asked, rollout.text) for rollout in rollouts]
+        each = [(member.values(texts, self.batch_size) - member.mean) / member.deviation for member in self.members]
+        return [self._together(rollout, *values) for rollout, *values in zip(rollouts, *each, strict=True)]
+
+    def close(self) -> None:
+        """Free the models; they are loaded again when they are needed."""
+        self._members = []
+
+    def _together(self, rollout: Rollout, *values: float) -> Score:
+        judges = [Score(float(value)) for value in (values[:-1] if self.held_out else values)]
+        parts = {"held_out": float(values[-1])} if self.held_out else {}
+        if len(judges) > 1:
+            parts["disagreement"] = float(np.std([score.value for score in judges]))
+        return Score(self._rule.combine(judges, rollout)[0], parts)
+
+
+def members_in(path: str | Sequence[str]) -> list[str]:
+    """The folders of the members; those of one folder by their names.
+
+    Examples:
+        >>> members_in("org/one, org/two")
+        ['org/one', 'org/two']
+    """
+    names = [name.strip() for name in path.split(",")] if isinstance(path, str) else [str(each) for each in path]
+    if not all(names) or not names:
+        raise ValueError(f"expected the folder of a reward model, or several with commas between them, got {path!r}")
+    if len(names) == 1 and not (Path(names[0]) / "config.json").is_file():
+        members = sorted(str(each.parent) for each in Path(names[0]).glob("member-*/config.json"))
+        if members:
+            return members
+    for name in names:
+        if not (Path(name) / "config.json").is_file() and (Path(name).exists() or name.count("/") != 1):
+            raise FileNotFoundError(
+                f"there is no reward model in {name}: expected a folder with a config.json, one with folders member-1, "
+                "member-2 and so on, or the id of a model on the hub"
+            )
+    return names
+
+
+def _made(paths: list[str], given: dict[str, Any]) -> RewardModel:
+    return RewardModel(paths, **given)
+
+
+def _nothing(rollout: Rollout) -> float:
+    return 0.0
