@@ -12,16 +12,17 @@ from agents.config.ranges import expected
 
 def problems(config: TrainConfig) -> Iterator[str]:
     """What is wrong with a configuration, a line each: the flag, its value, what was expected, what to do."""
-    yield from _out_of_range(config)
+    yield from out_of_range(config)
     yield from _contradictions(config)
     yield from _no_such_device(config.device)
 
 
-def _out_of_range(part: object, prefix: str = "") -> Iterator[str]:
+def out_of_range(part: object, prefix: str = "") -> Iterator[str]:
+    """The numbers of a part of a configuration that lie outside of the ranges of their types."""
     for name, kind in get_type_hints(type(part), include_extras=True).items():
         value = getattr(part, name)
         if dataclasses.is_dataclass(value):
-            yield from _out_of_range(value, f"{prefix}{name}.")
+            yield from out_of_range(value, f"{prefix}{name}.")
         elif words := expected(kind, value):
             yield f"{flag(prefix + name)} is {value}, expected {words}"
 

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def train_reward_models(config: RewardModelConfig, resume: bool = False) -> list
         config: how.
         resume: go on where the same command was stopped; members that are done stay as they are.
     """
+    complain([*out_of_range(config), *_contradictions(config)])
     given = {
         name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
     }
@@ -154,8 +155,6 @@ def classifier(config: RewardModelConfig, tokenizer: Any) -> Any:
     model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     head = _head(model)
     nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
-    if config.head_only and config.lora_rank:
-        raise ConfigError("--head-only trains the last layer alone, and --lora-rank adapters: leave one of them out")
     if config.head_only:
         model.requires_grad_(False)
         head.requires_grad_(True)
@@ -168,6 +167,11 @@ def classifier(config: RewardModelConfig, tokenizer: Any) -> Any:
         model = peft.get_peft_model(model, settings)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device)
+
+
+def _contradictions(config: RewardModelConfig) -> Iterator[str]:
+    if config.head_only and config.lora_rank:
+        yield "--head-only trains the last layer alone, and --lora-rank adapters: leave one of them out"
 
 
 def _head(model: Any) -> nn.Linear:

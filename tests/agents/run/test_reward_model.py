@@ -1,0 +1,171 @@
+"""Reward models from the command line to a run that is rewarded by them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from agents import TrainConfig, build
+from agents.cli import main
+from rewards import Rollout, make_reward
+from rewards.reward_model import RewardModel
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts with more of the letter a are preferred."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(200):
+        worse, better = sorted(
+            ("".join(rng.choice(list("abc"), 4)) for _ in range(2)), key=lambda text: text.count("a")
+        )
+        if worse.count("a") < better.count("a"):
+            rows.append({"prompt": f"{number}: ", "chosen": better, "rejected": worse})
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def command(pairs: Path, out: Path, *more: str) -> list[str]:
+    rest = ["--epochs", "4", "--batch-size", "8", "--learning-rate", "1e-3", "--max-length", "32", *more]
+    return ["reward-model", "--pairs", str(pairs), "--out", str(out), *rest]
+
+
+@pytest.fixture(scope="module")
+def trained(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "rm"
+    assert main(command(pairs, out, "--members", "2")) == 0
+    return out
+
+
+def texts(*given: str) -> list[Rollout]:
+    return [Rollout.of(text, prompt="7: ") for text in given]
+
+
+def test_each_member_is_a_folder_that_transformers_loads(trained: Path) -> None:
+    assert sorted(path.name for path in trained.iterdir()) == ["member-1", "member-2", "reward-models.json"]
+    for member in ("member-1", "member-2"):
+        found = json.loads((trained / member / "reward-model.json").read_text())
+        assert found["accuracy"] > 0.8
+        model = AutoModelForSequenceClassification.from_pretrained(trained / member)
+        tokenizer = AutoTokenizer.from_pretrained(trained / member)
+        values = [
+            float(model(**tokenizer(f"7: {text}", return_tensors="pt")).logits.detach()) for text in ("aaaa", "bcbc")
+        ]
+        ours = [score.value for score in RewardModel(str(trained / member))(texts("aaaa", "bcbc"))]
+        mean, deviation = model.config.reward_mean, model.config.reward_deviation
+        assert ours == pytest.approx([(value - mean) / deviation for value in values], rel=1e-4)
+        assert ours[0] > 0 > ours[1]
+
+
+def test_members_have_learned_from_pairs_of_their_own(trained: Path) -> None:
+    found = [json.loads((trained / name / "reward-model.json").read_text()) for name in ("member-1", "member-2")]
+    assert found[0]["held_out"] == found[1]["held_out"]
+    assert abs(found[0]["pairs"] - found[1]["pairs"]) <= 1
+    weights = [load_file(trained / name / "model.safetensors") for name in ("member-1", "member-2")]
+    assert not torch.equal(*(each["score.weight"] for each in weights))
+
+
+@pytest.mark.parametrize(("how", "k"), [("mean", 0.0), ("min", 0.0), ("mean-std", 1.5)])
+def test_an_ensemble_is_what_its_members_make_of_it(trained: Path, how: Any, k: float) -> None:
+    given = texts("aaaa", "abab", "cccc")
+    members = np.array([
+        [score.value for score in RewardModel(str(trained / name))(given)] for name in ("member-1", "member-2")
+    ])  # fmt: skip
+    expected = {
+        "mean": members.mean(0), "min": members.min(0), "mean-std": members.mean(0) - k * members.std(0),
+    }[how]  # fmt: skip
+    scores = make_reward("reward_model", {"path": str(trained), "how": how, "k": k})(given)
+    assert [score.value for score in scores] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert [score.parts["disagreement"] for score in scores] == pytest.approx(members.std(0), rel=1e-3, abs=1e-5)
+
+
+def test_the_last_member_as_an_alarm(trained: Path) -> None:
+    paths = [str(trained / "member-1"), str(trained / "member-2")]
+    [score] = RewardModel(paths, held_out=True)(texts("abab"))
+    assert score.value == pytest.approx(RewardModel(paths[0])(texts("abab"))[0].value)
+    assert score.parts["held_out"] == pytest.approx(RewardModel(paths[1])(texts("abab"))[0].value)
+
+
+def test_a_run_that_is_rewarded_by_them(trained: Path, tmp_path: Path) -> None:
+    config = TrainConfig(iterations=8, out=tmp_path / "run").replace(
+        task__name="Copy", task__args={"length": 3, "alphabet": "abc"}, task__reward="reward_model",
+        task__reward_args={"path": str(trained)}, rollout__batch_size=32, actor__learning_rate=1e-3,
+    )  # fmt: skip
+    run = build(config)
+    try:
+        rewards = []
+        for metrics in run.algorithm:
+            run.update_engine()
+            rewards.append(metrics["reward/mean"])
+    finally:
+        run.close()
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.2
+
+
+def test_killed_and_resumed(pairs: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    arguments = command(pairs, out, "--members", "2")
+    process = subprocess.Popen([sys.executable, "-m", "agents.cli", *arguments], stdout=subprocess.DEVNULL)
+    for _ in range(600):
+        if list(out.glob("member-2-checkpoints/step-*")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "member-2" / "reward-model.json").exists()
+    assert main([*arguments, "--resume"]) == 0
+    for member in ("member-1", "member-2"):
+        one, other = (load_file(folder / member / "model.safetensors") for folder in (trained, out))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert (trained / member / "reward-model.json").read_text() == (out / member / "reward-model.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--members", "200"], "too few for 200 reward models with pairs of their own"),
+        (["--head-only", "--lora-rank", "4"], "leave one of them out"),
+        (["--resume"], "there is nothing to resume in"),
+        (["--validation", "1.5"], "--validation is 1.5, expected a number from 0 to below 1"),
+    ],
+)
+def test_mistakes(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert main(command(pairs, tmp_path / "out", *more)) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_that_is_taken(pairs: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(pairs, trained, "--members", "2")) == 2
+    assert "holds reward models already: go on with --resume" in " ".join(capsys.readouterr().err.split())
+    assert main(command(pairs, trained, "--members", "2", "--seed", "3", "--resume")) == 2
+    assert "was begun with another seed" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "none"}, "there is no reward model in none"),
+        ({"path": ""}, "expected the folder of a reward model"),
+        ({"path": "org/one", "held_out": True}, "is a single reward model"),
+        ({"path": "org/one", "how": "max"}, "how is 'max'"),
+        ({"path": "org/one", "batch_size": 0}, "batch_size and max_length must be at least 1"),
+    ],
+)
+def test_no_reward_model(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        RewardModel(**arguments)
