@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from agents.config.files import ConfigError
+from agents.config.checks import out_of_range
+from agents.config.files import ConfigError, complain
 from agents.config.reward_model import RewardModelConfig
 from agents.preferences.pairs import Pair, folds_of, read_pairs
 from agents.preferences.training import RewardTrainer
