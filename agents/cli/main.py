@@ -18,6 +18,7 @@ Reinforcement learning on language models.
   train        train a model on a task
   sft          only the supervised warm start of a run
   reward-model train reward models on which of two texts is preferred
+  dpo          train a policy on such pairs directly
   eval         judge a model, or a run's, on a task
   score        score texts that were written elsewhere
   presets      list the named configurations to begin with
@@ -85,9 +86,15 @@ def _sft(arguments: list[str]) -> None:
 
 
 def _reward_model(arguments: list[str]) -> None:
-    from agents.cli.reward_model import reward_model
+    from agents.cli.preferences import reward_model
 
     reward_model(arguments)
+
+
+def _dpo(arguments: list[str]) -> None:
+    from agents.cli.preferences import dpo
+
+    dpo(arguments)
 
 
 def _eval(arguments: list[str]) -> None:
@@ -191,6 +198,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sft": _sft,
     "reward-model": _reward_model,
+    "dpo": _dpo,
     "eval": _eval,
     "score": _score,
     "presets": _presets,

@@ -55,7 +55,7 @@ def texts(*given: str) -> list[Rollout]:
 
 
 def test_each_member_is_a_folder_that_transformers_loads(trained: Path) -> None:
-    assert sorted(path.name for path in trained.iterdir()) == ["member-1", "member-2", "reward-models.json"]
+    assert sorted(path.name for path in trained.iterdir()) == ["member-1", "member-2", "settings.json"]
     for member in ("member-1", "member-2"):
         found = json.loads((trained / member / "reward-model.json").read_text())
         assert found["accuracy"] > 0.8
@@ -138,7 +138,7 @@ def test_killed_and_resumed(pairs: Path, trained: Path, tmp_path: Path) -> None:
     [
         (["--members", "200"], "too few for 200 reward models with pairs of their own"),
         (["--head-only", "--lora-rank", "4"], "leave one of them out"),
-        (["--resume"], "there is nothing to resume in"),
+        (["--resume"], "there is no run to resume in"),
         (["--validation", "1.5"], "--validation is 1.5, expected a number from 0 to below 1"),
     ],
 )
@@ -151,7 +151,7 @@ def test_mistakes(
 
 def test_a_folder_that_is_taken(pairs: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(pairs, trained, "--members", "2")) == 2
-    assert "holds reward models already: go on with --resume" in " ".join(capsys.readouterr().err.split())
+    assert "holds a run already: go on with it (--resume)" in " ".join(capsys.readouterr().err.split())
     assert main(command(pairs, trained, "--members", "2", "--seed", "3", "--resume")) == 2
     assert "was begun with another seed" in " ".join(capsys.readouterr().err.split())
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.config.reward_model import RewardModelConfig
+from agents.config.preferences import RewardModelConfig
 from agents.preferences.pairs import Pair
-from agents.preferences.training import RewardTrainer, judged, pair_loss
+from agents.preferences.reward import RewardTrainer, judged, pair_loss
 from agents.run.reward_model import classifier
 from llm_env.models import load_tokenizer
 
@@ -84,13 +84,13 @@ def test_only_some_weights_are_trained(change: dict[str, object], trained: set[s
 
 def test_it_goes_on_where_another_was() -> None:
     whole = trainer()
-    losses = [whole.step()["loss"] for _ in range(6)]
+    losses = [whole.step() for _ in range(6)]
     first = trainer()
     for _ in range(3):
         first.step()
     second = trainer(RewardModelConfig(**{**CONFIG.__dict__}))
     second.load_state(*first.state())
-    assert [second.step()["loss"] for _ in range(3)] == losses[3:]
+    assert [second.step() for _ in range(3)] == losses[3:]
 
 
 def test_what_is_measured() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from agents.algorithms.optimizer import Optimizer
-from agents.config.reward_model import RewardModelConfig
+from agents.config.preferences import RewardModelConfig
 from agents.preferences.pairs import Pair
-from llm_env.tokens.prompts import PromptSampler
+from agents.preferences.steps import PairTrainer
 from rewards.reward_model import tokens_of, values_of, written_out
 
 
@@ -29,7 +28,7 @@ def pair_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, center: float) -
     return -logsigmoid(chosen - rejected - margin) + center * (chosen + rejected) ** 2
 
 
-class RewardTrainer:
+class RewardTrainer(PairTrainer):
     """Trains one reward model.
 
     Args:
@@ -40,84 +39,39 @@ class RewardTrainer:
         test: pairs that are held out.
     """
 
+    config: RewardModelConfig
+
     def __init__(
         self, config: RewardModelConfig, model: Any, tokenizer: Any, train: Sequence[Pair], test: Sequence[Pair]
     ) -> None:
-        self.config = config
-        self.model = model
         self._tokenizer = tokenizer
+        self._max_length = config.max_length
         self._train = [self._tokens(pair) for pair in train]
         self._test = [self._tokens(pair) for pair in test]
         self._margins = torch.tensor([pair.margin for pair in train])
-        self._lengths = np.array([len(answer) for pair in test for answer in (pair.chosen, pair.rejected)], float)
-        self._sampler = PromptSampler(len(train), config.seed)
-        self.total = math.ceil(config.epochs * len(train) / config.batch_size)
-        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.optimizer = Optimizer(
-            weights,
-            config.learning_rate,
-            total_steps=self.total,
-            warmup=self.total // 10,
-            decay="cosine",
-            weight_decay=config.weight_decay,
-        )
+        self._written = np.array([len(answer) for pair in test for answer in (pair.chosen, pair.rejected)], float)
+        super().__init__(config, model, [max(map(len, pair)) for pair in self._train])
 
-    @property
-    def steps(self) -> int:
-        """How many steps were taken."""
-        return self.optimizer.steps
-
-    def step(self) -> dict[str, float]:
-        """One step; the mean loss, and the share of its pairs that were in order."""
-        left = self.config.epochs * len(self._train) - self._sampler.dealt
-        indices, _ = self._sampler.deal(min(self.config.batch_size, left))
-        by_length = sorted(indices.tolist(), key=lambda index: max(map(len, self._train[index])))
-        self.model.train()
-        self.optimizer.zero_grad()
-        total = right = 0.0
-        for begin in range(0, len(by_length), self.config.micro_batch_size):
-            part = by_length[begin : begin + self.config.micro_batch_size]
-            chosen, rejected = self._values([self._train[index] for index in part])
-            margins = self._margins[part].to(chosen.device)
-            loss = pair_loss(chosen, rejected, margins, self.config.center).sum() / len(by_length)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-            right += float((chosen > rejected).sum())
-        self.optimizer.clip()
-        self.optimizer.step()
-        return {"loss": total, "accuracy": right / len(by_length)}
+    def losses(self, indices: Sequence[int]) -> Tensor:
+        """`[B]` the losses of some of the pairs to learn from."""
+        chosen, rejected = self._values([self._train[index] for index in indices])
+        return pair_loss(chosen, rejected, self._margins[indices].to(chosen.device), self.config.center)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """What the held-out pairs say: see `judged`."""
-        self.model.eval()
         order = sorted(range(len(self._test)), key=lambda index: max(map(len, self._test[index])))
         values = np.zeros((len(self._test), 2))
         for begin in range(0, len(order), self.config.micro_batch_size):
             part = order[begin : begin + self.config.micro_batch_size]
-            chosen, rejected = self._values([self._test[index] for index in part])
+            with self.autocast():
+                chosen, rejected = self._values([self._test[index] for index in part])
             values[part] = torch.stack([chosen, rejected], -1).cpu().numpy()
-        return judged(values, self._lengths)
-
-    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Everything that decides how it goes on: tensors by file, and JSON."""
-        tensors, optimizer = self.optimizer.state()
-        trained = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
-        state = {"optimizer": optimizer, "sampler": self._sampler.state_dict()}
-        return {"weights": trained, "optimizer": tensors}, state
-
-    def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Go on where another was."""
-        weights = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, saved in tensors["weights"].items():
-                weights[name].copy_(saved)
-        self.optimizer.load_state(tensors["optimizer"], state["optimizer"])
-        self._sampler.load_state_dict(state["sampler"])
+        return judged(values, self._written)
 
     def _tokens(self, pair: Pair) -> tuple[list[int], list[int]]:
         chosen, rejected = (
-            tokens_of(written_out(pair.prompt, answer, self._tokenizer), self._tokenizer, self.config.max_length)
+            tokens_of(written_out(pair.prompt, answer, self._tokenizer), self._tokenizer, self._max_length)
             for answer in (pair.chosen, pair.rejected)
         )
         return chosen, rejected
@@ -125,9 +79,7 @@ class RewardTrainer:
     def _values(self, pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
         """`[B]` the values of the chosen and of the rejected, all read together."""
         texts = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
-        kind = self.model.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.config.bfloat16):
-            values = values_of(self.model, texts).float()
+        values = values_of(self.model, texts).float()
         return values[: len(pairs)], values[len(pairs) :]
 
 
