@@ -17,6 +17,7 @@ Reinforcement learning on language models.
 
   train        train a model on a task
   sft          only the supervised warm start of a run
+  pairs        make pairs, of which one text is preferred, from texts and their scores
   reward-model train reward models on which of two texts is preferred
   dpo          train a policy on such pairs directly
   eval         judge a model, or a run's, on a task
@@ -83,6 +84,12 @@ def _sft(arguments: list[str]) -> None:
     from agents.run.training import fine_tune
 
     fine_tune(options.settings, resume=options.resume)
+
+
+def _pairs(arguments: list[str]) -> None:
+    from agents.cli.preferences import pairs
+
+    pairs(arguments)
 
 
 def _reward_model(arguments: list[str]) -> None:
@@ -197,6 +204,7 @@ def _expect_nothing(command: str, arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sft": _sft,
+    "pairs": _pairs,
     "reward-model": _reward_model,
     "dpo": _dpo,
     "eval": _eval,

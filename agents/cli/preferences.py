@@ -1,15 +1,22 @@
-"""`llm-env reward-model` and `llm-env dpo`: what learns from pairs."""
+"""`llm-env pairs`, `llm-env reward-model` and `llm-env dpo`: pairs, and what learns from them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from agents.cli.options import flag_registry
+from agents.config.checks import out_of_range
+from agents.config.files import ConfigError, complain
 from agents.config.preferences import DPOConfig, RewardModelConfig
+from agents.config.ranges import BelowOne
+from agents.preferences.collect import collect, read_texts
+from llm_env.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,45 @@ class DPOOptions:
     """Go on where the same command was stopped."""
     traceback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Show where in the program an error came from."""
+
+
+@dataclass(frozen=True)
+class PairsOptions:
+    """What `pairs` is told."""
+
+    texts: Annotated[Path, tyro.conf.arg(metavar="TEXTS.jsonl")]
+    """Texts with their scores, several after each prompt, as llm-env eval --samples 4 --out TEXTS.jsonl writes them."""
+    out: Annotated[Path, tyro.conf.arg(metavar="PAIRS.jsonl")]
+    """Where to write the pairs."""
+    noise: BelowOne = 0.0
+    """The share of the pairs to label the wrong way round, to see what comes of it: people do, in one of four."""
+    seed: int = 0
+    """Of which texts are compared, and of the noise."""
+    traceback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show where in the program an error came from."""
+
+
+def pairs(arguments: Sequence[str]) -> None:
+    """Make pairs."""
+    options = tyro.cli(
+        PairsOptions,
+        args=arguments,
+        default=PairsOptions(texts=tyro.MISSING, out=tyro.MISSING),
+        prog="llm-env pairs",
+        description="Make pairs, of which one text is preferred, from texts and their scores.",
+        registry=flag_registry(),
+    )
+    complain(list(out_of_range(options)))
+    found = collect(read_texts(options.texts), noise=options.noise, seed=options.seed)
+    if not found.rows:
+        raise ConfigError(
+            f"{options.texts} gives no pairs ({found.ties} would have equal scores): it must have several texts with "
+            "different scores after a prompt, as llm-env eval --samples 4 writes them"
+        )
+    with replace_file(options.out) as new:
+        new.write_text("".join(json.dumps(row) + "\n" for row in found.rows), encoding="utf-8")
+    said = f"{len(found.rows)} pairs, {found.flipped} of them the wrong way round, {found.ties} ties left out"
+    print(f"{said}: {options.out}")
 
 
 def reward_model(arguments: Sequence[str]) -> None:

@@ -130,6 +130,7 @@ def _rows(place: int | None, episodes: list[Episode]) -> Iterator[dict[str, Any]
     for episode in episodes:
         yield {
             "prompt_index": episode.prompt_index,
+            "prompt": episode.rollout.asked,
             "sample": place,
             "text": episode.text,
             "end": str(episode.end),

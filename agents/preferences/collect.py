@@ -1,0 +1,75 @@
+"""Pairs from texts that were scored: of two texts after one prompt, the one with the higher score is preferred."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Collected(NamedTuple):
+    """What came of scored texts.
+
+    Attributes:
+        rows: pairs, as a JSONL file has them.
+        ties: how many pairs there would be more, had their texts different scores.
+        flipped: how many of the pairs have the worse text as the chosen one.
+    """
+
+    rows: list[dict[str, Any]]
+    ties: int
+    flipped: int
+
+
+def collect(texts: Iterable[Mapping[str, Any]], *, noise: float = 0.0, seed: int = 0) -> Collected:
+    """Pair the texts of each prompt: each text is in one pair at most.
+
+    Args:
+        texts: each with a "prompt", a "text" and a "score".
+        noise: the share of pairs that are labelled the wrong way round, as people do.
+        seed: of who is paired with whom, and of the noise.
+
+    Examples:
+        >>> texts = [{"prompt": "1+1=", "text": text, "score": score} for text, score in (("2", 1.0), ("3", 0.0))]
+        >>> collect(texts).rows
+        [{'prompt': '1+1=', 'chosen': '2', 'rejected': '3'}]
+    """
+    rng = random.Random(seed)
+    by_prompt: dict[str, list[Mapping[str, Any]]] = {}
+    for number, text in enumerate(texts, start=1):
+        if missing := [name for name in ("prompt", "text", "score") if name not in text]:
+            raise ValueError(f"text {number} has no {' and no '.join(missing)}, only {', '.join(text)}")
+        by_prompt.setdefault(json.dumps(text["prompt"]), []).append(text)
+    rows: list[dict[str, Any]] = []
+    ties = flipped = 0
+    for group in by_prompt.values():
+        rng.shuffle(group)
+        for one, other in zip(group[::2], group[1::2], strict=False):
+            if one["score"] == other["score"]:
+                ties += 1
+                continue
+            better, worse = (one, other) if one["score"] > other["score"] else (other, one)
+            if rng.random() < noise:
+                better, worse = worse, better
+                flipped += 1
+            rows.append({"prompt": one["prompt"], "chosen": better["text"], "rejected": worse["text"]})
+    return Collected(rows, ties, flipped)
+
+
+def read_texts(path: Path) -> list[dict[str, Any]]:
+    """The sampled texts from a JSONL file that `llm-env eval --out` has written."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}: expected the texts of llm-env eval --samples 4 --out {path}")
+    texts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            text = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not isinstance(text, dict):
+            raise ValueError(f"{path}, line {number}: expected an object with a prompt, a text and a score")
+        if text.get("sample", 0) is not None:
+            texts.append(text)
+    return texts

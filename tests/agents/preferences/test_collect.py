@@ -1,0 +1,77 @@
+"""Pairs from scored texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.cli import main
+from agents.preferences.collect import collect
+from agents.preferences.pairs import read_pairs
+
+
+def texts(scores: dict[str, list[float]]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": prompt, "text": f"{prompt}{number}:{score}", "score": score}
+        for prompt, given in scores.items()
+        for number, score in enumerate(given)
+    ]
+
+
+def test_texts_of_one_prompt_are_compared_once() -> None:
+    given = texts({"a": [1.0, 2.0, 3.0, 4.0, 5.0], "b": [1.0, 1.0], "c": [1.0]})
+    found = collect(given, seed=1)
+    assert (len(found.rows), found.ties, found.flipped) == (2, 1, 0)
+    used = [row[name] for row in found.rows for name in ("chosen", "rejected")]
+    assert len(set(used)) == 4
+    assert {row["prompt"] for row in found.rows} == {"a"}
+    assert all(float(row["chosen"][3:]) > float(row["rejected"][3:]) for row in found.rows)
+    assert collect(given, seed=1) == found
+
+
+def test_noise_turns_some_round() -> None:
+    given = texts({str(n): [0.0, 1.0] for n in range(1000)})
+    found = collect(given, noise=0.25)
+    wrong = sum(row["chosen"].endswith("0.0") for row in found.rows)
+    assert wrong == found.flipped
+    assert 200 < wrong < 300
+
+
+def test_texts_without_scores() -> None:
+    with pytest.raises(ValueError, match="text 1 has no score, only prompt, text"):
+        collect([{"prompt": "a", "text": "b"}])
+
+
+def test_from_a_model_s_own_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scored, out = tmp_path / "texts.jsonl", tmp_path / "pairs.jsonl"
+    task = ["--task.name", "Copy", "--task.args", "length", "3", "alphabet", "ab", "dense", "true"]
+    assert main(["eval", "tiny", *task, "--split", "train", "--samples", "8", "--out", str(scored)]) == 0
+    assert main(["pairs", "--texts", str(scored), "--out", str(out)]) == 0
+    assert "pairs, 0 of them the wrong way round" in capsys.readouterr().out
+    pairs = read_pairs(out)
+    assert pairs.pairs
+    assert all(str(pair.prompt).startswith("copy ") for pair in pairs.pairs)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "gives no pairs (0 would have equal scores)"),
+        (
+            [{"prompt": "a", "text": "b", "score": 1.0}, {"prompt": "a", "text": "c", "score": 1.0}],
+            "(1 would have equal",
+        ),
+        ([[1]], "line 1: expected an object"),
+    ],
+)
+def test_files_without_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: list[Any], message: str
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["pairs", "--texts", str(path), "--out", str(tmp_path / "pairs.jsonl")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "pairs.jsonl").exists()
