@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ class Words(Task):
     def score(self, rollout: Rollout) -> float:
         """How well people like a word: its steps, less what nobody would say, and what is no word of this length."""
         letters = [LETTERS.index(letter) for letter in rollout.text if letter in LETTERS]
-        steps = list(zip(letters, letters[1:], strict=False))
+        steps = list(pairwise(letters))
         liked = sum(self.liked[step] - 3.0 * (self.often[step] < 0.02) for step in steps) / (self.length - 1)
         return float(liked - 0.5 * abs(len(rollout.text) - self.length))
 
@@ -78,7 +79,7 @@ def pipeline(
     out: Path, seed: int = 0, *, pairs: int = 1024, iterations: int = 40, members: int = 4
 ) -> dict[str, float]:
     """All stages; the gold reward after each."""
-    sft = out / "sft" / "sft"
+    sft = out / "sft" / "model"
     found = {}
     how = ("--seed", seed, "--rollout.batch-size", 128, "--iterations", iterations)
     run("sft", *TASK, *how, "--out", out / "sft", "--sft.steps", 400, "--sft.learning-rate", 1e-3)
