@@ -76,7 +76,7 @@ def gold(model: Path, texts: Path) -> float:
 
 
 def pipeline(
-    out: Path, seed: int = 0, *, pairs: int = 1024, iterations: int = 40, members: int = 4
+    out: Path, seed: int = 0, *, pairs: int = 2048, iterations: int = 40, members: int = 4
 ) -> dict[str, float]:
     """All stages; the gold reward after each."""
     sft = out / "sft" / "model"
@@ -89,9 +89,10 @@ def pipeline(
     run("eval", sft, *TASK, "--split", "train", *many, "--seed", seed, "--out", out / "texts.jsonl")
     run("pairs", "--texts", out / "texts.jsonl", "--out", out / "pairs.jsonl", "--noise", 0.25, "--seed", seed)
 
-    learn = ("--pairs", out / "pairs.jsonl", "--seed", seed, "--max-length", 32)
+    learn = ("--pairs", out / "pairs.jsonl", "--seed", seed, "--max-length", 32, "--batch-size", 8)
     for name, count in (("one", 1), ("several", members)):
-        run("reward-model", *learn, "--out", out / name, "--model", sft, "--members", count, "--learning-rate", 3e-4)
+        longer = ("--members", count, "--epochs", 4, "--learning-rate", 3e-4)
+        run("reward-model", *learn, *longer, "--model", sft, "--out", out / name)
         reward = ("--task.reward", "reward_model", "--task.reward-args", "path", out / name)
         run("train", *TASK, *reward, *how, "--model.name", sft, "--out", out / f"ppo-{name}", "--evaluation.every", 10)
         title = "a reward model" if count == 1 else f"{count} reward models"

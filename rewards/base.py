@@ -37,8 +37,9 @@ class Reward:
 
     Attributes:
         name: What the score is logged as; the class's name in snake_case unless set.
-        alongside: Whether texts may be scored in a thread of their own, as soon as they have ended, while others are
-            still being written: for rewards that wait for something (a sandbox, a server) and remember nothing.
+        alongside: Whether texts are to be scored in a thread of their own, as soon as they have ended, while others are
+            still being written: for rewards that wait for something (a sandbox, a server). None: they may be, beside a
+            reward that waits, but it is not worth a thread.
 
     Example:
         >>> class Brevity(Reward):
@@ -49,7 +50,7 @@ class Reward:
     """
 
     name: str = "reward"
-    alongside: bool = False
+    alongside: bool | None = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -201,7 +202,8 @@ class Combination(Reward):
         if not self.rewards:
             raise ValueError(f"{type(self).__name__} got no rewards; expected at least one.")
         self._names = PartNames()
-        self.alongside = all(reward.alongside for reward in self.rewards)
+        wishes = {reward.alongside for reward in self.rewards}
+        self.alongside = False if False in wishes else True if True in wishes else None
 
     def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Score several rollouts by every member, and combine the scores."""

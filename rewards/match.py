@@ -29,6 +29,8 @@ class ExactMatch(Reward):
         1.0
     """
 
+    alongside = None
+
     key: str = "answer"
     strip: bool = True
     ignore_case: bool = False
@@ -106,6 +108,8 @@ class NumericMatch(Reward):
         [1.0, 1.0, 0.0, 0.0]
     """
 
+    alongside = None
+
     key: str = "answer"
     tolerance: float = 1e-6
 
@@ -143,6 +147,8 @@ class Format(Reward):
         >>> [score.value for score in form([Rollout.of(text) for text in texts])]
         [1.0, 0.0]
     """
+
+    alongside = None
 
     def __init__(self, pattern: str, full: bool = False) -> None:
         try:

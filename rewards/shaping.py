@@ -33,6 +33,8 @@ class LengthPenalty(Reward):
         [0.0, -0.5, -1.0]
     """
 
+    alongside = None
+
     free: int
     cost: float = 0.01
     floor: float = -1.0
@@ -64,6 +66,8 @@ class MissingEosPenalty(Reward):
         [0.0, -0.5]
     """
 
+    alongside = None
+
     penalty: float = 1.0
 
     def __post_init__(self) -> None:
@@ -92,6 +96,8 @@ class RepetitionPenalty(Reward):
         >>> penalty([Rollout.of("ababc")])[0].value
         -0.25
     """
+
+    alongside = None
 
     ngram: int = 3
     penalty: float = 1.0

@@ -11,7 +11,7 @@ from llm_env import Task
 from llm_env.mdp.core import TokenMDP
 from llm_env.tokens.episode import UNSCORED, Episode
 from llm_env.tokens.prompts import Prompt
-from rewards import Guard, Reward, Rollout, Score, reward
+from rewards import ExactMatch, Guard, Reward, Rollout, Score, reward
 from rewards.alongside import Alongside
 
 
@@ -70,8 +70,10 @@ def test_a_combination_waits_if_one_of_its_members_does() -> None:
     def plain(rollout: Rollout) -> float:
         return 1.0
 
-    assert (Waiting() + Waiting()).alongside
-    assert not (Waiting() + plain).alongside
+    assert (Waiting() + Waiting()).alongside is True
+    assert (Waiting() * ExactMatch()).alongside is True
+    assert (ExactMatch() + ExactMatch()).alongside is None
+    assert (Waiting() + plain).alongside is False
     assert Guard(Waiting()).alongside
     assert not Guard(plain).alongside
 
