@@ -76,13 +76,13 @@ def gold(model: Path, texts: Path) -> float:
 
 
 def pipeline(
-    out: Path, seed: int = 0, *, pairs: int = 2048, iterations: int = 40, members: int = 4
+    out: Path, seed: int = 0, *, steps: int = 400, pairs: int = 2048, iterations: int = 40, members: int = 4
 ) -> dict[str, float]:
     """All stages; the gold reward after each."""
     sft = out / "sft" / "model"
     found = {}
     how = ("--seed", seed, "--rollout.batch-size", 128, "--iterations", iterations)
-    run("sft", *TASK, *how, "--out", out / "sft", "--sft.steps", 400, "--sft.learning-rate", 1e-3)
+    run("sft", *TASK, *how, "--out", out / "sft", "--sft.steps", steps, "--sft.learning-rate", 1e-3)
     found["after SFT"] = gold(sft, out / "sft.jsonl")
 
     many = ("--prompts", 512, "--samples", pairs // 256)

@@ -17,6 +17,7 @@ import cleanrl_style_ppo  # noqa: E402
 import custom_task  # noqa: E402
 import game  # noqa: E402
 import hints  # noqa: E402
+import rlhf_end_to_end  # noqa: E402
 import rollout  # noqa: E402
 import sb3_maskable_ppo  # noqa: E402
 import sb3_ppo  # noqa: E402
@@ -53,6 +54,14 @@ def test_torchrl_reinforce() -> None:
 def test_hints() -> None:
     without, told = (sum(hints.train(given, 6, seed=0)[-2:]) for given in (False, True))
     assert told > without + 0.2
+
+
+@pytest.mark.slow
+def test_rlhf_end_to_end(tmp_path: Path) -> None:
+    found = rlhf_end_to_end.pipeline(tmp_path, steps=100, pairs=512, iterations=2, members=2)
+    assert list(found) == ["after SFT", "PPO with a reward model", "PPO with 2 reward models", "DPO"]
+    assert len(set(found.values())) == 4
+    assert (tmp_path / "several" / "member-2" / "reward-model.json").is_file()
 
 
 def test_game() -> None:
