@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -99,6 +99,7 @@ def reward_model(arguments: Sequence[str]) -> None:
         for number, each in enumerate(found, start=1):
             accuracy = f"{each['accuracy']:.3f} ± {each['interval']:.3f}"
             print(f"member {number:<5}{accuracy:26}   {each['calibration']:17.3f}   {each['length']:23.2f}")
+        _doubt(found)
     print(f"reward    --task.reward reward_model --task.reward-args path {options.settings.out}")
 
 
@@ -118,5 +119,15 @@ def dpo(arguments: Sequence[str]) -> None:
     print()
     if "accuracy" in found:
         print(f"accuracy on held-out pairs   {found['accuracy']:.3f} ± {found['interval']:.3f}")
+        _doubt([found])
         print(f"the chosen became likelier by   {found['chosen']:.2f} nats, the rejected by {found['rejected']:.2f}")
     print(f"model     {options.settings.out / 'model'}")
+
+
+def _doubt(found: Sequence[Mapping[str, float]]) -> None:
+    """Say so if what was learned cannot be told from guessing."""
+    if all(each["accuracy"] - each["interval"] <= 0.5 for each in found):
+        print(
+            f"warning: on {found[0]['held_out']:.0f} held-out pairs that cannot be told from guessing (0.5): use more "
+            "pairs, more --epochs (the best step is kept), or a higher --learning-rate"
+        )

@@ -149,6 +149,14 @@ def test_mistakes(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_one_that_is_no_better_than_guessing_is_called_so(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command(pairs, tmp_path / "out")[:-8], "--epochs", "1", "--learning-rate", "1e-9"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "held-out pairs that cannot be told from guessing (0.5)" in said
+
+
 def test_a_folder_that_is_taken(pairs: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(pairs, trained, "--members", "2")) == 2
     assert "holds a run already: go on with it (--resume)" in " ".join(capsys.readouterr().err.split())
