@@ -17,6 +17,7 @@ Reinforcement learning on language models.
 
   train        train a model on a task
   sft          only the supervised warm start of a run
+  best         keep the best of scored texts, to fine-tune on
   pairs        make pairs, of which one text is preferred, from texts and their scores
   reward-model train reward models on which of two texts is preferred
   dpo          train a policy on such pairs directly
@@ -84,6 +85,12 @@ def _sft(arguments: list[str]) -> None:
     from agents.run.training import fine_tune
 
     fine_tune(options.settings, resume=options.resume)
+
+
+def _best(arguments: list[str]) -> None:
+    from agents.cli.preferences import best
+
+    best(arguments)
 
 
 def _pairs(arguments: list[str]) -> None:
@@ -204,6 +211,7 @@ def _expect_nothing(command: str, arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sft": _sft,
+    "best": _best,
     "pairs": _pairs,
     "reward-model": _reward_model,
     "dpo": _dpo,

@@ -1,4 +1,4 @@
-"""`llm-env pairs`, `llm-env reward-model` and `llm-env dpo`: pairs, and what learns from them."""
+"""`llm-env best`, `pairs`, `reward-model` and `dpo`: what is made of scored texts, and what learns from pairs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from agents.cli.options import flag_registry
 from agents.config.checks import out_of_range
 from agents.config.files import ConfigError, complain
 from agents.config.preferences import DPOConfig, RewardModelConfig
-from agents.config.ranges import BelowOne
-from agents.preferences.collect import collect, read_texts
+from agents.config.ranges import BelowOne, Count
+from agents.preferences.collect import best_of, collect, read_texts
 from llm_env.files import replace_file
 
 
@@ -57,6 +57,47 @@ class PairsOptions:
     """Show where in the program an error came from."""
 
 
+@dataclass(frozen=True)
+class BestOptions:
+    """What `best` is told."""
+
+    texts: Annotated[Path, tyro.conf.arg(metavar="TEXTS.jsonl")]
+    """Texts with their scores, several after each prompt, as llm-env eval --samples 4 --out TEXTS.jsonl writes them."""
+    out: Annotated[Path, tyro.conf.arg(metavar="BEST.jsonl")]
+    """Where to write the prompts with their best texts as answers, for the task Dataset and llm-env sft."""
+    keep: Count = 1
+    """How many texts to keep of each prompt."""
+    at_least: float | None = None
+    """Leave out texts with a lower score than this, such as 1 for right ones alone."""
+    traceback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show where in the program an error came from."""
+
+
+def best(arguments: Sequence[str]) -> None:
+    """Keep the best."""
+    options = tyro.cli(
+        BestOptions,
+        args=arguments,
+        default=BestOptions(texts=tyro.MISSING, out=tyro.MISSING),
+        prog="llm-env best",
+        description="Keep the best texts after each prompt, to fine-tune on (rejection sampling).",
+        registry=flag_registry(),
+    )
+    complain(list(out_of_range(options)))
+    rows = best_of(read_texts(options.texts), keep=options.keep, at_least=options.at_least)
+    if not rows:
+        raise ConfigError(f"{options.texts} has no text with a score of {options.at_least} or more: lower --at-least")
+    _write(options.out, rows)
+    mean = sum(row["score"] for row in rows) / len(rows)
+    print(f"{len(rows)} texts, mean score {mean:.4g}: {options.out}")
+    print(f"learn     llm-env sft --task.name Dataset --task.args train {options.out} --task.reward exact_match")
+
+
+def _write(out: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with replace_file(out) as new:
+        new.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def pairs(arguments: Sequence[str]) -> None:
     """Make pairs."""
     options = tyro.cli(
@@ -74,8 +115,7 @@ def pairs(arguments: Sequence[str]) -> None:
             f"{options.texts} gives no pairs ({found.ties} would have equal scores): it must have several texts with "
             "different scores after a prompt, as llm-env eval --samples 4 writes them"
         )
-    with replace_file(options.out) as new:
-        new.write_text("".join(json.dumps(row) + "\n" for row in found.rows), encoding="utf-8")
+    _write(options.out, found.rows)
     said = f"{len(found.rows)} pairs, {found.flipped} of them the wrong way round, {found.ties} ties left out"
     print(f"{said}: {options.out}")
 

@@ -1,4 +1,4 @@
-"""Pairs from texts that were scored: of two texts after one prompt, the one with the higher score is preferred."""
+"""What is learned from texts that were scored: pairs, of which the better is preferred, and the best of each prompt."""
 
 from __future__ import annotations
 
@@ -37,14 +37,9 @@ def collect(texts: Iterable[Mapping[str, Any]], *, noise: float = 0.0, seed: int
         [{'prompt': '1+1=', 'chosen': '2', 'rejected': '3'}]
     """
     rng = random.Random(seed)
-    by_prompt: dict[str, list[Mapping[str, Any]]] = {}
-    for number, text in enumerate(texts, start=1):
-        if missing := [name for name in ("prompt", "text", "score") if name not in text]:
-            raise ValueError(f"text {number} has no {' and no '.join(missing)}, only {', '.join(text)}")
-        by_prompt.setdefault(json.dumps(text["prompt"]), []).append(text)
     rows: list[dict[str, Any]] = []
     ties = flipped = 0
-    for group in by_prompt.values():
+    for group in _by_prompt(texts).values():
         rng.shuffle(group)
         for one, other in zip(group[::2], group[1::2], strict=False):
             if one["score"] == other["score"]:
@@ -56,6 +51,35 @@ def collect(texts: Iterable[Mapping[str, Any]], *, noise: float = 0.0, seed: int
                 flipped += 1
             rows.append({"prompt": one["prompt"], "chosen": better["text"], "rejected": worse["text"]})
     return Collected(rows, ties, flipped)
+
+
+def best_of(
+    texts: Iterable[Mapping[str, Any]], *, keep: int = 1, at_least: float | None = None
+) -> list[dict[str, Any]]:
+    """The best texts after each prompt, as answers to learn: what rejection sampling is fine-tuned on.
+
+    Args:
+        texts: each with a "prompt", a "text" and a "score".
+        keep: how many of a prompt; of equal scores the first, and no text twice.
+        at_least: leave out what has a lower score.
+
+    Examples:
+        >>> texts = [{"prompt": "1+1=", "text": text, "score": score} for text, score in (("2", 1.0), ("3", 0.0))]
+        >>> best_of(texts)
+        [{'prompt': '1+1=', 'answer': '2', 'score': 1.0}]
+    """
+    rows = []
+    for group in _by_prompt(texts).values():
+        distinct: dict[str, Mapping[str, Any]] = {}
+        for text in group:
+            distinct.setdefault(text["text"], text)
+        ranked = sorted(distinct.values(), key=lambda text: -text["score"])
+        rows += [
+            {"prompt": text["prompt"], "answer": text["text"], "score": text["score"]}
+            for text in ranked[:keep]
+            if at_least is None or text["score"] >= at_least
+        ]
+    return rows
 
 
 def read_texts(path: Path) -> list[dict[str, Any]]:
@@ -73,3 +97,12 @@ def read_texts(path: Path) -> list[dict[str, Any]]:
         if text.get("sample", 0) is not None:
             texts.append(text)
     return texts
+
+
+def _by_prompt(texts: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for number, text in enumerate(texts, start=1):
+        if missing := [name for name in ("prompt", "text", "score") if name not in text]:
+            raise ValueError(f"text {number} has no {' and no '.join(missing)}, only {', '.join(text)}")
+        found.setdefault(json.dumps(text["prompt"]), []).append(text)
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agents.cli import main
-from agents.preferences.collect import collect
+from agents.preferences.collect import best_of, collect
 from agents.preferences.pairs import read_pairs
 
 
@@ -43,6 +43,29 @@ def test_noise_turns_some_round() -> None:
 def test_texts_without_scores() -> None:
     with pytest.raises(ValueError, match="text 1 has no score, only prompt, text"):
         collect([{"prompt": "a", "text": "b"}])
+
+
+def test_the_best_of_each_prompt() -> None:
+    given = [
+        {"prompt": "a", "text": text, "score": score}
+        for text, score in (("x", 0.5), ("y", 1.0), ("y", 1.0), ("z", 1.0), ("w", 0.0))
+    ] + [{"prompt": "b", "text": "v", "score": -1.0}]
+    assert [(row["prompt"], row["answer"]) for row in best_of(given)] == [("a", "y"), ("b", "v")]
+    assert [row["answer"] for row in best_of(given, keep=3)] == ["y", "z", "x", "v"]
+    assert [row["answer"] for row in best_of(given, keep=3, at_least=0.5)] == ["y", "z", "x"]
+    assert best_of(given, at_least=2.0) == []
+
+
+def test_rejection_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = ["--task.name", "Copy", "--task.args", "length", "2", "alphabet", "ab", "dense", "true"]
+    texts, best = tmp_path / "texts.jsonl", tmp_path / "best.jsonl"
+    assert main(["eval", "tiny", *task, "--split", "train", "--samples", "32", "--out", str(texts)]) == 0
+    assert main(["best", "--texts", str(texts), "--out", str(best), "--at-least", "0.3"]) == 0
+    assert "llm-env sft --task.name Dataset" in capsys.readouterr().out
+    learn = ["--task.name", "Dataset", "--task.args", "train", str(best), "--task.reward", "exact_match"]
+    assert main(["sft", *learn, "--sft.steps", "5", "--out", str(tmp_path / "sft")]) == 0
+    assert main(["best", "--texts", str(texts), "--out", str(best), "--at-least", "7"]) == 2
+    assert "no text with a score of 7.0 or more" in " ".join(capsys.readouterr().err.split())
 
 
 def test_from_a_model_s_own_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
