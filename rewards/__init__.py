@@ -24,6 +24,7 @@ from rewards.code import CodeTests, program_in
 from rewards.combine import Clip, Ensemble
 from rewards.failures import AlwaysFailsError, Failure
 from rewards.guard import Guard
+from rewards.judge import Judge, JudgeError
 from rewards.match import ExactMatch, Format, NumericMatch
 from rewards.mathematics import Math, final_answer
 from rewards.named import make_reward, register_reward, reward_names
@@ -45,6 +46,8 @@ __all__ = [
     "Failure",
     "Format",
     "Guard",
+    "Judge",
+    "JudgeError",
     "LengthPenalty",
     "Limits",
     "Math",

@@ -20,6 +20,8 @@ PUBLIC = [
     "Failure",
     "Format",
     "Guard",
+    "Judge",
+    "JudgeError",
     "LengthPenalty",
     "Limits",
     "Math",

@@ -39,6 +39,7 @@ BUILT_IN = [
     "code_tests",
     "exact_match",
     "format",
+    "judge",
     "length_penalty",
     "math",
     "missing_eos_penalty",
