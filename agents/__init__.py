@@ -1,8 +1,9 @@
 """PPO and its relatives for language models, on the token environment, from TorchRL's parts.
 
 `agents.train(config)` does a whole run, `agents.fine_tune(config)` its supervised warm start alone, and
-`agents.build(config)` gives its parts, for a loop of your own. The names below are imported when first asked for, so
-that reading a configuration does not import torch.
+`agents.build(config)` gives its parts, for a loop of your own. `agents.train_reward_models` and `agents.train_dpo`
+learn from pairs. The names below are imported when first asked for, so that reading a configuration does not import
+torch.
 """
 
 from __future__ import annotations
@@ -15,25 +16,33 @@ if TYPE_CHECKING:
     from agents.algorithms.base import Algorithm
     from agents.algorithms.registry import algorithm_class, algorithm_names, register_algorithm
     from agents.config import TrainConfig
+    from agents.config.preferences import DPOConfig, RewardModelConfig
     from agents.config.presets import PRESETS
     from agents.losses import TokenLoss, register_loss, register_term
     from agents.networks.network import Network
+    from agents.preferences.pairs import Pair, Pairs, read_pairs
     from agents.rollouts.collector import Batch, Collector
     from agents.rollouts.packing import pack
     from agents.rollouts.writers import EngineWriter, PolicyWriter, Writer
+    from agents.run.dpo import train_dpo
     from agents.run.loop import Result
     from agents.run.parts import Run, build
+    from agents.run.reward_model import train_reward_models
     from agents.run.training import fine_tune, train
 
 _HOME = {
     "Algorithm": "algorithms.base",
     "Batch": "rollouts.collector",
     "Collector": "rollouts.collector",
+    "DPOConfig": "config.preferences",
     "EngineWriter": "rollouts.writers",
     "Network": "networks.network",
     "PRESETS": "config.presets",
+    "Pair": "preferences.pairs",
+    "Pairs": "preferences.pairs",
     "PolicyWriter": "rollouts.writers",
     "Result": "run.loop",
+    "RewardModelConfig": "config.preferences",
     "Run": "run.parts",
     "TokenLoss": "losses",
     "TrainConfig": "config",
@@ -43,11 +52,14 @@ _HOME = {
     "build": "run.parts",
     "fine_tune": "run.training",
     "pack": "rollouts.packing",
+    "read_pairs": "preferences.pairs",
     "register_advantage": "algorithms.advantages",
     "register_algorithm": "algorithms.registry",
     "register_loss": "losses",
     "register_term": "losses",
     "train": "run.training",
+    "train_dpo": "run.dpo",
+    "train_reward_models": "run.reward_model",
 }
 
 __all__ = [
@@ -55,10 +67,14 @@ __all__ = [
     "Algorithm",
     "Batch",
     "Collector",
+    "DPOConfig",
     "EngineWriter",
     "Network",
+    "Pair",
+    "Pairs",
     "PolicyWriter",
     "Result",
+    "RewardModelConfig",
     "Run",
     "TokenLoss",
     "TrainConfig",
@@ -68,11 +84,14 @@ __all__ = [
     "build",
     "fine_tune",
     "pack",
+    "read_pairs",
     "register_advantage",
     "register_algorithm",
     "register_loss",
     "register_term",
     "train",
+    "train_dpo",
+    "train_reward_models",
 ]
 
 

@@ -47,7 +47,12 @@ class PairConfig:
 
 @dataclass(frozen=True)
 class RewardModelConfig(PairConfig):
-    """Reward models, trained on which of two texts is preferred."""
+    """Reward models, trained on which of two texts is preferred.
+
+    Examples:
+        >>> RewardModelConfig(Path("pairs.jsonl"), members=3).members
+        3
+    """
 
     out: Path = Path("runs/reward-model")
     """Where the models go, as folders member-1, member-2 and so on that transformers loads, with what was measured."""
@@ -63,7 +68,12 @@ class RewardModelConfig(PairConfig):
 
 @dataclass(frozen=True)
 class DPOConfig(PairConfig):
-    """Direct preference optimisation: the policy itself learns from pairs, without a reward model."""
+    """Direct preference optimisation: the policy itself learns from pairs, without a reward model.
+
+    Examples:
+        >>> DPOConfig(Path("pairs.jsonl"), beta=0.2).beta
+        0.2
+    """
 
     out: Path = Path("runs/dpo")
     """Where the model goes, as a folder model that transformers loads, with what was measured."""

@@ -30,6 +30,10 @@ class Pair:
         chosen: the answer that is preferred.
         rejected: the other one.
         margin: by how much, where that is known.
+
+    Examples:
+        >>> Pair("1+1=", chosen="2", rejected="3").margin
+        0.0
     """
 
     prompt: Asked
@@ -71,6 +75,10 @@ class Pairs:
     Attributes:
         pairs: those that are left.
         left_out: how many are not, by the reason.
+
+    Examples:
+        >>> len(Pairs.of([Pair("1+1=", "2", "3"), Pair("1+1=", "2", "3")]))
+        1
     """
 
     pairs: list[Pair]
@@ -162,7 +170,12 @@ def folds_of(pairs: Sequence[Pair], count: int) -> list[list[Pair]]:
 
 
 def read_pairs(source: str | Path | Iterable[Mapping[str, Any]]) -> Pairs:
-    """Pairs from a JSONL file (by its path) or from any iterable of rows, a Hugging Face data set included."""
+    """Pairs from a JSONL file (by its path) or from any iterable of rows, a Hugging Face data set included.
+
+    Examples:
+        >>> read_pairs([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}]).pairs
+        [Pair(prompt='1+1=', chosen='2', rejected='3', margin=0.0)]
+    """
     if isinstance(source, str | Path):
         if not Path(source).is_file():
             raise FileNotFoundError(f"there is no file {source}: expected a JSONL file, a pair on each line")

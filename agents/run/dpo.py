@@ -15,6 +15,7 @@ from agents.run.pairs import PairRun, begin
 from agents.run.parts import seed_everything
 from llm_env.files import replace_file, replace_folder
 from llm_env.models import load_model, load_tokenizer, load_vocabulary
+from rewards.reward_model import quietly
 
 RESULTS = "dpo.json"
 """What was measured of the model, beside it."""
@@ -26,6 +27,18 @@ def train_dpo(config: DPOConfig, resume: bool = False) -> dict[str, float]:
     Args:
         config: how.
         resume: go on where the same command was stopped.
+
+    Examples:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> rows = [{"prompt": f"{n}: ", "chosen": "ab", "rejected": "cd"} for n in range(40)]
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+        >>> config = DPOConfig(folder / "pairs.jsonl", out=folder / "dpo", batch_size=12, learning_rate=1e-3)
+        >>> train_dpo(config)["accuracy"]
+        36 pairs to learn from, 4 held out
+        step 1 of 3 ...
+        1.0
     """
     both = config.loss == "ipo" and config.smoothing > 0
     wrong = [f"--smoothing is {config.smoothing}, which the loss ipo has no use for: leave it out"] if both else []
@@ -43,7 +56,7 @@ def train_dpo(config: DPOConfig, resume: bool = False) -> dict[str, float]:
     network = Network(model, how, vocabulary=vocabulary).eval()
 
     def export(measured: dict[str, float]) -> None:
-        with replace_folder(config.out / "model") as new:
+        with replace_folder(config.out / "model") as new, quietly():
             network.export(new, tokenizer)
 
     trainer = DPOTrainer(config, network, vocabulary, train, test)

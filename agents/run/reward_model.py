@@ -31,6 +31,18 @@ def train_reward_models(config: RewardModelConfig, resume: bool = False) -> list
     Args:
         config: how.
         resume: go on where the same command was stopped; members that are done stay as they are.
+
+    Examples:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> rows = [{"prompt": f"{n}: ", "chosen": "ab", "rejected": "cd"} for n in range(40)]
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+        >>> config = RewardModelConfig(folder / "pairs.jsonl", out=folder / "rm", batch_size=12, learning_rate=1e-3)
+        >>> [found["accuracy"] for found in train_reward_models(config)]
+        36 pairs to learn from, 4 held out
+        member 1 of 1, step 1 of 3 ...
+        [1.0]
     """
     both = config.head_only and config.lora_rank
     wrong = ["--head-only trains the last layer alone, and --lora-rank adapters: leave one of them out"] if both else []

@@ -33,8 +33,8 @@ class OpenEnv(TurnTask):
 
     Args:
         make: makes an environment; one for each running episode.
-        action: from what the agent wrote to the environment's action. An error that it raises ends the program:
-            what cannot be read should become an action that says so.
+        action: from what the agent wrote to the environment's action. An error that it raises ends the episode, and is
+            counted; better is an action that says that nothing could be read.
         shown: from an observation to what the agent is told.
         **kwargs: of `TurnTask`.
 
