@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -21,8 +22,11 @@ from rewards.reward_model import Asked
 from rewards.rollout import Rollout
 from rewards.score import Score
 
+logger = logging.getLogger("rewards")
+
 _FORM = "Think in a sentence or two. Then write on a line of its own: Score: and a number from {low:g} to {high:g}."
 _BETTER = "Think in a sentence or two. Then write on a line of its own: Better: A or Better: B, or Better: same."
+_SAY_AFTER = 20
 _AGAIN = (408, 409, 429, 500, 502, 503, 504)
 
 
@@ -98,6 +102,8 @@ class Judge(Reward):
         self.workers, self.retries, self.seconds, self.max_tokens, self.key = workers, retries, seconds, max_tokens, key
         self.cache = cache
         self._answers = _Answers(cache)
+        self._lock = threading.Lock()
+        self._read = self._unread = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = ["rubric", "low", "high", "unread", "cache", "workers", "retries", "seconds", "max_tokens", "key"]
@@ -137,8 +143,22 @@ class Judge(Reward):
 
     def _score(self, rollout: Rollout) -> Score:
         form = _FORM.format(low=self.low, high=self.high)
-        mark = self.read(self._ask(self._question(rollout.asked, f"Answer:\n{rollout.text}", form)))
+        answer = self._ask(self._question(rollout.asked, f"Answer:\n{rollout.text}", form))
+        mark = self.read(answer)
+        self._note(mark, answer)
         return Score(self.unread if mark is None else mark, {"unread": float(mark is None)})
+
+    def _note(self, mark: float | None, answer: str) -> None:
+        """Say so, once, if no answer can be read."""
+        with self._lock:
+            self._read += mark is not None
+            self._unread += mark is None
+            if self._unread == _SAY_AFTER and not self._read:
+                logger.warning(
+                    "None of the first %d answers of the judge %s had a mark that can be read, and each text was paid "
+                    "%g: it may be too small a model, or need more max_tokens (now %d). The last one said: %.200r",
+                    _SAY_AFTER, self.model, self.unread, self.max_tokens, answer,
+                )  # fmt: skip
 
     def _question(self, asked: Asked, answers: str, form: str) -> list[dict[str, str]]:
         prompt = (

@@ -128,6 +128,20 @@ def test_what_cannot_be_read_is_counted(server: Server, says: str) -> None:
     assert judge(server).compare("?", "a", "b") == 0.5
 
 
+@pytest.mark.parametrize(("good", "warned"), [(0, 1), (1, 0)])
+def test_one_that_never_gives_a_mark_is_called_so(
+    server: Server, caplog: pytest.LogCaptureFixture, good: int, warned: int
+) -> None:
+    asked = judge(server, workers=1)
+    asked([Rollout.of("aaa")] * good)
+    server.says = "Boil an egg."
+    for begin in (0, 25):
+        asked([Rollout.of("b" * (begin + number)) for number in range(25)])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == warned
+    assert all("None of the first 20 answers of the judge some-model" in each and "Boil" in each for each in said)
+
+
 def test_a_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="there is no environment variable JUDGE_KEY"):
         judge(server, key="JUDGE_KEY")
