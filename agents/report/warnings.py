@@ -142,6 +142,29 @@ def _length(self: Warnings, metrics: Mapping[str, float]) -> str | None:
     )
 
 
+def _hacking(self: Warnings, metrics: Mapping[str, float]) -> str | None:
+    """A reward model that judges nothing, see `rewards.RewardModel`, disagrees with those that do."""
+    reward, held_out = metrics.get("reward/mean"), metrics.get("reward/held_out")
+    if reward is None or held_out is None:
+        return None
+    for name, value in (("smooth reward", reward), ("smooth held out", held_out)):
+        self._numbers[name] = value + 0.7 * (self._numbers.get(name, value) - value)
+    reward, held_out = self._numbers["smooth reward"], self._numbers["smooth held out"]
+    peak = self._numbers.get("held out peak", -math.inf)
+    if held_out >= peak:
+        self._numbers |= {"held out peak": held_out, "reward at peak": reward}
+        peak = held_out
+    before = self._numbers["reward at peak"]
+    if self.streak("hacking", reward > before and held_out < peak - 0.25) < 3:
+        return None
+    return (
+        f"The reward rises ({before:.3g} to {reward:.3g}) while the reward model that was held out sees the texts grow "
+        f"worse ({peak:.3g} to {held_out:.3g}, in deviations of reference texts): the policy earns by what the others "
+        "are wrong about. The best model is one of before (checkpoints/, best/). Try a larger --kl.beta, more members, "
+        "or new pairs of what it writes now."
+    )
+
+
 def _explained_variance(self: Warnings, metrics: Mapping[str, float]) -> str | None:
     explained = metrics.get("value/explained_variance")
     if explained is None:
@@ -228,6 +251,7 @@ _RULES: dict[str, Callable[[Warnings, Mapping[str, float]], str | None]] = {
     "entropy": _entropy,
     "length": _length,
     "explained variance": _explained_variance,
+    "hacking": _hacking,
     "mismatch": _mismatch,
     "failing rewards": _failing_rewards,
     "failing replies": _failing_replies,

@@ -88,6 +88,22 @@ def test_what_is_not_warned_about(course: Course) -> None:
     assert said(course) == {}
 
 
+def held_out(reward: float, alarm: float) -> Course:
+    """Both change by so much in each of 20 iterations, after five in which both grow."""
+    grown = [{"reward/mean": 0.1 * place, "reward/held_out": 0.1 * place} for place in range(5)]
+    then = [{"reward/mean": 0.4 + reward * place, "reward/held_out": 0.4 + alarm * place} for place in range(1, 21)]
+    return grown + then
+
+
+@pytest.mark.parametrize(
+    ("reward", "alarm", "heard"),
+    [(0.1, -0.1, True), (0.1, 0.1, False), (-0.1, -0.1, False), (0.0, 0.0, False), (0.1, -0.001, False)],
+)
+def test_a_held_out_reward_model_that_disagrees(reward: float, alarm: float, heard: bool) -> None:
+    found = [sentence for sentences in said(held_out(reward, alarm)).values() for sentence in sentences]
+    assert [("held out sees the texts grow worse" in sentence) for sentence in found] == [True] * heard
+
+
 def test_missing_metrics_break_nothing() -> None:
     warnings = Warnings(GuardConfig())
     assert [warnings.look({"iteration": iteration}) for iteration in range(30)] == [[]] * 30
