@@ -198,6 +198,9 @@ class GuardConfig:
     entropy_warning: NotNegative = 0.01
     """Warn when the policy's entropy per token (in nats) falls below this: it then writes nearly the same text each
     time."""
+    stop_on_hacking: bool = False
+    """End the run when the reward rises while the reward model that was held out (--task.reward-args held_out true)
+    sees the texts grow worse, which is warned of in any case."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ class Warnings:
                 sentences.append(sentence)
         return sentences
 
+    @property
+    def hacking(self) -> bool:
+        """Whether the policy earns by what its reward models are wrong about, as far as one that was held out tells."""
+        return self._streaks.get("hacking", 0) >= 3
+
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, as JSON can hold it."""
         return {"streaks": dict(self._streaks), "numbers": dict(self._numbers), "said": dict(self._said)}
@@ -155,13 +160,14 @@ def _hacking(self: Warnings, metrics: Mapping[str, float]) -> str | None:
         self._numbers |= {"held out peak": held_out, "reward at peak": reward}
         peak = held_out
     before = self._numbers["reward at peak"]
-    if self.streak("hacking", reward > before and held_out < peak - 0.25) < 3:
+    self.streak("hacking", reward > before and held_out < peak - 0.25)
+    if not self.hacking:
         return None
     return (
         f"The reward rises ({before:.3g} to {reward:.3g}) while the reward model that was held out sees the texts grow "
         f"worse ({peak:.3g} to {held_out:.3g}, in deviations of reference texts): the policy earns by what the others "
         "are wrong about. The best model is one of before (checkpoints/, best/). Try a larger --kl.beta, more members, "
-        "or new pairs of what it writes now."
+        "or new pairs of what it writes now; --guard.stop-on-hacking ends a run in time."
     )
 
 

@@ -120,6 +120,8 @@ class Training:
 
     def _reached(self, metrics: dict[str, float]) -> bool:
         goal = self.config.evaluation.stop_at
+        if self.config.guard.stop_on_hacking and self.warnings.hacking:
+            return True
         return goal is not None and self._judged(metrics) >= goal
 
     def _keep_best(self, metrics: dict[str, float]) -> None:

@@ -101,6 +101,9 @@ def held_out(reward: float, alarm: float) -> Course:
 )
 def test_a_held_out_reward_model_that_disagrees(reward: float, alarm: float, heard: bool) -> None:
     found = [sentence for sentences in said(held_out(reward, alarm)).values() for sentence in sentences]
+    warnings = Warnings(GuardConfig())
+    said(held_out(reward, alarm), warnings)
+    assert warnings.hacking == heard
     assert [("held out sees the texts grow worse" in sentence) for sentence in found] == [True] * heard
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from agents import TrainConfig, build
+from agents import TrainConfig, build, train
 from agents.cli import main
-from rewards import Rollout, make_reward
+from rewards import Reward, Rollout, Score, make_reward, register_reward
 from rewards.reward_model import RewardModel
 
 
@@ -177,3 +178,29 @@ def test_a_folder_that_is_taken(pairs: Path, trained: Path, capsys: pytest.Captu
 def test_no_reward_model(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         RewardModel(**arguments)
+
+
+@register_reward("test_hacked")
+class Hacked(Reward):
+    """Rises from batch to batch, while a model that is held out sees the texts grow worse."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        self.batches += 1
+        noise = 0.01 * np.arange(len(rollouts))
+        return [Score(0.1 * self.batches + each, {"held_out": -0.1 * self.batches}) for each in noise]
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_run_that_is_hacked_ends(tmp_path: Path, stops: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    config = TrainConfig(iterations=14, out=tmp_path / "run").replace(
+        task__name="Copy", task__args={"length": 2, "num_test": 0}, task__reward="test_hacked", rollout__batch_size=8,
+        guard__stop_on_hacking=stops,
+    )  # fmt: skip
+    train(config)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (rows[-1]["iteration"] < 14) == stops
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the reward model that was held out sees the texts grow worse" in said
