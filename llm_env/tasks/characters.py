@@ -36,10 +36,8 @@ class _CharacterTask(Task):
 
     def setup(self, vocabulary: Vocabulary) -> None:
         """Find the tokens that an answer can consist of."""
-        letters = {character.encode() for character in self.alphabet}
-        allowed = [t for t, text in enumerate(vocabulary.token_bytes) if text in letters]
         self._allowed = np.zeros(vocabulary.size, dtype=np.bool_)
-        self._allowed[[*allowed, *vocabulary.eos_tokens]] = True
+        self._allowed[[*vocabulary.tokens_that_say(self.alphabet), *vocabulary.eos_tokens]] = True
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         """The characters that answers are made of, and the end-of-sequence tokens."""

@@ -65,10 +65,8 @@ class Functions(Task):
 
     def setup(self, vocabulary: Vocabulary) -> None:
         """Find the tokens that an expression can consist of."""
-        characters = {character.encode() for character in "x" + "".join(_LAST)}
-        allowed = [token for token, text in enumerate(vocabulary.token_bytes) if text in characters]
         self._allowed = np.zeros(vocabulary.size, dtype=np.bool_)
-        self._allowed[[*allowed, *vocabulary.eos_tokens]] = True
+        self._allowed[[*vocabulary.tokens_that_say("x" + "".join(_LAST)), *vocabulary.eos_tokens]] = True
 
     def action_mask(self, episodes: Episodes, rows: IntArray) -> BoolArray:
         """The characters of expressions, and the end-of-sequence tokens."""

@@ -101,8 +101,7 @@ class Maze(Task):
 
     def setup(self, vocabulary: Vocabulary) -> None:
         """Find the tokens of the letters."""
-        letters = {letter.encode() for letter in _LETTERS}
-        tokens = [token for token, text in enumerate(vocabulary.token_bytes) if text in letters]
+        tokens = vocabulary.tokens_that_say(_LETTERS)
         if len(tokens) < len(_LETTERS):
             raise ValueError(f"the tokenizer must have a token for each of the letters {', '.join(_LETTERS)}")
         self._allowed = np.zeros(vocabulary.size, dtype=np.bool_)

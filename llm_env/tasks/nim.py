@@ -70,9 +70,9 @@ class Nim(TurnTask):
 
     def setup(self, vocabulary: Vocabulary) -> None:
         """Find the tokens of the moves."""
-        wanted = {character.encode() for character in string.ascii_lowercase[: self.heaps] + string.digits[1:]}
+        wanted = string.ascii_lowercase[: self.heaps] + string.digits[1:]
         self._allowed = np.zeros(vocabulary.size, dtype=np.bool_)
-        self._allowed[[token for token, text in enumerate(vocabulary.token_bytes) if text in wanted]] = True
+        self._allowed[vocabulary.tokens_that_say(wanted)] = True
         if self._allowed.sum() < len(wanted):
             raise ValueError("the tokenizer must have a token for each of the letters and digits of a move")
 

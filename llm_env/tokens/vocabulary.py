@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,11 @@ class Vocabulary:
                 f"the tokenizer ({type(self.tokenizer).__name__}) has no chat template: use a model trained to chat, "
                 "set `tokenizer.chat_template`, or write the prompt as plain text and `encode` it"
             )
+
+    def tokens_that_say(self, texts: Iterable[str]) -> IntArray:
+        """The tokens whose whole text is one of these."""
+        wanted = {text.encode() for text in texts}
+        return np.array([token for token, text in enumerate(self.token_bytes) if text in wanted], dtype=np.int64)
 
     def decode(self, tokens: Sequence[int] | IntArray) -> str:
         """The text of the tokens, without the special ones.

@@ -8,49 +8,33 @@ from typing import Any
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
 from llm_env.mdp.core import TokenMDP
 from llm_env.tokens.arrays import IntArray
-from llm_env.wrappers.layers import Layer, TokenWrapper
+from llm_env.wrappers.indices import IndicesLayer
+from llm_env.wrappers.layers import TokenWrapper
 
 
-class AllowedTokensLayer(Layer):
+class AllowedTokensLayer(IndicesLayer):
     """An action is an index into `tokens`."""
 
     def __init__(self, mdp: TokenMDP, tokens: str | Sequence[int] | None = None) -> None:
-        super().__init__(mdp)
         self.tokens = _chosen(mdp, tokens)
+        super().__init__(mdp, len(self.tokens), "AllowedTokens")
 
     def mask(self, action_mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """`[num_envs, n]` of the mask of all tokens."""
         return action_mask[..., self.tokens]
 
-    def observation_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
-        """An observed mask is that of our actions."""
-        if not (isinstance(inside, spaces.Dict) and "action_mask" in inside.spaces):
-            return inside
-        return spaces.Dict({**inside.spaces, "action_mask": spaces.MultiBinary(len(self.tokens))})
-
-    def observe(self, observation: Any) -> Any:
-        """An observed mask, of one row or of all, is that of our actions."""
-        if not (isinstance(observation, dict) and "action_mask" in observation):
-            return observation
-        return {**observation, "action_mask": observation["action_mask"][..., self.tokens]}
-
-    def action_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
-        """An index into the tokens."""
-        if not isinstance(inside, spaces.Discrete):
-            raise TypeError(f"AllowedTokens needs actions that are tokens, got {inside}: apply it before KLReward")
-        return spaces.Discrete(len(self.tokens))
+    def observed_mask(self, observation: dict[str, Any]) -> Any:
+        """That of our tokens."""
+        return observation["action_mask"][..., self.tokens]
 
     def inner(self, action: Any) -> Any:
         """`[num_envs]` the tokens at these indices."""
         index = np.asarray(action)
-        if index.dtype.kind not in "iu" or ((index < 0) | (index >= len(self.tokens))).any():
-            raise ValueError(
-                f"an action must be an index from 0 to {len(self.tokens) - 1} into the tokens, got {action!r}"
-            )
+        if index.dtype.kind not in "iu" or ((index < 0) | (index >= self.count)).any():
+            raise ValueError(f"an action must be an index from 0 to {self.count - 1} into the tokens, got {action!r}")
         return self.tokens[index]
 
 

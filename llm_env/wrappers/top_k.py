@@ -7,43 +7,28 @@ from typing import Any
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
 from llm_env.mdp.core import TokenMDP
-from llm_env.wrappers.layers import Layer, TokenWrapper
+from llm_env.wrappers.indices import IndicesLayer
+from llm_env.wrappers.layers import TokenWrapper
 
 
-class TopKActionsLayer(Layer):
+class TopKActionsLayer(IndicesLayer):
     """An action is an index into the tokens that the observer shows."""
 
     def __init__(self, mdp: TokenMDP) -> None:
-        super().__init__(mdp)
         if "top_ids" not in mdp.observer.arrays:
             raise ValueError("top-k actions need an environment made with engine='transformers', observe='top_k'")
         self.k = mdp.observer.arrays["top_ids"].shape[1]
+        super().__init__(mdp, self.k, "TopKActions")
 
     def mask(self, action_mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """`[num_envs, k]` of the mask of all tokens."""
         return np.take_along_axis(action_mask, self.mdp.observer.arrays["top_ids"], axis=1)
 
-    def observation_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
-        """An observed mask is that of our actions."""
-        if not (isinstance(inside, spaces.Dict) and "action_mask" in inside.spaces):
-            return inside
-        return spaces.Dict({**inside.spaces, "action_mask": spaces.MultiBinary(self.k)})
-
-    def observe(self, observation: Any) -> Any:
-        """An observed mask, of one row or of all, is that of the tokens shown beside it."""
-        if not (isinstance(observation, dict) and "action_mask" in observation):
-            return observation
-        ours = np.take_along_axis(observation["action_mask"], observation["top_ids"], axis=-1)
-        return {**observation, "action_mask": ours}
-
-    def action_space(self, inside: spaces.Space[Any]) -> spaces.Space[Any]:
-        """An index below k."""
-        if not isinstance(inside, spaces.Discrete):
-            raise TypeError(f"TopKActions needs actions that are tokens, got {inside}: apply it before KLReward")
-        return spaces.Discrete(self.k)
+    def observed_mask(self, observation: dict[str, Any]) -> Any:
+        """That of the tokens shown beside it."""
+        return np.take_along_axis(observation["action_mask"], observation["top_ids"], axis=-1)
 
     def inner(self, action: Any) -> Any:
         """`[num_envs]` the tokens at these indices."""
