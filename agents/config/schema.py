@@ -225,6 +225,9 @@ class SFTConfig:
     runs with different seeds then begin alike. None goes on to the last step."""
     evaluate_every: Count = 10
     """Judge the model every so many steps of the warm start, to see whether it has reached --sft.stop-at."""
+    stop_within: NotNegative | None = None
+    """If the score jumped past --sft.stop-at by more than this, go back: take the model on the way from the one judged
+    before, found by halving, that is hardly above it. None keeps the model that jumped."""
     checkpoint_every: CountOrZero = 50
     """Write a checkpoint of the warm start every so many of its steps; 0 writes one at Ctrl-C only."""
 

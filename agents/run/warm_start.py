@@ -13,6 +13,7 @@ from agents.config import TrainConfig
 from agents.config.files import ConfigError
 from agents.config.schema import Autocast
 from agents.report.display import Display
+from agents.run.ending import Ending
 from agents.run.evaluate import Evaluation
 from agents.run.interruption import Interruption
 from agents.run.parts import Parts, build_parts, without_learning
@@ -98,6 +99,7 @@ class _Progress:
         self.display = display
         self.checkpoints = checkpoints
         self.sft = SFT(config.sft, parts.network, parts.mdp, config.seed)
+        self.ending = Ending(config.sft, parts.network, self._score, display)
         self.before: dict[str, float] = {}
 
     def begin(self, resume: bool) -> None:
@@ -138,32 +140,22 @@ class _Progress:
             if asked.stop:
                 self.display.message(f"stopped by Ctrl-C after supervised step {step} (go on with --resume)")
                 raise KeyboardInterrupt
-            return self._is_good_enough(step)
+            return self.ending.reached(step)
 
         self.sft.run(report)
 
-    def _is_good_enough(self, step: int) -> bool:
-        """Whether `sft.stop_at` is reached, which is looked at every few steps."""
-        wanted, name = self.config.sft.stop_at, f"eval/{self.config.evaluation.best}"
-        if wanted is None or step % self.config.sft.evaluate_every:
-            return False
+    def _score(self) -> float:
+        """What the present policy gets on held-out prompts, as `sft.stop_at` counts it."""
         network = self.parts.network.eval()
         self.parts.update_engine()
         evaluation = self.judge()
         network.train()
-        score = evaluation.metrics.get(name, -math.inf) if evaluation else -math.inf
-        if score >= wanted:
-            self.display.message(f"supervised step {step}: held-out {score:.3g}, enough for --sft.stop-at {wanted:g}")
-        elif step == self.config.sft.steps:
-            self.display.warn(
-                f"The warm start has come to {score:.3g} on held-out prompts in its {step} steps, not to --sft.stop-at "
-                f"{wanted:g}: give it more (--sft.steps)."
-            )
-        return score >= wanted
+        return evaluation.metrics.get(f"eval/{self.config.evaluation.best}", -math.inf) if evaluation else -math.inf
 
     def _save(self) -> None:
         tensors, state = self.sft.state()
         tensors["rng"] = rng_state()
+        tensors["below"] = self.ending.below
         state["before"] = self.before
         save_checkpoint(self.checkpoints, Checkpoint(self.sft.steps, tensors, state), self.config.checkpoint.keep)
 
@@ -175,6 +167,7 @@ class _Progress:
             return False
         self.sft.load_state(checkpoint.tensors, checkpoint.state)
         set_rng_state(checkpoint.tensors["rng"])
+        self.ending.below = dict(checkpoint.tensors.get("below", {}))
         self.before = checkpoint.state["before"]
         self.display.message(f"going on from supervised step {checkpoint.step}")
         return True

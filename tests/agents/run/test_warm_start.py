@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from agents.config import TrainConfig
+from agents.config import SFTConfig, TrainConfig
 from agents.config.files import ConfigError
+from agents.networks.network import Network
 from agents.report.display import Display
+from agents.run.ending import Ending
 from agents.run.evaluate import Evaluation, Evaluator
 from agents.run.interruption import Interruption
 from agents.run.parts import build_parts
@@ -310,6 +313,42 @@ def test_it_ends_at_a_score(config: Config, judged: list[Evaluation], monkeypatc
     assert (ended.before["eval/sampled"], ended.after["eval/sampled"]) == (0.9, 0.7)
     assert "supervised step 6: held-out 0.6, enough for --sft.stop-at 0.5" in "\n".join(said.lines)
     assert len(judged) == 5
+
+
+def test_a_jump_is_taken_back(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score that is the share of the way from the model judged after two steps to that after four, which is what the
+    halving sees: 1, 0.5, 0.25, 0.375; the last is within 0.1 of 0.3.
+    """
+    path: list[dict[str, Tensor]] = []
+    looks: list[float] = []
+
+    def score(self: Ending) -> float:
+        here = {name: weight.clone() for name, weight in self.network.weights().items()}
+        if len(path) < 2:
+            path.append(here)
+            looks.append(float(len(path) - 1))
+        else:
+            name = max(here, key=lambda each: float((path[1][each] - path[0][each]).norm()))
+            whole = path[1][name] - path[0][name]
+            looks.append(float((here[name] - path[0][name]).flatten() @ whole.flatten() / whole.norm() ** 2))
+        return looks[-1]
+
+    made = Ending.__init__
+
+    def begin(self: Ending, config: SFTConfig, network: Network, _: Callable[[], float], display: Display) -> None:
+        made(self, config, network, lambda: score(self), display)
+
+    monkeypatch.setattr(Ending, "__init__", begin)
+    said = Said()
+    jumped = config(sft__steps=6, sft__stop_at=0.3, sft__evaluate_every=2, sft__stop_within=0.1)
+    start(jumped, said)
+    assert looks == pytest.approx([0, 1, 0.5, 0.25, 0.375], abs=1e-3)
+    assert "ends at 38% of the way from the model judged before: held-out 0.375" in "\n".join(said.lines)
+    written = load_file(jumped.out / "sft" / "model.safetensors")
+    actor = {name.removeprefix("actor."): weight for name, weight in path[0].items() if name.startswith("actor.")}
+    assert written.keys() >= actor.keys()
+    for name, weight in actor.items():
+        torch.testing.assert_close(written[name], torch.lerp(weight, path[1][f"actor.{name}"], 0.375))
 
 
 def test_being_judged_changes_no_step(config: Config) -> None:
