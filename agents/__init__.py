@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agents.config.presets import PRESETS
     from agents.losses import TokenLoss, register_loss, register_term
     from agents.networks.network import Network
+    from agents.preferences.best_of_n import best_of_n
     from agents.preferences.pairs import Pair, Pairs, read_pairs
     from agents.rollouts.collector import Batch, Collector
     from agents.rollouts.packing import pack
@@ -49,6 +50,7 @@ _HOME = {
     "Writer": "rollouts.writers",
     "algorithm_class": "algorithms.registry",
     "algorithm_names": "algorithms.registry",
+    "best_of_n": "preferences.best_of_n",
     "build": "run.parts",
     "fine_tune": "run.training",
     "pack": "rollouts.packing",
@@ -81,6 +83,7 @@ __all__ = [
     "Writer",
     "algorithm_class",
     "algorithm_names",
+    "best_of_n",
     "build",
     "fine_tune",
     "pack",

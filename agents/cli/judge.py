@@ -15,6 +15,7 @@ import tyro
 from agents.cli.options import flag_registry
 from agents.config import TaskConfig, TrainConfig
 from agents.config.files import ConfigError, check_config, load_config
+from agents.preferences.collect import read_texts
 from llm_env.files import replace_file
 
 
@@ -33,6 +34,8 @@ class EvalOptions:
     """How many texts are sampled after each prompt; pass@k needs k."""
     right: float = 1.0
     """The reward from which a text counts as right, for pass@k."""
+    against: Annotated[Path | None, tyro.conf.arg(metavar="TEXTS.jsonl")] = None
+    """Texts of another model after the same prompts, which --out has written: how often this one's are better."""
     temperature: float = 1.0
     """How random the sampled texts are."""
     seed: int = 0
@@ -73,6 +76,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         rollout__slots=options.slots,
     )
     check_config(config)
+    against = None if options.against is None else read_texts(options.against)
     from agents.run.judge import judge  # imports torch: --help and slips in flags do without
 
     begun = time.monotonic()
@@ -87,7 +91,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         "model": options.model,
         "task": options.task.name,
         "split": options.split,
-        **found.summary(options.right),
+        **found.summary(options.right, against),
     }
     if options.out is not None:
         with replace_file(options.out) as new:
@@ -126,6 +130,14 @@ def table(summary: dict[str, Any]) -> str:
         why = "" if place else f"   right: a reward of {summary['right']:g} or more"
         lines.append(f"{f'pass@{k}':<12} {value:>7.3f}{why}")
     lines += [f"{f'part {name}':<12} {value:>7.3f}" for name, value in summary["parts"].items()]
+    names = {"distinct_2": "of all pairs of tokens differ", "self_bleu": "1: all texts after a prompt are the same"}
+    lines += [f"{name:<12} {summary[name]:>7.3f}   {said}" for name, said in names.items() if name in summary]
+    if against := summary.get("against"):
+        wins, equal = against["wins"], against["wins_at_equal_length"]
+        lines.append(
+            f"{'wins':<12} {wins['mean']:>7.3f}   {wins['low']:.3f} to {wins['high']:.3f}   against the others"
+        )
+        lines.append(f"{'':<12} {equal:>7.3f}   at equal length")
     return "\n".join(lines)
 
 

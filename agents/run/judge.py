@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
 from math import comb
 from typing import Any
 
@@ -13,13 +14,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents.config import TrainConfig
 from agents.config.files import ConfigError
+from agents.run.intervals import mean_with_interval
 from agents.run.parts import build_parts, without_learning
+from agents.run.versus import self_bleu, win_rate
 from llm_env.engines import Sampling
 from llm_env.tokens.episode import Episode
 
 Floats = npt.NDArray[np.float64]
-
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,22 @@ class Judgement:
         greedy: `[prompts]` of those whose tokens are the likeliest.
         rows: every text, as JSON can hold it: prompt_index, sample (None: greedy), text, end, score, parts.
         temperature: of the sampled texts.
+        variety: of the sampled texts: "distinct_2", the share of different pairs of neighbouring tokens, and where there
+            are several after a prompt "self_bleu", which is 1 when they are the same.
     """
 
     sampled: Floats
     greedy: Floats
     rows: list[dict[str, Any]]
     temperature: float
+    variety: dict[str, float] = field(default_factory=dict)
 
-    def summary(self, right: float = 1.0) -> dict[str, Any]:
+    def summary(self, right: float = 1.0, against: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """The figures, as JSON can hold them.
 
         Args:
             right: a reward from which a text counts as right, for pass@k.
+            against: rows of another model's texts, for the share of ours that are better.
         """
         count = self.sampled.shape[1]
         correct = (self.sampled >= right - 1e-9).sum(1)
@@ -62,6 +67,8 @@ class Judgement:
             "right": right,
             "pass": {str(k): float(np.mean([pass_at(k, count, int(c)) for c in correct])) for k in tries},
             "parts": {name: float(np.mean(values)) for name, values in sorted(parts.items())},
+            **self.variety,
+            **({} if against is None else {"against": win_rate(self.rows, against)}),
         }
 
 
@@ -100,7 +107,16 @@ def judge(
         parts.close()
     *sampled, greedy = ([episode.total for episode in episodes] for episodes in passes)
     rows = [row for place, episodes in zip(order, passes, strict=True) for row in _rows(place, episodes)]
-    return Judgement(np.array(sampled).T, np.array(greedy), rows, config.rollout.temperature)
+    variety = variety_of(passes[:-1])
+    return Judgement(np.array(sampled).T, np.array(greedy), rows, config.rollout.temperature, variety)
+
+
+def variety_of(passes: list[list[Episode]]) -> dict[str, float]:
+    """How much sampled texts differ; each pass has one after each prompt."""
+    texts = [[episode.rollout.tokens.tolist() for episode in episodes] for episodes in passes]
+    pairs = [pair for each in texts for tokens in each for pair in pairwise(tokens)]
+    found = {"distinct_2": len(set(pairs)) / max(1, len(pairs))}
+    return found if len(texts) == 1 else found | {"self_bleu": self_bleu(zip(*texts, strict=True))}
 
 
 def pass_at(k: int, count: int, right: int) -> float:
@@ -111,19 +127,6 @@ def pass_at(k: int, count: int, right: int) -> float:
         (0.25, 0.5, 1.0, 0.0)
     """
     return 1.0 - comb(count - right, k) / comb(count, k)
-
-
-def mean_with_interval(values: Sequence[float] | Floats) -> dict[str, float]:
-    """The mean, and the middle 95% of what a percentile bootstrap over prompts gives.
-
-    Examples:
-        >>> mean_with_interval([1.0, 1.0, 1.0])
-        {'mean': 1.0, 'low': 1.0, 'high': 1.0}
-    """
-    data = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(0).integers(len(data), size=(RESAMPLES, len(data)))
-    low, high = np.percentile(data[drawn].mean(1), [2.5, 97.5])
-    return {"mean": float(data.mean()), "low": float(low), "high": float(high)}
 
 
 def _rows(place: int | None, episodes: list[Episode]) -> Iterator[dict[str, Any]]:

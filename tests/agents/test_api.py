@@ -28,6 +28,7 @@ PUBLIC = {
         "Writer",
         "algorithm_class",
         "algorithm_names",
+        "best_of_n",
         "build",
         "fine_tune",
         "pack",

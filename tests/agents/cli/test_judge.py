@@ -12,7 +12,8 @@ import pytest
 
 from agents.cli import main
 from agents.report.log import read_metrics
-from agents.run.judge import Judgement, mean_with_interval, pass_at
+from agents.run.intervals import mean_with_interval
+from agents.run.judge import Judgement, pass_at
 from agents.run.training import train
 from tests.agents.runs import save_small_model, small_config
 
@@ -84,9 +85,28 @@ def test_which_rewards_count_as_right() -> None:
     assert found.summary(right=0.5)["pass"] == {"1": 0.75, "2": 1.0}
 
 
+def test_against_other_texts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against itself a model wins half of the time; against the same texts with worse scores, always."""
+    same, worse, other = (tmp_path / f"{name}.jsonl" for name in ("same", "worse", "other"))
+    figures(capsys, run, "--samples", 2, "--out", same)
+    rows = [json.loads(line) for line in same.read_text().splitlines()]
+    worse.write_text("".join(json.dumps(row | {"score": row["score"] - 9}) + "\n" for row in rows))
+    other.write_text("".join(json.dumps(row | {"prompt": "another"}) + "\n" for row in rows))
+    found = figures(capsys, run, "--samples", 2, "--against", same)
+    assert found["against"]["wins"]["mean"] == pytest.approx(0.5)
+    assert found["against"]["prompts"] == 8
+    assert 0 <= found["self_bleu"] <= 1
+    assert 0 < found["distinct_2"] <= 1
+    assert main(["eval", str(run), "--against", str(worse)]) == 0
+    assert "wins           1.000   1.000 to 1.000   against" in capsys.readouterr().out
+    assert main(["eval", str(run), "--against", str(other)]) == 2
+    assert "and 'another' for the other: let both write after the same prompts" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("tiny --against no/such.jsonl", "there is no file no/such.jsonl"),
         ("tiny --samples 0", "--samples is 0, expected 1 or more"),
         ("tiny --split dev", "no split 'dev'"),
         ("tiny --task.name Copie", "did you mean 'Copy'"),
