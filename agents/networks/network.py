@@ -69,10 +69,15 @@ class Backbone(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """`[B, S, H]` from `[B, L]` tokens and `[B, S]` positions; state `s` has read all up to its position."""
+        hidden = self.read(tokens)
+        return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def read(self, tokens: Tensor, **reading: Tensor) -> Tensor:
+        """`[B, L, H]` from `[B, L]` tokens, at all positions; the model can be told more about how to read them."""
         model, body = self._outside
         with using(model, self.adapter), torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.autocast):
-            hidden: Tensor = body(input_ids=tokens, use_cache=False).last_hidden_state
-        return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+            hidden: Tensor = body(input_ids=tokens, use_cache=False, **reading).last_hidden_state
+        return hidden
 
 
 class PolicyHead(ProbabilisticTensorDictModule):  # type: ignore[misc]

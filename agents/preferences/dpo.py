@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -16,10 +16,8 @@ from agents.networks.distribution import TokenDistribution
 from agents.networks.network import Network
 from agents.preferences.pairs import Pair
 from agents.preferences.steps import PairTrainer
-from agents.rollouts.packing import pack
-from llm_env.tokens.episode import Episode
+from agents.preferences.together import Rows, alike, apart, moved, together
 from llm_env.tokens.vocabulary import Vocabulary
-from rewards import Rollout, Score
 
 
 def preference_loss(log_ratio: Tensor, config: DPOConfig) -> Tensor:
@@ -34,6 +32,18 @@ def preference_loss(log_ratio: Tensor, config: DPOConfig) -> Tensor:
         return (log_ratio - 1 / (2 * config.beta)) ** 2
     odds = config.beta * log_ratio
     return -(1 - config.smoothing) * logsigmoid(odds) - config.smoothing * logsigmoid(-odds)
+
+
+class Text(NamedTuple):
+    """A prompt and an answer: all tokens, and how many of them are the prompt's."""
+
+    tokens: list[int]
+    prompt: int
+
+    @property
+    def answer(self) -> list[int]:
+        """Its tokens."""
+        return self.tokens[self.prompt :]
 
 
 class DPOTrainer(PairTrainer):
@@ -57,9 +67,14 @@ class DPOTrainer(PairTrainer):
     ) -> None:
         self._vocabulary = vocabulary
         self._max_length = config.max_length
-        self._train, self._test = ([self._episodes(pair) for pair in pairs] for pairs in (train, test))
-        super().__init__(config, network, [max(map(_length, pair)) for pair in self._train])
+        self._pad = vocabulary.pad_token
+        self._train, self._test = ([self._texts(pair) for pair in pairs] for pairs in (train, test))
+        super().__init__(config, network, [_length(pair) for pair in self._train])
         network.eval()
+        self._rows = together
+        longest = [max(self._train + self._test, key=_length)]
+        if not alike(lambda: self._log_probs(longest), lambda: self._log_probs(longest, apart)):
+            self._rows = apart
         self._before = {"train": self._log_probs_of(self._train), "test": self._log_probs_of(self._test)}
 
     def losses(self, indices: Sequence[int]) -> Tensor:
@@ -86,26 +101,26 @@ class DPOTrainer(PairTrainer):
             "rejected": float(grown[:, 1].sum() / count),
         }
 
-    def _episodes(self, pair: Pair) -> tuple[Episode, Episode]:
+    def _texts(self, pair: Pair) -> tuple[Text, Text]:
         vocabulary = self._vocabulary
         if isinstance(pair.prompt, str) and not vocabulary.has_chat_template:
             prompt = vocabulary.encode(pair.prompt)
         else:
             asked = [{"role": "user", "content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
             prompt = vocabulary.encode_chat(asked)
-        chosen, rejected = (self._episode(prompt, answer) for answer in (pair.chosen, pair.rejected))
+        chosen, rejected = (self._text(prompt, answer) for answer in (pair.chosen, pair.rejected))
         return chosen, rejected
 
-    def _episode(self, prompt: np.ndarray, answer: str) -> Episode:
+    def _text(self, prompt: np.ndarray, answer: str) -> Text:
         tokens = np.append(self._vocabulary.encode(answer, add_special_tokens=False), self._vocabulary.eos_tokens[:1])
         tokens = tokens[: self._max_length - 1]  # one token of the prompt must be left to go on from
-        rollout = Rollout(prompt[-(self._max_length - len(tokens)) :], tokens.astype(np.int64))
-        return Episode(rollout, Score(0.0), np.zeros(len(tokens), np.float32), None, False, 0, 0)
+        begin = prompt[-(self._max_length - len(tokens)) :]
+        return Text([*begin.tolist(), *tokens.astype(int).tolist()], len(begin))
 
     @torch.no_grad()
-    def _log_probs_of(self, pairs: Sequence[tuple[Episode, Episode]]) -> Tensor:
+    def _log_probs_of(self, pairs: Sequence[tuple[Text, Text]]) -> Tensor:
         """`[n, 2]` of many pairs."""
-        order = sorted(range(len(pairs)), key=lambda index: max(map(_length, pairs[index])))
+        order = sorted(range(len(pairs)), key=lambda index: _length(pairs[index]))
         found = torch.zeros(len(pairs), 2)
         for begin in range(0, len(order), self.config.micro_batch_size):
             part = order[begin : begin + self.config.micro_batch_size]
@@ -113,21 +128,30 @@ class DPOTrainer(PairTrainer):
                 found[part] = self._log_probs([pairs[index] for index in part]).float().cpu()
         return found
 
-    def _log_probs(self, pairs: Sequence[tuple[Episode, Episode]]) -> Tensor:
+    def _log_probs(self, pairs: Sequence[tuple[Text, Text]], kind: Callable[..., Rows] | None = None) -> Tensor:
         """`[B, 2]` the log-probs of the chosen and the rejected answers."""
-        texts = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
-        data: TensorDict = pack(texts, self._vocabulary.pad_token).to(self.model.head.weight.device)
-        hidden = self.model.encode(data, critic=False)["hidden"]
+        steps = max(len(text.answer) for pair in pairs for text in pair)
+        action, place = np.zeros((2, len(pairs), 2, steps), np.int64)
+        mask = np.zeros((len(pairs), 2, steps), bool)
+        for row, pair in enumerate(pairs):
+            for which, text in enumerate(pair):
+                count = len(text.answer)
+                action[row, which, :count] = text.answer
+                place[row, which, :count] = np.arange(text.prompt - 1, len(text.tokens) - 1)
+                mask[row, which, :count] = True
+        texts = [(chosen.tokens, rejected.tokens) for chosen, rejected in pairs]
+        rows = moved((kind or self._rows)(texts, self._pad), self.device)
+        real = torch.from_numpy(mask).to(self.device)
+        hidden = rows.states(self.model.backbone.read, torch.from_numpy(place).to(self.device))
         here = TokenDistribution(
-            hidden, self.model.head, data["mask"], dtype=self.model.compute_dtype, vocabulary=self._vocabulary
+            hidden, self.model.head, real, dtype=self.model.compute_dtype, vocabulary=self._vocabulary
         )
-        of_text: Tensor = (here.log_prob(data["action"]) * data["mask"]).sum(-1)
-        return of_text.reshape(2, len(pairs)).T
+        return (here.log_prob(torch.from_numpy(action).to(self.device)) * real).sum(-1)
 
 
 def _ratio(log_probs: Tensor) -> Tensor:
     return log_probs[:, 0] - log_probs[:, 1]
 
 
-def _length(episode: Episode) -> int:
-    return len(episode.rollout.prompt_tokens) + len(episode.rollout.tokens)
+def _length(pair: tuple[Text, Text]) -> int:
+    return max(len(text.tokens) for text in pair)

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from agents.config.files import ConfigError
 from agents.config.preferences import RewardModelConfig
 from agents.preferences.pairs import Pair
 from agents.preferences.steps import PairTrainer
+from agents.preferences.together import alike, moved, together
 from rewards.reward_model import tokens_of, values_of, written_out
 
 
@@ -46,11 +48,15 @@ class RewardTrainer(PairTrainer):
     ) -> None:
         self._tokenizer = tokenizer
         self._max_length = config.max_length
+        self._pad = int(model.config.pad_token_id or 0)
         self._train = [self._tokens(pair) for pair in train]
         self._test = [self._tokens(pair) for pair in test]
         self._margins = torch.tensor([pair.margin for pair in train])
         self._written = np.array([len(answer) for pair in test for answer in (pair.chosen, pair.rejected)], float)
         super().__init__(config, model, [max(map(len, pair)) for pair in self._train])
+        model.eval()
+        longest = [max(self._train + self._test, key=lambda pair: max(map(len, pair)))]
+        self._together = alike(lambda: self._as_one(longest), lambda: self._each(longest))
 
     def losses(self, indices: Sequence[int]) -> Tensor:
         """`[B]` the losses of some of the pairs to learn from."""
@@ -78,9 +84,38 @@ class RewardTrainer(PairTrainer):
 
     def _values(self, pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
         """`[B]` the values of the chosen and of the rejected, all read together."""
-        texts = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
-        values = values_of(self.model, texts).float()
-        return values[: len(pairs)], values[len(pairs) :]
+        values = self._as_one(pairs) if self._together else self._each(pairs)
+        return values[:, 0], values[:, 1]
+
+    def _each(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        """`[B, 2]` values, as the model gives them by itself."""
+        return values_of(self.model, [text for pair in pairs for text in pair]).float().view(-1, 2)
+
+    def _as_one(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+        """`[B, 2]` values, each pair read as one row."""
+        rows = moved(together(pairs, self._pad), self.device)
+        last = torch.tensor([[[len(text) - 1] for text in pair] for pair in pairs], device=self.device)
+        found: Tensor = last_layer(self.model)(rows.states(self._read, last))[:, :, 0, 0]
+        return found.float()
+
+    def _read(self, tokens: Tensor, **reading: Tensor) -> Tensor:
+        hidden: Tensor = body_of(self.model)(input_ids=tokens, use_cache=False, **reading).last_hidden_state
+        return hidden
+
+
+def body_of(model: Any) -> nn.Module:
+    """What gives hidden states to a model for sequence classification, adapters included."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body: nn.Module = whole.base_model
+    return body
+
+
+def last_layer(model: Any) -> nn.Linear:
+    """What makes one value of a hidden state; with adapters, the one that is trained."""
+    last = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1]
+    if not last:
+        raise ConfigError(f"{type(model).__name__} has no last layer with one value: use another --model")
+    return last[-1]
 
 
 def judged(values: np.ndarray, lengths: np.ndarray) -> dict[str, float]:

@@ -44,6 +44,11 @@ class PairTrainer(ABC):
         """How many steps were taken."""
         return self.optimizer.steps
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
     @abstractmethod
     def losses(self, indices: Sequence[int]) -> Tensor:
         """`[B]` the losses of some of the pairs to learn from."""
@@ -73,8 +78,7 @@ class PairTrainer(ABC):
 
     def autocast(self) -> torch.autocast:
         """In which precision it computes."""
-        kind = next(self.model.parameters()).device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.config.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything that decides how it goes on: tensors by file, and JSON."""

@@ -32,8 +32,8 @@ class Judgement:
         greedy: `[prompts]` of those whose tokens are the likeliest.
         rows: every text, as JSON can hold it: prompt_index, sample (None: greedy), text, end, score, parts.
         temperature: of the sampled texts.
-        variety: of the sampled texts: "distinct_2", the share of different pairs of neighbouring tokens, and where there
-            are several after a prompt "self_bleu", which is 1 when they are the same.
+        variety: of the sampled texts: "distinct_2", the share of different pairs of neighbouring tokens, and where
+            there are several after a prompt "self_bleu", which is 1 when they are the same.
     """
 
     sampled: Floats

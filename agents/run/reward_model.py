@@ -15,7 +15,7 @@ from torch import nn
 from agents.config.files import ConfigError
 from agents.config.preferences import RewardModelConfig
 from agents.preferences.pairs import Pair, folds_of
-from agents.preferences.reward import RewardTrainer
+from agents.preferences.reward import RewardTrainer, last_layer
 from agents.run.pairs import PairRun, begin
 from llm_env.files import replace_file, replace_folder
 from llm_env.models import load_tokenizer, model_folder
@@ -92,7 +92,7 @@ def classifier(config: RewardModelConfig, tokenizer: Any) -> Any:
             model_folder(config.model), num_labels=1, dtype=torch.float32
         )
     model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    head = _head(model)
+    head = last_layer(model)
     nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
     if config.head_only:
         model.requires_grad_(False)
@@ -105,10 +105,3 @@ def classifier(config: RewardModelConfig, tokenizer: Any) -> Any:
         )
         model = peft.get_peft_model(model, settings)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _head(model: Any) -> nn.Linear:
-    last = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1]
-    if not last:
-        raise ConfigError(f"{type(model).__name__} has no last layer with one value: use another --model")
-    return last[-1]

@@ -16,10 +16,9 @@ A stage that is done is not done again: kill it whenever you like. Half an hour 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def trained(done: Path, folder: Path, *command: object) -> None:
 
 def seed_of(out: Path, seed: int, pairs: int, iterations: int, samples: int) -> dict[str, Any]:
     """All stages with one seed: the curves."""
-    how = (*TASK, "--seed", seed, "--rollout.batch-size", 128)
+    how = (*TASK, "--seed", seed, "--rollout.batch-size", 128, "--reward.no-eos-penalty", 1)
     model = out / "sft" / "model"
     warm = ("--sft.steps", 400, "--sft.learning-rate", 1e-3)
     trained(model, out / "sft", "sft", *how, *warm)
@@ -98,7 +97,10 @@ def chosen_by(judge: Path, texts: Path) -> dict[str, list[float]]:
     prompts = {row["prompt_index"] for row in rows}
     shape = (len(prompts), len(rows) // len(prompts))
     each = proxy.reshape(shape), gold.reshape(shape)
-    return {name: [best_of_n(each[0], value, n) for n in COUNTS] for name, value in zip(("proxy", "gold"), each)}
+    return {
+        name: [best_of_n(each[0], value, n) for n in COUNTS]
+        for name, value in zip(("proxy", "gold"), each, strict=True)
+    }
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from agents.config.preferences import DPOConfig
 from agents.networks.network import Network
 from agents.preferences.dpo import DPOTrainer, preference_loss
 from agents.preferences.pairs import Pair
+from agents.preferences.together import apart, together
 from llm_env.models import load_model, load_tokenizer, load_vocabulary
 from llm_env.tokens.vocabulary import Vocabulary
 
@@ -63,22 +64,31 @@ def test_log_probs_are_those_of_one_text_at_a_time() -> None:
             assert float(one._before["train"][index, place]) == pytest.approx(float(sum(each)), rel=1e-4)
 
 
+def test_both_ways_of_reading_give_one_gradient() -> None:
+    """A pair as one row, and each text as a row of its own."""
+    one, gradients = trainer(), []
+    assert one._rows is together
+    for kind in (together, apart):
+        one.model.zero_grad()
+        one._log_probs(one._train[:5], kind)[:, 0].sum().backward()
+        gradients.append(torch.cat([w.grad.flatten() for w in one.model.parameters() if w.grad is not None]))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
 def test_a_conversation_goes_through_the_chat_template() -> None:
     tokenizer = load_tokenizer("tiny")
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
     one = trainer(vocabulary=Vocabulary(tokenizer))
-    said, _ = one._episodes(Pair([{"role": "user", "content": "Hi"}], "a", "b"))
-    assert tokenizer.decode(said.rollout.prompt_tokens) == "[user]Hi[assistant]"
-    asked, _ = one._episodes(Pair("Hi", "a", "b"))
-    assert asked.rollout.prompt_tokens.tolist() == said.rollout.prompt_tokens.tolist()
+    said, _ = one._texts(Pair([{"role": "user", "content": "Hi"}], "a", "b"))
+    assert tokenizer.decode(said.tokens[: said.prompt]) == "[user]Hi[assistant]"
+    assert one._texts(Pair("Hi", "a", "b"))[0] == said
 
 
 def test_of_a_long_text_the_beginning_is_left_out() -> None:
     one = trainer(DPOConfig(Path("none"), max_length=6))
-    episode, _ = one._episodes(Pair("0123456789", "ab", "b" * 50))
-    assert one._vocabulary.decode(episode.rollout.prompt_tokens) == "789"
-    _, long = one._episodes(Pair("0123456789", "ab", "b" * 50))
-    assert (len(long.rollout.prompt_tokens), len(long.rollout.tokens)) == (1, 5)
+    short, long = one._texts(Pair("0123456789", "ab", "b" * 50))
+    assert one._vocabulary.decode(short.tokens[: short.prompt]) == "789"
+    assert (long.prompt, len(long.answer)) == (1, 5)
 
 
 def test_it_begins_where_nothing_is_preferred_and_learns() -> None:
