@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agents.algorithms.base import Algorithm
     from agents.algorithms.registry import algorithm_class, algorithm_names, register_algorithm
     from agents.config import TrainConfig
-    from agents.config.preferences import DPOConfig, RewardModelConfig
+    from agents.config.preferences import DPOConfig, RewardModelConfig, RLHFConfig
     from agents.config.presets import PRESETS
     from agents.losses import TokenLoss, register_loss, register_term
     from agents.networks.network import Network
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agents.run.loop import Result
     from agents.run.parts import Run, build
     from agents.run.reward_model import train_reward_models
+    from agents.run.rlhf import train_rlhf
     from agents.run.training import fine_tune, train
 
 _HOME = {
@@ -42,6 +43,7 @@ _HOME = {
     "Pair": "preferences.pairs",
     "Pairs": "preferences.pairs",
     "PolicyWriter": "rollouts.writers",
+    "RLHFConfig": "config.preferences",
     "Result": "run.loop",
     "RewardModelConfig": "config.preferences",
     "Run": "run.parts",
@@ -62,6 +64,7 @@ _HOME = {
     "train": "run.training",
     "train_dpo": "run.dpo",
     "train_reward_models": "run.reward_model",
+    "train_rlhf": "run.rlhf",
 }
 
 __all__ = [
@@ -75,6 +78,7 @@ __all__ = [
     "Pair",
     "Pairs",
     "PolicyWriter",
+    "RLHFConfig",
     "Result",
     "RewardModelConfig",
     "Run",
@@ -95,6 +99,7 @@ __all__ = [
     "train",
     "train_dpo",
     "train_reward_models",
+    "train_rlhf",
 ]
 
 

@@ -22,36 +22,42 @@ from agents.cli import main as llm_env
 from llm_env import Prompt, Task, register_task
 from rewards import Rollout
 
-LETTERS = "abcdefgh"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @register_task
 class Words(Task):
-    """Words of twelve letters. In the language some letters often follow others; people like some of these steps."""
+    """Words of twelve letters. In the language some letters often follow others; people like some of these steps.
+
+    Args:
+        length: of a word.
+        letters: of the alphabet.
+    """
 
     num_train = 512
     num_test = 128
-    max_new_tokens = 13
     max_prompt_tokens = 6
 
-    def __init__(self, length: int = 12) -> None:
+    def __init__(self, length: int = 12, letters: int = 8) -> None:
         super().__init__()
         rng = np.random.default_rng(7)
         self.length = length
-        self.often = rng.dirichlet(np.full(len(LETTERS), 0.5), size=len(LETTERS))
-        self.liked = rng.normal(size=(len(LETTERS), len(LETTERS)))
+        self.alphabet = LETTERS[:letters]
+        self.max_new_tokens = length + 1
+        self.often = rng.dirichlet(np.full(letters, 0.5), size=letters)
+        self.liked = rng.normal(size=(letters, letters))
 
     def sample(self, rng: np.random.Generator) -> Prompt:
         """A first letter, a number that makes it one of many, and a word of the language under "answer"."""
-        letters = [int(rng.integers(len(LETTERS)))]
+        letters = [int(rng.integers(len(self.alphabet)))]
         while len(letters) < self.length:
-            letters.append(int(rng.choice(len(LETTERS), p=self.often[letters[-1]])))
-        word = "".join(LETTERS[letter] for letter in letters)
+            letters.append(int(rng.choice(len(self.alphabet), p=self.often[letters[-1]])))
+        word = "".join(self.alphabet[letter] for letter in letters)
         return Prompt(f"{int(rng.integers(1000)):03d}{word[0]}:", {"answer": word})
 
     def score(self, rollout: Rollout) -> float:
         """How well people like a word: its steps, less what nobody would say, and what is no word of this length."""
-        letters = [LETTERS.index(letter) for letter in rollout.text if letter in LETTERS]
+        letters = [self.alphabet.index(letter) for letter in rollout.text if letter in self.alphabet]
         steps = list(pairwise(letters))
         liked = sum(self.liked[step] - 3.0 * (self.often[step] < 0.02) for step in steps) / (self.length - 1)
         return float(liked - 0.5 * abs(len(rollout.text) - self.length))

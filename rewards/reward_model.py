@@ -139,7 +139,8 @@ class RewardModel(Reward):
     found what the others are wrong about.
 
     Args:
-        path: a model's folder or hub id; several with commas between them, or in a list; or a folder of members.
+        path: a model's folder or hub id; several with commas between them, or in a list; or a folder of members, or of
+            rounds (round-1, round-2 and so on) with members, of which the last round counts.
         how: the members make one score, see `rewards.Ensemble`.
         k: see there, too.
         held_out: the last member is an alarm and no judge.
@@ -213,7 +214,7 @@ class RewardModel(Reward):
 
 
 def members_in(path: str | Sequence[str]) -> list[str]:
-    """The folders of the members; those of one folder by their names.
+    """The folders of the members; those of one folder by their names, and of a folder of rounds the last round's.
 
     Examples:
         >>> members_in("org/one, org/two")
@@ -223,7 +224,9 @@ def members_in(path: str | Sequence[str]) -> list[str]:
     if not all(names) or not names:
         raise ValueError(f"expected the folder of a reward model, or several with commas between them, got {path!r}")
     if len(names) == 1 and not (Path(names[0]) / "config.json").is_file():
-        members = sorted(str(each.parent) for each in Path(names[0]).glob("member-*/config.json"))
+        rounds = sorted(Path(names[0]).glob("round-*"), key=lambda each: int(each.name.removeprefix("round-")))
+        folder = rounds[-1] if rounds else Path(names[0])
+        members = sorted(str(each.parent) for each in folder.glob("member-*/config.json"))
         if members:
             return members
     for name in names:

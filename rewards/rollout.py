@@ -173,7 +173,7 @@ class Rollout:
     def of(
         cls,
         text: str | Sequence[str],
-        prompt: str = "",
+        prompt: str | Sequence[Mapping[str, Any]] = "",
         metadata: Mapping[str, Any] | None = None,
         end: End | str = End.EOS,
         tokens: NDArray[np.int64] | list[int] | None = None,
@@ -182,7 +182,7 @@ class Rollout:
 
         Args:
             text: What the agent wrote; or several turns, the agent's and the task's by turns, the agent's first.
-            prompt: What it was given.
+            prompt: What it was given: a text, or chat messages.
             metadata: What the task knows.
             end: Why the rollout is over: an `End` or its string.
             tokens: Token ids of `text`, if that is a single turn; None stands for one token per character.
@@ -206,16 +206,18 @@ class Rollout:
             )
         agent = [place % 2 == 0 for place in range(len(texts))]
         parts = zip(agent, ids, texts, strict=True)
+        asked = prompt if isinstance(prompt, str) else "\n\n".join(str(message["content"]) for message in prompt)
         turns = [Turn("agent" if own else "task", each, text) for own, each, text in parts]
         return cls(
-            prompt_tokens=_one_per_character(prompt),
+            prompt_tokens=_one_per_character(asked),
             tokens=np.concatenate([np.zeros(0, dtype=np.int64), *ids]),
             metadata={} if metadata is None else metadata,
             end=end,
             is_action=None if len(texts) == 1 else np.repeat(agent, [len(each) for each in ids]),
             decode=_as_characters if tokens is None else None,
-            prompt=prompt,
+            prompt=asked,
             turns=tuple(turns),
+            asked=prompt,
         )
 
     @property

@@ -21,6 +21,7 @@ Reinforcement learning on language models.
   pairs        make pairs, of which one text is preferred, from texts and their scores
   reward-model train reward models on which of two texts is preferred
   dpo          train a policy on such pairs directly
+  rlhf         texts, pairs, reward models and a policy that learns from them, in rounds
   eval         judge a model, or a run's, on a task
   score        score texts that were written elsewhere
   presets      list the named configurations to begin with
@@ -109,6 +110,12 @@ def _dpo(arguments: list[str]) -> None:
     from agents.cli.preferences import dpo
 
     dpo(arguments)
+
+
+def _rlhf(arguments: list[str]) -> None:
+    from agents.cli.rlhf import rlhf
+
+    rlhf(arguments)
 
 
 def _eval(arguments: list[str]) -> None:
@@ -215,6 +222,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "pairs": _pairs,
     "reward-model": _reward_model,
     "dpo": _dpo,
+    "rlhf": _rlhf,
     "eval": _eval,
     "score": _score,
     "presets": _presets,

@@ -97,8 +97,15 @@ def _as_the_flags_want_it(base: TrainConfig, wanted: TrainConfig) -> TrainConfig
     return base.replace(**{name.replace(".", "__"): value for name, value in changes.items()})
 
 
+_WHAT = {
+    "llm-env train": "Train a language model on a task.",
+    "llm-env sft": "Only the warm start of a run.",
+    "llm-env rlhf": "How the policy learns that is to please reward models.",
+}
+
+
 def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options:
-    what = "Train a language model on a task." if program.endswith("train") else "Only the warm start of a run."
+    what = _WHAT[program]
     return tyro.cli(
         Options,
         args=arguments,

@@ -86,3 +86,31 @@ class DPOConfig(PairConfig):
     """The share of pairs that may be labelled the wrong way round, which dpo then allows for."""
     learning_rate: Positive = 5e-6
     """The highest learning rate; it rises over the first tenth of the steps, and falls to 0."""
+
+
+@dataclass(frozen=True)
+class RLHFConfig:
+    """The whole pipeline in rounds: what comes before the policy learns. Every field is a flag of `llm-env rlhf`.
+
+    Examples:
+        >>> RLHFConfig(rounds=2).pairs
+        512
+    """
+
+    rounds: Count = 3
+    """How often the policy writes, its texts are compared, reward models are trained on all pairs so far, and the
+    policy learns from them."""
+    pairs: Count = 512
+    """How many pairs of texts are compared in each round; those with equal scores are left out."""
+    noise: BelowOne = 0.0
+    """The share of the pairs to label the wrong way round, to see what comes of it: people do, in one of four."""
+    members: Count = 4
+    """Reward models, each on a part of the pairs of its own. Of three or more the last is an alarm and no judge."""
+    epochs: Count = 2
+    """How often the reward models see each pair."""
+    learning_rate: Positive = 3e-5
+    """The highest learning rate of the reward models; 3e-4 is for tiny models."""
+    batch_size: Count = 16
+    """Pairs in a step of a reward model."""
+    max_length: Count = 1024
+    """The most tokens of a prompt and its answer that a reward model reads; the last ones."""

@@ -89,14 +89,15 @@ class RewardTrainer(PairTrainer):
 
     def _each(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         """`[B, 2]` values, as the model gives them by itself."""
-        return values_of(self.model, [text for pair in pairs for text in pair]).float().view(-1, 2)
+        values: Tensor = values_of(self.model, [text for pair in pairs for text in pair])
+        return values.float().view(-1, 2)
 
     def _as_one(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         """`[B, 2]` values, each pair read as one row."""
         rows = moved(together(pairs, self._pad), self.device)
         last = torch.tensor([[[len(text) - 1] for text in pair] for pair in pairs], device=self.device)
-        found: Tensor = last_layer(self.model)(rows.states(self._read, last))[:, :, 0, 0]
-        return found.float()
+        values: Tensor = last_layer(self.model)(rows.states(self._read, last))
+        return values.float().view(-1, 2)
 
     def _read(self, tokens: Tensor, **reading: Tensor) -> Tensor:
         hidden: Tensor = body_of(self.model)(input_ids=tokens, use_cache=False, **reading).last_hidden_state

@@ -25,14 +25,16 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from rlhf_end_to_end import TASK, Words, run
+from rlhf_end_to_end import Words, run
 
 from agents import best_of_n
 from rewards import RewardModel, Rollout, Score, register_reward
 
 WAYS = {"single": 1, "ensemble": 5}
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
-GOLD = Words()
+SIZE = {"length": 16, "letters": 20}
+TASK = ("--task.name", "Words", "--task.args", *(word for argument in SIZE.items() for word in argument))
+GOLD = Words(**SIZE)
 WINDOW = 8
 """Iterations in a mean of gold rewards, so that a lucky batch is no peak."""
 

@@ -20,6 +20,7 @@ PUBLIC = {
         "Pair",
         "Pairs",
         "PolicyWriter",
+        "RLHFConfig",
         "Result",
         "RewardModelConfig",
         "Run",
@@ -40,6 +41,7 @@ PUBLIC = {
         "train",
         "train_dpo",
         "train_reward_models",
+        "train_rlhf",
     ],
     "agents.config": [
         "AdvantageConfig",

@@ -1,0 +1,39 @@
+"""`llm-env rlhf`: the whole pipeline in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from agents.cli.options import flag_registry, read_options
+from agents.config.preferences import RLHFConfig
+
+
+def rlhf(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    asks = {"-h", "--help"} & set(arguments)
+    given = [argument for argument in arguments if argument not in asks]
+    parser: dict[str, Any] = {
+        "default": RLHFConfig(),
+        "prog": "llm-env rlhf",
+        "registry": flag_registry(),
+        "description": "In rounds: the policy writes, its texts are compared by the task's reward (or by a judge: "
+        "--task.reward judge), reward models learn from all pairs so far, and the policy learns from those.",
+    }
+    if asks:
+        print("All flags of `llm-env train --help` say how the policy learns, --iterations in each round. Besides:\n")
+        tyro.cli(RLHFConfig, args=["--help"], **parser)
+    how, rest = tyro.cli(RLHFConfig, args=given, return_unknown_args=True, **parser)
+    options = read_options(rest, "llm-env rlhf")
+    from agents.run.rlhf import train_rlhf  # imports torch: --help and slips in flags do without
+
+    found = train_rlhf(options.settings, how, resume=options.resume)
+    print("\nround   reward of held-out texts   95% interval       reward models right about its texts")
+    for each in found:
+        reward = each["reward"]
+        interval = f"{reward['low']:.3f} to {reward['high']:.3f}"
+        right = f"{each['accuracy_on_its_texts']:.3f}" if "accuracy_on_its_texts" in each else ""
+        print(f"{each['round'] or 'start':<8}{reward['mean']:<27.3f}{interval:<19}{right}")
+    print(f"model     {options.settings.out / 'model'}")
