@@ -19,6 +19,7 @@ Reinforcement learning on language models.
   sft          only the supervised warm start of a run
   best         keep the best of scored texts, to fine-tune on
   pairs        make pairs, of which one text is preferred, from texts and their scores
+  label        say yourself which of two texts is better, key by key
   reward-model train reward models on which of two texts is preferred
   dpo          train a policy on such pairs directly
   rlhf         texts, pairs, reward models and a policy that learns from them, in rounds
@@ -98,6 +99,12 @@ def _pairs(arguments: list[str]) -> None:
     from agents.cli.preferences import pairs
 
     pairs(arguments)
+
+
+def _label(arguments: list[str]) -> None:
+    from agents.cli.label import label
+
+    label(arguments)
 
 
 def _reward_model(arguments: list[str]) -> None:
@@ -220,6 +227,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sft": _sft,
     "best": _best,
     "pairs": _pairs,
+    "label": _label,
     "reward-model": _reward_model,
     "dpo": _dpo,
     "rlhf": _rlhf,

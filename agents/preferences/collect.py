@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,18 +39,25 @@ def collect(texts: Iterable[Mapping[str, Any]], *, noise: float = 0.0, seed: int
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     ties = flipped = 0
+    for one, other in side_by_side(texts, rng):
+        if one["score"] == other["score"]:
+            ties += 1
+            continue
+        better, worse = (one, other) if one["score"] > other["score"] else (other, one)
+        if rng.random() < noise:
+            better, worse = worse, better
+            flipped += 1
+        rows.append({"prompt": one["prompt"], "chosen": better["text"], "rejected": worse["text"]})
+    return Collected(rows, ties, flipped)
+
+
+def side_by_side(
+    texts: Iterable[Mapping[str, Any]], rng: random.Random
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Two texts after the same prompt, in any order; each text is in one pair at most."""
     for group in _by_prompt(texts).values():
         rng.shuffle(group)
-        for one, other in zip(group[::2], group[1::2], strict=False):
-            if one["score"] == other["score"]:
-                ties += 1
-                continue
-            better, worse = (one, other) if one["score"] > other["score"] else (other, one)
-            if rng.random() < noise:
-                better, worse = worse, better
-                flipped += 1
-            rows.append({"prompt": one["prompt"], "chosen": better["text"], "rejected": worse["text"]})
-    return Collected(rows, ties, flipped)
+        yield from zip(group[::2], group[1::2], strict=False)
 
 
 def best_of(

@@ -13,8 +13,15 @@ from typing import Any
 
 from rewards.reward_model import Asked
 
+TIE = "equal"
+"""Under this name a row has two texts of which whoever compared them found neither better."""
+
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+class TieError(ValueError):
+    """A row that says that neither of two texts is better."""
 
 
 class UnlikeConversationsError(ValueError):
@@ -54,6 +61,8 @@ class Pair:
             >>> Pair.of({"chosen": f"{hi} Hello!", "rejected": f"{hi} No."})
             Pair(prompt=[{'role': 'user', 'content': 'Hi'}], chosen='Hello!', rejected='No.', margin=0.0)
         """
+        if TIE in row:
+            raise TieError("neither of these texts is better: there is no chosen one")
         for name in ("chosen", "rejected"):
             if not isinstance(row.get(name), str | list):
                 raise ValueError(f"expected a text or chat messages under {name!r}, got {row.get(name)!r:.80}")
@@ -184,23 +193,25 @@ def read_pairs(source: str | Path | Iterable[Mapping[str, Any]]) -> Pairs:
         parsed = [_parsed(source, number, line) for number, line in lines]
     else:
         parsed = [_of_row(row) for row in source]
-    found = Pairs.of(pair for pair in parsed if pair is not None)
-    if unlike := sum(pair is None for pair in parsed):
-        found.left_out["not alike up to one last answer"] = unlike
+    found = Pairs.of(pair for pair in parsed if isinstance(pair, Pair))
+    found.left_out.update(reason for reason in parsed if isinstance(reason, str))
     if not found.pairs:
         why = ", ".join(f"{count} for {reason}" for reason, count in found.left_out.items())
         raise ValueError(f"{source!s:.80} has no pairs to learn from" + (f"; left out: {why}" if why else ""))
     return found
 
 
-def _of_row(row: Mapping[str, Any]) -> Pair | None:
+def _of_row(row: Mapping[str, Any]) -> Pair | str:
+    """A pair, or why there is none."""
     try:
         return Pair.of(row)
+    except TieError:
+        return "neither is better"
     except UnlikeConversationsError:
-        return None
+        return "not alike up to one last answer"
 
 
-def _parsed(source: str | Path, number: int, line: str) -> Pair | None:
+def _parsed(source: str | Path, number: int, line: str) -> Pair | str:
     try:
         row = json.loads(line)
         if not isinstance(row, dict):
