@@ -34,7 +34,7 @@ class Words(Task):
         letters: of the alphabet.
     """
 
-    num_train = 512
+    num_train = 4096
     num_test = 128
     max_prompt_tokens = 6
 
