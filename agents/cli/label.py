@@ -53,9 +53,9 @@ def label(arguments: Sequence[str]) -> None:
     with keyboard() as pressed:
         ask_all(labels, pressed)
     ties = sum("chosen" not in row for row in labels.rows)
-    print(
-        f"\n{len(labels.rows) - ties} pairs and {ties} without a better one, {len(labels.left())} left: {options.out}"
-    )
+    pairs = len(labels.rows) - ties
+    said = f"{pairs} pair{'' if pairs == 1 else 's'}, {ties} without a better one, {len(labels.left())} left"
+    print(f"\n{said}: {options.out}")
     right, both = labels.agreement()
     if both:
         print(f"you and the scores agree about {right} of {both}")
