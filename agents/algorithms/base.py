@@ -189,6 +189,7 @@ class Algorithm:
             "episodes": len(batch.episodes),
             "tokens": self.tokens,
             "rollout/refilled": batch.refilled,
+            "rollout/refused": batch.refused / batch.written,
             "reward/failures": mdp.reward.num_failures,
             "kl/beta": self.kl.beta,
             "time/rollout": collected - start,

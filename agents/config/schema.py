@@ -134,11 +134,16 @@ class RolloutConfig:
     """How many texts are written at the same time; none writes the whole batch at once. Fewer take less memory."""
     over_sample: AtLeastOne = 1.0
     """Write this many times the batch and learn from one batch of it, such as 1.5, so that
-    --rollout.drop-uniform-groups and --rollout.drop-cut have some to choose from."""
+    --rollout.drop-uniform-groups, --rollout.drop-cut and --rollout.drop-part have some to choose from."""
     drop_uniform_groups: bool = False
     """Do not learn from prompts whose texts all got the same reward: there is nothing in them for grpo to compare."""
     drop_cut: bool = False
     """Do not learn from texts that were cut off because they reached --task.max-new-tokens or --task.context."""
+    drop_part: str | None = None
+    """Refuse texts for a part of their score, such as what a safety reward says of them: those where it is less than
+    --rollout.drop-below are counted, and not learned from. Others are written in their place."""
+    drop_below: Finite = 0.5
+    """What the part --rollout.drop-part must be at least."""
 
 
 @dataclass(frozen=True)

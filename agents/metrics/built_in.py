@@ -339,6 +339,11 @@ BUILT_IN = (
         meaning="How many texts of the batch a filter had left out, learned from all the same for want of others.",
     ),
     Metric(
+        name="rollout/refused",
+        label="refused",
+        meaning="Share of the texts written that were refused for a part of their score (--rollout.drop-part).",
+    ),
+    Metric(
         name="guard/skipped",
         label="steps skipped",
         meaning="Optimizer steps left out since the run began, as loss or gradient was not finite.",

@@ -18,6 +18,7 @@ from llm_env.engines import Sampling
 from llm_env.tokens.episode import Episode
 
 Filter = Callable[[TensorDict], torch.Tensor]
+Refuses = Callable[[Episode], bool]
 
 # How often to write when filters leave too little; after that, episodes that they left out fill the batch.
 MAX_ROUNDS = 4
@@ -33,6 +34,7 @@ class Batch:
         written: how many episodes were written for it, those that filters left out included.
         written_tokens: how many tokens the policy chose in them.
         refilled: how many episodes of the batch a filter had left out, but were needed to fill it.
+        refused: how many of those written were refused.
         seconds: how long it took to collect.
     """
 
@@ -41,6 +43,7 @@ class Batch:
     written: int
     written_tokens: int
     refilled: int
+    refused: int
     seconds: float
 
 
@@ -58,6 +61,7 @@ class Collector:
         over_sample: write this many times as many, for filters to choose from.
         filters: each is given a packed batch and returns `[B]` bool, which episodes to keep. Groups of completions are
             kept or left out as a whole: one stays if all its episodes do.
+        refuses: says of an episode whether it is to be left out, as filters do, and counted.
 
     Examples:
         >>> from agents.rollouts.writers import EngineWriter
@@ -80,6 +84,7 @@ class Collector:
         seed: int = 0,
         over_sample: float = 1.0,
         filters: Sequence[Filter] = (),
+        refuses: Refuses | None = None,
     ) -> None:
         group = writer.mdp.sampler.completions_per_prompt
         if batch_size < 1 or batch_size % group:
@@ -93,6 +98,7 @@ class Collector:
         self.temperature = temperature
         self.seed = seed
         self.filters = list(filters)
+        self.refuses = refuses
         self._per_round = group * math.ceil(batch_size * over_sample / group)
         self.iteration = 0
         writer.mdp.sampler.reseed(seed)
@@ -106,9 +112,12 @@ class Collector:
         start = time.perf_counter()
         kept: list[Episode] = []
         left_out: list[Episode] = []
+        refused = 0
         for round_ in range(MAX_ROUNDS):
             episodes = self._write(round_)
-            keep = self._keep(episodes)
+            refusals = [self.refuses is not None and self.refuses(episode) for episode in episodes]
+            refused += sum(refusals)
+            keep = self._keep(episodes, refusals)
             kept += [episode for episode, good in zip(episodes, keep, strict=True) if good]
             left_out += [episode for episode, good in zip(episodes, keep, strict=True) if not good]
             if len(kept) >= self.batch_size:
@@ -121,6 +130,7 @@ class Collector:
             written=len(kept) + len(left_out),
             written_tokens=sum(episode.rollout.num_actions for episode in kept + left_out),
             refilled=max(0, self.batch_size - len(kept)),
+            refused=refused,
             seconds=time.perf_counter() - start,
         )
 
@@ -142,11 +152,11 @@ class Collector:
         indices, groups = mdp.deal(self._per_round)
         return self.writer.episodes(indices, groups, Sampling(temperature=self.temperature, seed=int(seed)))
 
-    def _keep(self, episodes: list[Episode]) -> list[bool]:
-        if not self.filters:
+    def _keep(self, episodes: list[Episode], refusals: list[bool]) -> list[bool]:
+        if not self.filters and not any(refusals):
             return [True] * len(episodes)
         data = pack(episodes, self.writer.mdp.vocabulary.pad_token)
-        good = torch.ones(len(episodes), dtype=torch.bool)
+        good = ~torch.tensor(refusals)
         for filter_ in self.filters:
             answer = filter_(data)
             if answer.shape != good.shape or answer.dtype != torch.bool:
@@ -157,6 +167,27 @@ class Collector:
             good &= answer.cpu()
         spoilt = set(data["group"][~good].tolist())
         return [episode.group not in spoilt for episode in episodes]
+
+
+def part_below(name: str, least: float) -> Refuses:
+    """Refuses episodes of whose score a part is less than that, such as what a safety reward says.
+
+    Examples:
+        >>> from rewards import Rollout, Score
+        >>> score = Score(1.0, {"safe": 0.1})
+        >>> episode = Episode(Rollout.of("ab"), score, np.zeros(2, np.float32), None, False, prompt_index=0, group=0)
+        >>> part_below("safe", 0.5)(episode), part_below("safe", 0.0)(episode)
+        (True, False)
+    """
+
+    def refuses(episode: Episode) -> bool:
+        parts = episode.score.parts
+        if name not in parts:
+            known = ", ".join(sorted(parts)) or "no parts"
+            raise ValueError(f"--rollout.drop-part is {name!r}, but the scores of this task's texts have {known}")
+        return parts[name] < least
+
+    return refuses
 
 
 def not_cut(data: TensorDict) -> torch.Tensor:

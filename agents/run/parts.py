@@ -22,7 +22,7 @@ from agents.config.arguments import nested
 from agents.config.files import ConfigError
 from agents.config.modules import import_module_of
 from agents.networks.network import Network
-from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform
+from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform, part_below
 from agents.rollouts.writers import EngineWriter
 from agents.run.evaluate import Evaluator
 from agents.run.precision import Speeds, choose_precision
@@ -172,6 +172,7 @@ def make_collector(config: TrainConfig, parts: Parts) -> Collector:
         seed=config.seed,
         over_sample=rollout.over_sample,
         filters=filters,
+        refuses=None if rollout.drop_part is None else part_below(rollout.drop_part, rollout.drop_below),
     )
 
 

@@ -133,7 +133,7 @@ def test_its_gradient_has_the_right_sign(config: Config, algo: str) -> None:
         data["next", "reward"][:] = 0
         data["next", "reward"][good, -1] = 1.0
         rewards = torch.where(data["mask"], data["next", "reward"][..., 0], 0)
-        scored = algorithm.score(Batch(data, [], 32, 64, 0, 0.0))
+        scored = algorithm.score(Batch(data, [], 32, 64, 0, 0, 0.0))
         old = log_prob(run, scored)
         better = scored["advantage"].sum((1, 2)) > 0
         assert 4 < better.sum() < 28

@@ -30,7 +30,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "loss.terms",
     ),
     "what may happen, and does not here": (
-        *("task.drop_long_prompts", "task.reward_timeout", "task.context", "rollout.drop_uniform_groups"),
+        *("task.drop_long_prompts", "task.reward_timeout", "task.context", "task.chat"),
+        *("rollout.drop_uniform_groups", "rollout.drop_part", "rollout.drop_below"),
     ),
     # A bound on a ratio, which is 1 where the engine computes with the trained weights: it holds there by itself.
     "a bound that holds": ("loss.importance_cap",),

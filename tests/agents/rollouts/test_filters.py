@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from agents.rollouts.collector import MAX_ROUNDS, Collector, not_cut, not_uniform
+from agents.rollouts.collector import MAX_ROUNDS, Collector, not_cut, not_uniform, part_below
 from llm_env.engines import Sampling
 from llm_env.mdp.core import TokenMDP
 from llm_env.tasks import Task
@@ -115,6 +115,24 @@ def test_a_filter_must_answer_for_each_episode() -> None:
     for wrong in (lambda data: data["total"], lambda data: torch.ones(3, dtype=torch.bool)):
         with pytest.raises(ValueError, match=r"a filter must return a bool for each of 4 episodes, got shape"):
             Collector(Written(), 4, filters=[wrong]).collect()
+
+
+def test_what_is_refused_is_counted_and_written_again() -> None:
+    """Of four a round those at even places are refused: two rounds are written, and their odd ones learned from."""
+    collector = Collector(Written(), 4, refuses=lambda episode: int(episode.total) % 2 == 0)
+    batch = collector.collect()
+    assert places(batch.data) == [101, 103, 201, 203]
+    assert (batch.written, batch.refused, batch.refilled) == (8, 4, 0)
+
+
+def test_parts_of_a_score() -> None:
+    def scored(**parts: float) -> Episode:
+        return Episode(Rollout.of("a"), Score(1.0, parts), np.zeros(1, np.float32), None, False, 0, 0)
+
+    refuses = part_below("safe", 0.5)
+    assert [refuses(scored(safe=value)) for value in (0.4, 0.5, 0.6)] == [True, False, False]
+    with pytest.raises(ValueError, match="drop-part is 'safe', but the scores of this task's texts have kind, long"):
+        refuses(scored(long=1.0, kind=0.0))
 
 
 def test_the_filters_that_come_with_it() -> None:
