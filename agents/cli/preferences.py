@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from agents.cli.options import flag_registry
+from agents.config import Scalar
 from agents.config.checks import out_of_range
 from agents.config.files import ConfigError, complain
 from agents.config.preferences import DPOConfig, RewardModelConfig
 from agents.config.ranges import BelowOne, Count
 from agents.preferences.collect import best_of, collect, read_texts
 from llm_env.files import replace_file
+from rewards import Judge, make_reward
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class PairsOptions:
     """Texts with their scores, several after each prompt, as llm-env eval --samples 4 --out TEXTS.jsonl writes them."""
     out: Annotated[Path, tyro.conf.arg(metavar="PAIRS.jsonl")]
     """Where to write the pairs."""
+    judge: dict[str, Scalar] = field(default_factory=dict)
+    """Let a language model compare the texts, in both orders, in place of their scores: arguments of rewards.Judge,
+    such as: url http://localhost:8000/v1 model NAME rubric "Which is more polite?" cache answers.sqlite."""
     noise: BelowOne = 0.0
     """The share of the pairs to label the wrong way round, to see what comes of it: people do, in one of four."""
     seed: int = 0
@@ -109,11 +114,19 @@ def pairs(arguments: Sequence[str]) -> None:
         registry=flag_registry(),
     )
     complain(list(out_of_range(options)))
-    found = collect(read_texts(options.texts), noise=options.noise, seed=options.seed)
+    texts = read_texts(options.texts)
+    how: dict[str, Any] = {"noise": options.noise, "seed": options.seed}
+    if options.judge:
+        judge = make_reward("judge", options.judge)
+        assert isinstance(judge, Judge)
+        found = collect(texts, compare=judge.compare, workers=judge.workers, **how)
+        judge.close()
+    else:
+        found = collect(texts, **how)
     if not found.rows:
         raise ConfigError(
-            f"{options.texts} gives no pairs ({found.ties} would have equal scores): it must have several texts with "
-            "different scores after a prompt, as llm-env eval --samples 4 writes them"
+            f"{options.texts} gives no pairs ({found.ties} of texts of which neither is better): it must have several "
+            "texts with different scores after a prompt, as llm-env eval --samples 4 writes them"
         )
     _write(options.out, found.rows)
     said = f"{len(found.rows)} pairs, {found.flipped} of them the wrong way round, {found.ties} ties left out"

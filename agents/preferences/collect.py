@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ class Collected(NamedTuple):
 
     Attributes:
         rows: pairs, as a JSONL file has them.
-        ties: how many pairs there would be more, had their texts different scores.
+        ties: how many pairs there would be more, had one of their texts been better.
         flipped: how many of the pairs have the worse text as the chosen one.
     """
 
@@ -23,11 +24,24 @@ class Collected(NamedTuple):
     flipped: int
 
 
-def collect(texts: Iterable[Mapping[str, Any]], *, noise: float = 0.0, seed: int = 0) -> Collected:
+Compare = Callable[[Any, str, str], float]
+"""How likely the first of two texts after a prompt is the better one; 0.5 where that cannot be said."""
+
+
+def collect(
+    texts: Iterable[Mapping[str, Any]],
+    *,
+    compare: Compare | None = None,
+    workers: int = 8,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Collected:
     """Pair the texts of each prompt: each text is in one pair at most.
 
     Args:
         texts: each with a "prompt", a "text" and a "score".
+        compare: says which is better, such as `Judge.compare`; by default the one with the higher score is.
+        workers: how many are compared at once.
         noise: the share of pairs that are labelled the wrong way round, as people do.
         seed: of who is paired with whom, and of the noise.
 
@@ -39,16 +53,26 @@ def collect(texts: Iterable[Mapping[str, Any]], *, noise: float = 0.0, seed: int
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     ties = flipped = 0
-    for one, other in side_by_side(texts, rng):
-        if one["score"] == other["score"]:
+    both = list(side_by_side(texts, rng))
+    with ThreadPoolExecutor(workers) as pool:
+        chances = list(pool.map(lambda pair: _chance(pair[0], pair[1], compare), both))
+    for (one, other), chance in zip(both, chances, strict=True):
+        if chance == 0.5:
             ties += 1
             continue
-        better, worse = (one, other) if one["score"] > other["score"] else (other, one)
+        better, worse = (one, other) if chance > 0.5 else (other, one)
         if rng.random() < noise:
             better, worse = worse, better
             flipped += 1
         rows.append({"prompt": one["prompt"], "chosen": better["text"], "rejected": worse["text"]})
     return Collected(rows, ties, flipped)
+
+
+def _chance(one: Mapping[str, Any], other: Mapping[str, Any], compare: Compare | None) -> float:
+    if compare is not None:
+        return compare(one["prompt"], one["text"], other["text"]) if one["text"] != other["text"] else 0.5
+    first, second = float(one["score"]), float(other["score"])
+    return 0.5 + 0.5 * ((first > second) - (first < second))
 
 
 def side_by_side(

@@ -101,6 +101,28 @@ def test_both_orders_are_compared(server: Server, one: str, other: str, better: 
     assert len(server.asked) == 2 - (one == other)
 
 
+def test_pairs_by_its_comparison(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores say the opposite, and are not asked. Where neither is better there is no pair, and equal texts cost no
+    question.
+    """
+    from agents.cli import main
+
+    rows = [
+        {"prompt": prompt, "text": text, "score": -float(text.count("a"))}
+        for prompt, texts in {"one": ["a", "aaa"], "two": ["b", "c"], "three": ["aa", "aa"]}.items()
+        for text in texts
+    ]
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "pairs.jsonl"
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    address = ["url", f"http://127.0.0.1:{server.server_port}/v1", "model", "some-model"]
+    assert main(["pairs", "--texts", str(texts), "--out", str(out), "--judge", *address]) == 0
+    assert json.loads(out.read_text()) == {"prompt": "one", "chosen": "aaa", "rejected": "a"}
+    assert "1 pairs, 0 of them the wrong way round, 2 ties left out" in capsys.readouterr().out
+    assert len(server.asked) == 4
+    assert main(["pairs", "--texts", str(texts), "--out", str(out), "--judge", "url", "here", "model", "x"]) == 2
+    assert "url must be that of a server" in capsys.readouterr().err
+
+
 def test_a_busy_server_is_asked_again(server: Server) -> None:
     server.failures = [503, 429]
     assert judge(server)([Rollout.of("aaa")])[0].value == pytest.approx(2 / 9)

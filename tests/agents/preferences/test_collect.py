@@ -82,10 +82,10 @@ def test_from_a_model_s_own_texts(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "gives no pairs (0 would have equal scores)"),
+        ([], "gives no pairs (0 of texts of which neither"),
         (
             [{"prompt": "a", "text": "b", "score": 1.0}, {"prompt": "a", "text": "c", "score": 1.0}],
-            "(1 would have equal",
+            "(1 of texts of which neither",
         ),
         ([[1]], "line 1: expected an object"),
     ],
