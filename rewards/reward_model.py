@@ -115,6 +115,23 @@ class Member:
         return found
 
 
+def averaged(members: Sequence[Member]) -> Member:
+    """One model with the means of all their weights, standardised by the means of what they are standardised by.
+
+    It makes sense of models that have begun with the same weights, as those of `llm-env reward-model` have.
+    """
+    import torch
+
+    first, *others = members
+    with torch.no_grad():
+        for name, weight in first.model.named_parameters():
+            for count, other in enumerate(others, start=1):
+                weight.lerp_(other.model.get_parameter(name), 1 / (count + 1))
+    first.mean = float(np.mean([member.mean for member in members]))
+    first.deviation = float(np.mean([member.deviation for member in members]))
+    return first
+
+
 def values_of(model: Any, tokens: Sequence[Sequence[int]]) -> Any:
     """`[len(tokens)]` a model's values of texts, filled up to the longest of them."""
     import torch
@@ -141,8 +158,11 @@ class RewardModel(Reward):
     Args:
         path: a model's folder or hub id; several with commas between them, or in a list; or a folder of members, or of
             rounds (round-1, round-2 and so on) with members, of which the last round counts.
-        how: the members make one score, see `rewards.Ensemble`.
+        how: the members make one score, see `rewards.Ensemble`; or "weights": one model with the means of their
+            weights, which costs no more than one, and knows of no disagreement.
         k: see there, too.
+        steps: what ends a step, such as a line break. Each step is then paid when it is written, by how much it has
+            raised the value of the text so far; together they are paid what the text is worth.
         held_out: the last member is an alarm and no judge.
         batch_size: texts that are read at once.
         max_length: tokens of a text; of longer ones the beginning is left out.
@@ -159,8 +179,9 @@ class RewardModel(Reward):
         self,
         path: str | Sequence[str],
         *,
-        how: Literal["mean", "min", "mean-std"] = "mean-std",
+        how: Literal["mean", "min", "mean-std", "weights"] = "mean-std",
         k: float = 2.0,
+        steps: str | None = None,
         held_out: bool = False,
         batch_size: int = 32,
         max_length: int = 1024,
@@ -173,7 +194,10 @@ class RewardModel(Reward):
         if held_out and len(self.paths) < 2:
             raise ValueError(f"held_out sets one of several members aside, but {path!r} is a single reward model")
         self.held_out = held_out
-        self._rule = Ensemble([_nothing] * (len(self.paths) - held_out), how, k)
+        if steps == "":
+            raise ValueError("steps is empty, expected what ends a step, such as a line break")
+        self.how, self.steps = how, steps
+        self._rule = Ensemble([_nothing] * (len(self.paths) - held_out), "mean" if how == "weights" else how, k)
         self.batch_size = batch_size
         self._how = (max_length, dtype, device)
         self._members: list[Member] = []
@@ -181,7 +205,7 @@ class RewardModel(Reward):
     def __reduce__(self) -> tuple[Any, ...]:
         max_length, dtype, device = self._how
         rest = {"held_out": self.held_out, "batch_size": self.batch_size, "max_length": max_length, "dtype": dtype}
-        given = {"how": self._rule.how, "k": self._rule.k, "device": device, **rest}
+        given = {"how": self.how, "k": self._rule.k, "steps": self.steps, "device": device, **rest}
         return _made, (self.paths, given)
 
     @property
@@ -192,14 +216,39 @@ class RewardModel(Reward):
 
             max_length, dtype, device = self._how
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self._members = [Member(path, max_length, dtype, device) for path in self.paths]
+            members = [Member(path, max_length, dtype, device) for path in self.paths]
+            if self.how == "weights":
+                alarm = members[len(members) - self.held_out :]
+                members = [averaged(members[: len(members) - self.held_out]), *alarm]
+            self._members = members
         return self._members
 
     def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Score several rollouts."""
+        return self._of_texts(rollouts) if self.steps is None else self._of_steps(rollouts, self.steps)
+
+    def _of_texts(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """What whole texts are worth."""
         texts = [(rollout.asked, rollout.text) for rollout in rollouts]
         each = [(member.values(texts, self.batch_size) - member.mean) / member.deviation for member in self.members]
         return [self._together(rollout, *values) for rollout, *values in zip(rollouts, *each, strict=True)]
+
+    def _of_steps(self, rollouts: Sequence[Rollout], mark: str) -> list[Score]:
+        """What each step adds to the value, where it ends."""
+        ends = [rollout.steps(mark) or [0] for rollout in rollouts]
+        texts = [rollout.before(end) for rollout, of in zip(rollouts, ends, strict=True) for end in of]
+        whole = self._of_texts(texts)
+        scores, at = [], 0
+        for rollout, of in zip(rollouts, ends, strict=True):
+            here = whole[at : at + len(of)]
+            at += len(of)
+            if not rollout.num_actions:
+                scores.append(here[-1])
+                continue
+            paid = np.zeros(rollout.num_actions)
+            paid[np.array(of) - 1] = np.diff([score.value for score in here], prepend=0.0)
+            scores.append(Score(0.0, {**here[-1].parts, "steps": float(len(of))}, paid))
+        return scores
 
     def close(self) -> None:
         """Free the models; they are loaded again when they are needed."""

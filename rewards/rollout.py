@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -277,6 +278,20 @@ class Rollout:
             return self
         return self._cut(action if self.is_action is None else int(np.flatnonzero(self.is_action)[action]))
 
+    def steps(self, mark: str) -> list[int]:
+        """After how many of the agent's actions each of its steps is written: a step ends with a mark, or the text.
+
+        Example:
+            >>> Rollout.of("ab|c|d").steps("|"), Rollout.of("ab|").steps("|"), Rollout.of("").steps("|")
+            ([3, 5, 6], [3], [])
+        """
+        actions = range(1, self.num_actions + 1)
+        marks = range(1, self.text.count(mark) + 1)
+        ends = [
+            1 + bisect_left(actions, count, key=lambda action: self.before(action).text.count(mark)) for count in marks
+        ]
+        return ends if not actions or self.num_actions in ends else [*ends, self.num_actions]
+
     def up_to(self, turns: int) -> Rollout:
         """The episode as it stood after that many turns, of whomever.
 
@@ -296,6 +311,7 @@ class Rollout:
             decode=self._decode,
             prompt=self._prompt,
             episode=self.episode,
+            asked=self._asked,
         )
 
     def _found_turns(self) -> tuple[Turn, ...]:

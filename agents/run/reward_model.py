@@ -61,9 +61,9 @@ def _member(config: RewardModelConfig, number: int, train: Sequence[Pair], test:
     if (folder / RESULTS).is_file():
         print(f"member {number} is done already")
         return dict(json.loads((folder / RESULTS).read_text()))
-    config = dataclasses.replace(config, seed=config.seed + number - 1)
     tokenizer = load_tokenizer(config.model)
-    model = classifier(config, tokenizer)
+    model = classifier(config, tokenizer)  # all begin with the same weights, so that those can be averaged
+    config = dataclasses.replace(config, seed=config.seed + number - 1)
 
     def export(measured: dict[str, float]) -> None:
         whole = copy.deepcopy(model).merge_and_unload() if config.lora_rank else model

@@ -93,6 +93,35 @@ def test_an_ensemble_is_what_its_members_make_of_it(trained: Path, how: Any, k: 
     assert [score.parts["disagreement"] for score in scores] == pytest.approx(members.std(0), rel=1e-3, abs=1e-5)
 
 
+def test_one_model_of_the_means_of_their_weights(trained: Path) -> None:
+    """Weights by hand; the members themselves stay as they are on disk."""
+    members = [load_file(trained / f"member-{number}" / "model.safetensors") for number in (1, 2)]
+    averaged = RewardModel(str(trained), how="weights")
+    (one,) = averaged.members
+    for name, weight in one.model.named_parameters():
+        mean = torch.stack([member[name] for member in members]).mean(0)
+        torch.testing.assert_close(weight.detach(), mean, rtol=1e-5, atol=1e-6)
+    assert one.deviation == pytest.approx(np.mean([each.deviation for each in RewardModel(str(trained)).members]))
+    assert "disagreement" not in averaged([Rollout.of("a", "?")])[0].parts
+    assert len(RewardModel(str(trained), how="weights", held_out=True).members) == 2
+
+
+def test_steps_are_paid_what_they_add(trained: Path) -> None:
+    """Each where it ends; the value of the text so far is what the model gives a text that is no longer."""
+    whole, by_step = RewardModel(str(trained)), RewardModel(str(trained), steps="|")
+    text = "ab|cd|e"
+    values = [score.value for score in whole([Rollout.of(text[:end], "?") for end in (3, 6, 7)])]
+    found, nothing = by_step([Rollout.of(text, "?"), Rollout.of("", "?")])
+    assert found.per_token is not None
+    assert found.per_token.nonzero()[0].tolist() == [2, 5, 6]
+    assert found.per_token[[2, 5, 6]].tolist() == pytest.approx([values[0], *np.diff(values)], abs=1e-5)
+    assert found.total == pytest.approx(values[-1], abs=1e-5)
+    assert found.parts["steps"] == 3
+    assert nothing.value == pytest.approx(whole([Rollout.of("", "?")])[0].value, abs=1e-5)
+    with pytest.raises(ValueError, match="steps is empty"):
+        RewardModel(str(trained), steps="")
+
+
 def test_the_last_member_as_an_alarm(trained: Path) -> None:
     paths = [str(trained / "member-1"), str(trained / "member-2")]
     [score] = RewardModel(paths, held_out=True)(texts("abab"))
