@@ -16,7 +16,9 @@ A stage that is done is not done again: kill it whenever you like. Half an hour 
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,55 +58,132 @@ def once(done: Path, *command: object) -> None:
         run(*command)
 
 
-def trained(done: Path, folder: Path, *command: object) -> None:
+def resumable(done: Path, folder: Path, *command: object) -> None:
     """The same for one that goes on where it was killed."""
     if not done.exists():
         run(*command, "--out", folder, *(["--resume"] if folder.exists() else []))
 
 
-def seed_of(out: Path, seed: int, pairs: int, iterations: int, samples: int) -> dict[str, Any]:
-    """All stages with one seed: the curves."""
+def curves(out: Path, seed: int, pairs: int, iterations: int) -> dict[str, dict[str, list[float]]]:
+    """All stages with one seed. Of each way: gold and proxy rewards of PPO by iterations, and of the best of n."""
     how = (*TASK, "--seed", seed, "--rollout.batch-size", 128, "--reward.no-eos-penalty", 1)
     model = out / "sft" / "model"
-    warm = ("--sft.steps", 400, "--sft.learning-rate", 1e-3)
-    trained(model, out / "sft", "sft", *how, *warm)
-    texts, chosen = out / "texts.jsonl", out / "pairs.jsonl"
-    many = ("--split", "train", "--prompts", 512, "--samples", max(2, 2 * pairs // 512))
+    resumable(model, out / "sft", "sft", *how, "--sft.steps", 400, "--sft.learning-rate", 1e-3)
+    texts, chosen, test = (out / f"{name}.jsonl" for name in ("texts", "pairs", "test"))
+    many = ("--split", "train", "--prompts", 512, "--samples", math.ceil(pairs / 256))
     once(texts, "eval", model, *TASK, *many, "--seed", seed, "--out", texts)
     once(chosen, "pairs", "--texts", texts, "--out", chosen, "--noise", 0.25, "--seed", seed)
-    test = out / "test.jsonl"
-    once(test, "eval", model, *TASK, "--prompts", 64, "--samples", samples, "--seed", seed, "--out", test)
+    once(test, "eval", model, *TASK, "--prompts", 64, "--samples", max(COUNTS), "--seed", seed, "--out", test)
 
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, list[float]]] = {}
     for name, members in WAYS.items():
-        judge = out / name
+        judge, policy = out / name, out / f"ppo-{name}"
         learn = ("--pairs", chosen, "--seed", seed, "--max-length", 32, "--batch-size", 8, "--epochs", 4)
         more = ("--learning-rate", 3e-4, "--model", model, "--members", members)
-        trained(judge / "reward-model.json", judge, "reward-model", *learn, *more)
-        found[name] = {"best_of_n": chosen_by(judge, test)}
-        policy = out / f"ppo-{name}"
+        resumable(judge / f"member-{members}" / "reward-model.json", judge, "reward-model", *learn, *more)
         reward = ("--task.reward", "words_reward_model", "--task.reward-args", "path", judge)
         rest = ("--model.name", model, "--iterations", iterations, "--evaluation.every", iterations)
-        trained(policy / "model", policy, "train", *how, *reward, *rest)
-        found[name]["ppo"] = [json.loads(line) for line in (policy / "metrics.jsonl").read_text().splitlines()]
+        resumable(policy / "model", policy, "train", *how, *reward, *rest)
+        rows = [json.loads(line) for line in (policy / "metrics.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if "reward/gold" in row]
+        parts = {"gold": "reward/gold", "proxy": "reward/watched"}
+        found[name] = {of: [row[metric] for row in rows] for of, metric in parts.items()} | of_n(judge, test)
     return found
 
 
-def chosen_by(judge: Path, texts: Path) -> dict[str, list[float]]:
+def of_n(judge: Path, texts: Path) -> dict[str, list[float]]:
     """The expected gold and proxy rewards of the best of n, by what the reward model makes of the texts."""
     rows = [json.loads(line) for line in texts.read_text().splitlines()]
-    rows = [row for row in rows if row["sample"] is not None]
-    proxy = np.array([s.value for s in RewardModel(str(judge))([Rollout.of(r["text"], r["prompt"]) for r in rows])])
-    gold = np.array([row["score"] for row in rows])
-    prompts = {row["prompt_index"] for row in rows}
-    shape = (len(prompts), len(rows) // len(prompts))
-    each = proxy.reshape(shape), gold.reshape(shape)
+    rows = sorted((row for row in rows if row["sample"] is not None), key=lambda row: row["prompt_index"])
+    proxy = [score.value for score in RewardModel(str(judge))([Rollout.of(row["text"], row["prompt"]) for row in rows])]
+    liked, gold = (np.array(each).reshape(-1, max(COUNTS)) for each in (proxy, [row["score"] for row in rows]))
     return {
-        name: [best_of_n(each[0], value, n) for n in COUNTS]
-        for name, value in zip(("proxy", "gold"), each, strict=True)
+        "gold of n": [best_of_n(liked, gold, n) for n in COUNTS],
+        "proxy of n": [best_of_n(liked, liked, n) for n in COUNTS],
     }
 
 
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """Means over some iterations."""
+    window = min(WINDOW, len(values))
+    return np.convolve(values, np.full(window, 1 / window), "valid")
+
+
+def figures(found: dict[int, dict[str, dict[str, list[float]]]]) -> dict[str, float]:
+    """How far gold rewards rise and fall."""
+    flat: dict[str, float] = {}
+    drops, gains = [], []
+    for seed, ways in found.items():
+        gold = {name: smooth(way["gold"]) for name, way in ways.items()}
+        for name, values in gold.items():
+            flat[f"{name}_peak_seed{seed}"], flat[f"{name}_end_seed{seed}"] = float(values.max()), float(values[-1])
+        drop = {name: float(values.max() - values[-1]) for name, values in gold.items()}
+        drops.append(drop["ensemble"] / max(drop["single"], 1e-9))
+        gains.append(float(gold["ensemble"][-1] - gold["single"].max()))
+    return {
+        "seeds": len(found),
+        "ensemble_drop_over_single_drop": max(drops),
+        "ensemble_end_minus_single_peak": min(gains),
+        **flat,
+    }
+
+
+def draw(found: dict[int, dict[str, dict[str, list[float]]]], path: Path) -> None:
+    """Gold (full) and proxy rewards (dashed) of PPO by iterations, and of the best of n."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=False)
+    for name, color in (("single", "#db2777"), ("ensemble", "#2563eb")):
+        title = {"single": "one reward model", "ensemble": "five, on a fifth of the pairs each"}[name]
+        for number, ways in enumerate(found.values()):
+            label = {"label": f"{title}: what it stands for"} if not number else {}
+            left.plot(smooth(ways[name]["gold"]), color=color, linewidth=1.8, **label)
+            label = {"label": f"{title}: what is learned from"} if not number else {}
+            left.plot(smooth(ways[name]["proxy"]), color=color, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6, **label)
+            right.plot(COUNTS, ways[name]["gold of n"], color=color, marker="o", markersize=3)
+    left.set(title="PPO", xlabel="iterations", ylabel="reward")
+    right.set(title="the best of n texts, by what it stands for", xlabel="n", xscale="log", xticks=COUNTS)
+    right.set_xticklabels([str(count) for count in COUNTS])
+    right.minorticks_off()
+    left.legend(frameon=False, fontsize=8)
+    for panel in (left, right):
+        panel.grid(color="#e5e7eb", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=140)
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/overoptimisation"), help="the folder of all that is made"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pairs", type=int, default=4096, help="that are compared, a quarter of them wrongly")
+    parser.add_argument("--iterations", type=int, default=80, help="of PPO")
+    parser.add_argument("--json", action="store_true", help="one flat object instead of the table")
+    options = parser.parse_args()
+    found = {
+        seed: curves(options.out / f"seed-{seed}", seed, options.pairs, options.iterations) for seed in options.seeds
+    }
+    flat, picture = figures(found), options.out / "overoptimisation.png"
+    draw(found, picture)
+    if options.json:
+        print(json.dumps(flat))
+        return
+    print(f"\n{'gold reward':<14}{'at first':>10}{'peak':>10}{'end':>10}{'best of 64':>14}")
+    for seed, ways in found.items():
+        for name, way in ways.items():
+            gold = smooth(way["gold"])
+            each = (way["gold of n"][0], gold.max(), gold[-1], way["gold of n"][-1])
+            print(f"{name:<10}{seed:>4}{each[0]:>10.2f}{each[1]:>10.2f}{each[2]:>10.2f}{each[3]:>14.2f}")
+    print(f"\nlargest drop of the ensemble over that of one model: {flat['ensemble_drop_over_single_drop']:.2f}")
+    print(f"least end of the ensemble above the peak of one model: {flat['ensemble_end_minus_single_peak']:.2f}")
+    print(f"picture: {picture}")
+
+
 if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    print(json.dumps(seed_of(out, 0, 1024, int(sys.argv[2]), 64))[:300])
+    main()
