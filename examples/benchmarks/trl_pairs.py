@@ -1,8 +1,8 @@
 """TRL's RewardTrainer or DPOTrainer on pairs of token ids. `preferences.py` starts this file in TRL's own environment.
 
-It is given a JSON file: `Work` says what is in it. It prints a JSON object: the seconds of `trainer.train()` and the loss
-of each step. The gradients of the first batch, before any step, it writes into a file. It knows nothing of
-our packages.
+It is given a JSON file, of which `Work` says what is in it. It prints a JSON object: the seconds of `trainer.train()` and
+the loss of each step. The gradients of the first batch, before any step, it writes into a file. It knows nothing of our
+packages.
 """
 
 from __future__ import annotations
