@@ -129,8 +129,9 @@ def measure(kind: str, side: Side, python: Path, rounds: int, threads: int) -> d
             trainer.model.save_pretrained(folder)
             load_tokenizer(side.model).save_pretrained(folder)
         work = {
-            "kind": kind, "model": model, "rows": rows, "batch_size": batch, "gradients": None, "threads": threads,
+            "kind": kind, "model": model, "rows": rows, "batch_size": batch, "reference": None,
             "micro_batch_size": same["micro_batch_size"], "learning_rate": RATE, "center": 0.01, "beta": 0.1,
+            "gradients": None, "threads": threads,
         }  # fmt: skip
         ours, theirs, loss = [], [], 0.0
         for number in range(rounds):

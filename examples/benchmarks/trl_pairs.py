@@ -1,7 +1,7 @@
 """TRL's RewardTrainer or DPOTrainer on pairs of token ids. `preferences.py` starts this file in TRL's own environment.
 
-It is given a JSON file, of which `Work` says what is in it. It prints a JSON object: the seconds of `trainer.train()` and
-the loss of each step. The gradients of the first batch, before any step, it writes into a file. It knows nothing of our
+It is given a JSON file; `Work` says what is in it. It prints a JSON object: the seconds of `trainer.train()`, and the
+loss of each step. The gradients of the first batch, before any step, it writes into a file. It knows nothing of our
 packages.
 """
 
@@ -40,6 +40,7 @@ class Work:
         learning_rate: constant.
         center: of the reward model's loss.
         beta: of DPO.
+        reference: of DPO, if it is another than the model.
         gradients: where to write those of the first batch; None does not compute them.
         threads: of torch.
     """
@@ -52,6 +53,7 @@ class Work:
     learning_rate: float
     center: float
     beta: float
+    reference: str | None
     gradients: str | None
     threads: int
 
@@ -71,6 +73,9 @@ class InOrderReward(InOrder, RewardTrainer):
 
 class InOrderDPO(InOrder, DPOTrainer):
     """Of the policy."""
+
+    def _prepare_dataset(self, dataset: Any, *given: Any, **how: Any) -> Any:
+        return dataset  # which is of tokens already; the other trainer sees that by itself
 
 
 def trainer_of(work: Work, folder: str) -> Any:
@@ -96,7 +101,8 @@ def trainer_of(work: Work, folder: str) -> Any:
         model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
         rows = Dataset.from_list(work.rows)
         how = DPOConfig(**same, beta=work.beta)
-        return InOrderDPO(model=model, args=how, train_dataset=rows, processing_class=tokenizer)
+        other = work.reference and AutoModelForCausalLM.from_pretrained(work.reference, dtype=torch.float32)
+        return InOrderDPO(model=model, ref_model=other, args=how, train_dataset=rows, processing_class=tokenizer)
     model = AutoModelForSequenceClassification.from_pretrained(work.model, dtype=torch.float32)
     rows = Dataset.from_list(
         [
