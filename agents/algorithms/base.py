@@ -24,9 +24,16 @@ from agents.networks.network import Network
 from agents.networks.value import FOLDS
 from agents.rollouts.collector import Batch, Collector
 from agents.rollouts.hints import pack_hints
+from agents.rollouts.masks import INDEX, TABLE
 from rewards import RewardError
 
 Tensor = torch.Tensor
+
+SEEN = (
+    *("tokens", "state_position", "mask", "action", "total", INDEX, TABLE, "behaviour_log_prob", "action_log_prob"),
+    *("ref_log_prob", "shaped_reward", "state_value", "value_target", "advantage"),
+)
+"""What is kept of a batch that was learned from, to be looked at."""
 
 
 class Algorithm:
@@ -56,6 +63,7 @@ class Algorithm:
         iteration: how many have been done.
         tokens: how many the policy has written so far.
         batch: what the last iteration has learned from; None if there was nothing.
+        scored: the same with what was made of it: rewards, values, advantages.
 
     Examples:
         >>> from agents import build, register_algorithm
@@ -119,6 +127,7 @@ class Algorithm:
         self.iteration = 0
         self.tokens = 0
         self.batch: Batch | None = None
+        self.scored: TensorDict | None = None
 
     # What an algorithm decides.
 
@@ -168,7 +177,7 @@ class Algorithm:
             self.step_check.reward_failed(error, self.iteration + 1)
             self.iteration += 1
             self.collector.iteration = self.iteration
-            self.batch = None
+            self.batch = self.scored = None
             return {"iteration": self.iteration, "tokens": self.tokens} | self._guarded()
         self.step_check.reward_is_fine()
         collected = time.perf_counter()
@@ -178,7 +187,7 @@ class Algorithm:
         learned = time.perf_counter()
         self.iteration += 1
         self.tokens += batch.written_tokens
-        self.batch = batch
+        self.batch, self.scored = batch, data.select(*SEEN, strict=False).detach()
         real = int(data["mask"].sum())
         mdp = self.collector.writer.mdp
         metrics |= batch_metrics(data, batch.episodes)

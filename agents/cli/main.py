@@ -23,6 +23,7 @@ Reinforcement learning on language models.
   reward-model train reward models on which of two texts is preferred
   dpo          train a policy on such pairs directly
   rlhf         texts, pairs, reward models and a policy that learns from them, in rounds
+  report       one page of a run, or of several beside each other: curves, and texts token by token
   eval         judge a model, or a run's, on a task
   score        score texts that were written elsewhere
   presets      list the named configurations to begin with
@@ -123,6 +124,12 @@ def _rlhf(arguments: list[str]) -> None:
     from agents.cli.rlhf import rlhf
 
     rlhf(arguments)
+
+
+def _report(arguments: list[str]) -> None:
+    from agents.cli.report import report
+
+    report(arguments)
 
 
 def _eval(arguments: list[str]) -> None:
@@ -231,6 +238,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "reward-model": _reward_model,
     "dpo": _dpo,
     "rlhf": _rlhf,
+    "report": _report,
     "eval": _eval,
     "score": _score,
     "presets": _presets,

@@ -172,6 +172,9 @@ class LogConfig:
     """Show how the run goes: a live panel in a terminal, plain lines elsewhere. Without it, only warnings are shown."""
     samples_every: CountOrZero = 10
     """Show and log some of the texts every so many iterations; 0 does so at evaluations only."""
+    texts: CountOrZero = 4
+    """How many texts of such an iteration are written down token by token, for the report: the best and the worst paid,
+    that with the largest advantage, and so on."""
     tensorboard: bool = False
     """Write TensorBoard files into the run's folder, too."""
     wandb: bool = False

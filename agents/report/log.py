@@ -16,6 +16,7 @@ from llm_env.files import replace_file
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+TOKENS = "tokens.jsonl"
 WANDB_ID = "wandb_id.txt"
 
 Sample = Mapping[str, Any]
@@ -64,17 +65,24 @@ class RunLog:
             self._writers.append(_TensorBoard(out, resume_from))
         if config.wandb:
             self._writers.append(_WandB(out, config.wandb_project, resume_from, run_name or out.name, settings or {}))
-        for name in (METRICS, SAMPLES):
+        for name in (METRICS, SAMPLES, TOKENS):
             _begin(out / name, resume_from)
         self._out = out
 
-    def write(self, metrics: Mapping[str, float], samples: Sequence[Sample] | None = None) -> None:
-        """Add one iteration. `metrics` names its `iteration`; the samples' lines get that number, too."""
+    def write(
+        self,
+        metrics: Mapping[str, float],
+        samples: Sequence[Sample] | None = None,
+        tokens: Sequence[Sample] | None = None,
+    ) -> None:
+        """Add one iteration. `metrics` names its `iteration`; lines of samples and of texts by token get that, too."""
         if "iteration" not in metrics:
             raise KeyError(f"metrics must have an 'iteration', got only {sorted(metrics)}")
         iteration = int(metrics["iteration"])
         # Samples first: whoever sees the line of an iteration can count on its samples.
         _append(self._out / SAMPLES, [{"iteration": iteration, **sample} for sample in samples or ()])
+        if tokens:
+            _append(self._out / TOKENS, [{"iteration": iteration, **row} for row in tokens])
         _append(self._out / METRICS, [{name: _number(value) for name, value in metrics.items()}])
         for writer in self._writers:
             writer.write(iteration, metrics, samples or ())
@@ -101,6 +109,12 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
     return [
         {name: math.nan if value is None else float(value) for name, value in row.items()} for _, row in _rows(path)
     ]
+
+
+def read_tokens(out: Path) -> list[dict[str, Any]]:
+    """The texts of a run that were written down token by token."""
+    path = out / TOKENS
+    return [row for _, row in _rows(path)] if path.exists() else []
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

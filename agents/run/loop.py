@@ -12,11 +12,13 @@ from agents.config import TrainConfig
 from agents.report.curves import plot_curves
 from agents.report.display import Display
 from agents.report.log import RunLog, read_metrics
+from agents.report.page import REPORT, write_report
 from agents.report.warnings import Warnings
 from agents.run.evaluate import Evaluation
 from agents.run.interruption import Interruption
 from agents.run.parts import Run
 from agents.run.summary import SAMPLES, before_and_after, run_title, samples_of
+from agents.run.tokens import token_rows
 from agents.state.checkpoint import Checkpoint, latest_checkpoint, rng_state, save_checkpoint, set_rng_state
 from llm_env.files import replace_folder
 from llm_env.tokens.episode import Episode
@@ -82,7 +84,8 @@ class Training:
                 episodes = evaluation.episodes if evaluation else self._written()
                 due = _due(algorithm.iteration, config.log.samples_every)
                 samples = samples_of(episodes) if due or evaluation else None
-                log.write(metrics, samples)
+                tokens = token_rows(algorithm, config.log.texts) if samples and config.log.texts else None
+                log.write(metrics, samples, tokens)
                 self.display.update(metrics, samples)
                 for sentence in self.warnings.look(metrics):
                     self.display.warn(sentence)
@@ -176,6 +179,7 @@ class Training:
         finished = not asked.stop
         model = self._export("model")
         plot_curves(read_metrics(out), out / "curves.png", run_title(config))
+        write_report([out], out / REPORT)
         samples = self._report_samples()
         seconds = self.seconds + time.perf_counter() - self.begun
         how = "finished" if finished else "stopped by Ctrl-C (go on with --resume)"
@@ -184,7 +188,7 @@ class Training:
             f"{seconds:.0f} s",
             before_and_after(config, self.before, after),
             samples,
-            {"model": model, "best": out / "best", "curves": out / "curves.png", "metrics": out / "metrics.jsonl"},
+            {"model": model, "best": out / "best", "report": out / REPORT, "curves": out / "curves.png"},
         )
         return Result(self.before, after, model, out / "curves.png", finished)
 

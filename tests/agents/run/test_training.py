@@ -101,7 +101,8 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     assert rows_of(one) == rows_of(other)
-    assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
+    for name in ("samples.jsonl", "tokens.jsonl"):
+        assert (one / name).read_text() == (other / name).read_text()
     for name in ("model", "best"):
         ours, theirs = (load_file(out / name / "model.safetensors") for out in (one, other))
         assert ours.keys() == theirs.keys()
@@ -122,8 +123,10 @@ def test_the_files_of_a_run(done: tuple[TrainConfig, Result]) -> None:
         "curves.png",
         "metrics.jsonl",
         "model",
+        "report.html",
         "samples.jsonl",
         "sft",
+        "tokens.jsonl",
     ]
     assert load_config(config.out / "config.yaml") == config
     assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
