@@ -24,6 +24,8 @@ Reinforcement learning on language models.
   dpo          train a policy on such pairs directly
   rlhf         texts, pairs, reward models and a policy that learns from them, in rounds
   report       one page of a run, or of several beside each other: curves, and texts token by token
+  compare      runs beside each other as a table, with intervals over their seeds
+  watch        follow a run that goes on in another process
   eval         judge a model, or a run's, on a task
   score        score texts that were written elsewhere
   presets      list the named configurations to begin with
@@ -130,6 +132,18 @@ def _report(arguments: list[str]) -> None:
     from agents.cli.report import report
 
     report(arguments)
+
+
+def _compare(arguments: list[str]) -> None:
+    from agents.cli.report import compare
+
+    compare(arguments)
+
+
+def _watch(arguments: list[str]) -> None:
+    from agents.cli.report import watch
+
+    watch(arguments)
 
 
 def _eval(arguments: list[str]) -> None:
@@ -239,6 +253,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "dpo": _dpo,
     "rlhf": _rlhf,
     "report": _report,
+    "compare": _compare,
+    "watch": _watch,
     "eval": _eval,
     "score": _score,
     "presets": _presets,

@@ -111,6 +111,12 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
     ]
 
 
+def read_samples(out: Path) -> list[dict[str, Any]]:
+    """The sample texts of a run so far."""
+    path = out / SAMPLES
+    return [row for _, row in _rows(path)] if path.exists() else []
+
+
 def read_tokens(out: Path) -> list[dict[str, Any]]:
     """The texts of a run that were written down token by token."""
     path = out / TOKENS

@@ -34,6 +34,7 @@ def write_report(runs: Sequence[Path], path: Path) -> None:
     """
     page = TEMPLATE.read_text(encoding="utf-8")
     found = gathered(runs)
+    del found["settings"]
     title = ", ".join(run["name"] for run in found["runs"])
     places = {"title": html.escape(title), "table": table(found), "data": inert(found)}
     with replace_file(path) as new:
@@ -52,9 +53,9 @@ def inert(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def gathered(runs: Sequence[Path]) -> dict[str, Any]:
-    """What the page shows, as JSON can hold it."""
-    found = [_run(folder) for folder in runs]
+def gathered(runs: Sequence[Path], texts: bool = True) -> dict[str, Any]:
+    """What the page shows, as JSON can hold it, and the settings of each run."""
+    found = [_run(folder, texts) for folder in runs]
     settings = [run.pop("settings") for run in found]
     names = list(dict.fromkeys(name for each in settings for name in each))
     different = {
@@ -76,7 +77,7 @@ def gathered(runs: Sequence[Path]) -> dict[str, Any]:
     total = sum(len(run["texts"]) for run in found)
     for run in found:
         run["texts"] = thinned(run["texts"], math.ceil(MOST_TEXTS * len(run["texts"]) / max(1, total)))
-    return {"runs": found, "different": different, "panels": panels}
+    return {"runs": found, "different": different, "panels": panels, "settings": settings}
 
 
 def short(value: Any, most: int = 4000) -> Any:
@@ -125,7 +126,7 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _run(folder: Path) -> dict[str, Any]:
+def _run(folder: Path, texts: bool) -> dict[str, Any]:
     saved = folder / "config.yaml"
     rows = [row for row in read_metrics(folder) if "iteration" in row]
     if not saved.is_file() or not rows:
@@ -138,7 +139,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "settings": {name: str(value) for name, value in flatten(load_config(saved))},
         "iterations": [int(row["iteration"]) for row in rows],
         "metrics": metrics,
-        "texts": [short(row) for row in read_tokens(folder)],
+        "texts": [short(row) for row in read_tokens(folder)] if texts else [],
     }
 
 

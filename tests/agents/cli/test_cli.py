@@ -340,7 +340,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
         (
             "xyz",
-            "unknown command 'xyz'; there are train, sft, best, pairs, label, reward-model, dpo, rlhf, report, eval",
+            "unknown command 'xyz'; there are train, sft, best, pairs, label, reward-model, dpo, rlhf, report, comp",
         ),
         ("presets all", "llm-env presets takes no arguments, got all"),
         ("tasks all", "unknown task 'all'"),

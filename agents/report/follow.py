@@ -1,0 +1,41 @@
+"""A run that goes on in another process, as it would look here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agents.config.files import ConfigError, load_config
+from agents.report.display import Display
+from agents.report.log import read_metrics, read_samples
+
+
+def follow(folder: Path, pause: Callable[[], None] = lambda: time.sleep(1.0)) -> int:
+    """Show a run until it has done its last iteration, or the reader has seen enough; the last iteration that was seen.
+
+    Args:
+        folder: of the run.
+        pause: until the next look.
+    """
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise ConfigError(f"there is no run in {folder} (no config.yaml): expected the folder of llm-env train (--out)")
+    config, seen = load_config(saved), -1
+    title = f"{config.algo} on {config.task.name} with {config.model.name}, seed {config.seed}"
+    with Display(config.iterations, title) as display:
+        display.phase("waiting for the first numbers")
+        try:
+            while True:
+                samples = read_samples(folder)
+                for row in read_metrics(folder):
+                    iteration = int(row["iteration"])
+                    if iteration > seen:
+                        seen = iteration
+                        display.update(row, [sample for sample in samples if sample["iteration"] == iteration] or None)
+                        display.phase(f"following {folder}")
+                if seen >= config.iterations or (folder / "report.html").exists():
+                    return seen
+                pause()
+        except KeyboardInterrupt:
+            return seen
