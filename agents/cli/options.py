@@ -42,7 +42,9 @@ class Options:
     """Show where in the program an error came from."""
 
 
-def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Options:
+def read_options(
+    arguments: Sequence[str], program: str = "llm-env train", defaults: TrainConfig | None = None
+) -> Options:
     """What a command line asks for, checked. A run that is resumed keeps its own configuration."""
     preset, file = _value_of(arguments, "--preset"), _value_of(arguments, "--config")
     if preset is not None and preset not in PRESETS:
@@ -52,7 +54,7 @@ def read_options(arguments: Sequence[str], program: str = "llm-env train") -> Op
     def with_file(base: TrainConfig) -> TrainConfig:
         return load_config(Path(file), base) if file else base
 
-    base = with_file(PRESETS[preset].config if preset else TrainConfig())
+    base = with_file(PRESETS[preset].config if preset else defaults or TrainConfig())
     options = _parse(arguments, base, program)
     out = options.settings.out
     if options.resume:

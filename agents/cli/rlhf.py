@@ -8,7 +8,11 @@ from typing import Any
 import tyro
 
 from agents.cli.options import flag_registry, read_options
+from agents.config import TrainConfig
 from agents.config.preferences import RLHFConfig
+
+# A reward model is right about texts like those it has seen: without a penalty the policy leaves them at once.
+DEFAULTS = TrainConfig().replace(out="runs/rlhf", kl__beta=0.05)
 
 
 def rlhf(arguments: Sequence[str]) -> None:
@@ -23,10 +27,13 @@ def rlhf(arguments: Sequence[str]) -> None:
         "--task.reward judge), reward models learn from all pairs so far, and the policy learns from those.",
     }
     if asks:
-        print("All flags of `llm-env train --help` say how the policy learns, --iterations in each round. Besides:\n")
+        print(
+            "All flags of `llm-env train --help` say how the policy learns, --iterations in each round, with "
+            f"--kl.beta {DEFAULTS.kl.beta:g}. Besides:\n"
+        )
         tyro.cli(RLHFConfig, args=["--help"], **parser)
     how, rest = tyro.cli(RLHFConfig, args=given, return_unknown_args=True, **parser)
-    options = read_options(rest, "llm-env rlhf")
+    options = read_options(rest, "llm-env rlhf", DEFAULTS)
     from agents.run.rlhf import train_rlhf  # imports torch: --help and slips in flags do without
 
     found = train_rlhf(options.settings, how, resume=options.resume)
@@ -36,4 +43,10 @@ def rlhf(arguments: Sequence[str]) -> None:
         interval = f"{reward['low']:.3f} to {reward['high']:.3f}"
         right = f"{each['accuracy_on_its_texts']:.3f}" if "accuracy_on_its_texts" in each else ""
         print(f"{each['round'] or 'start':<8}{reward['mean']:<27.3f}{interval:<19}{right}")
+    first, last = found[0]["reward"], found[-1]["reward"]
+    if last["high"] < first["low"]:
+        print(
+            "warning: the texts are worse than at first: the policy has learned what the reward models are wrong "
+            "about. Use more --pairs, fewer --iterations in a round, or a larger --kl.beta"
+        )
     print(f"model     {options.settings.out / 'model'}")
