@@ -37,6 +37,7 @@ from agents.preferences.together import shared_by
 from agents.run.reward_model import classifier
 from llm_env.models import load_model, load_tokenizer, load_vocabulary, model_folder
 
+KINDS = ("reward-model", "dpo")
 WORKER = Path(__file__).with_name("trl_pairs.py")
 RATE = 1e-6  # so small that both sides' weights stay what they were, whatever their schedules
 
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what to measure")
     parser.add_argument("--json", action="store_true", help="one flat object instead of the table")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -170,7 +172,7 @@ def main() -> None:
     side = Side(options.model, pairs, options.batch_size, options.micro_batch_size, options.max_length)
     python = trl_python()
     found: dict[str, float] = {"pairs": len(pairs), "threads": options.threads}
-    for kind in ("reward-model", "dpo"):
+    for kind in options.kinds:
         found |= measure(kind, side, python, options.rounds, options.threads)
     if options.json:
         print(json.dumps(found))
