@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.config import TrainConfig
+from agents.config.checks import flatten
 from agents.report.curves import plot_curves
 from agents.report.display import Display
 from agents.report.log import RunLog, read_metrics
@@ -65,7 +66,8 @@ class Training:
         config, algorithm = self.config, self.algorithm
         resumed = self._resume() if resume else False
         self.begun = time.perf_counter()
-        log = RunLog(config.out, config.log, algorithm.iteration if resumed else None)
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in flatten(config)}
+        log = RunLog(config.out, config.log, algorithm.iteration if resumed else None, settings=settings)
         with log:
             after = self.before
             if resumed:
@@ -179,7 +181,8 @@ class Training:
         finished = not asked.stop
         model = self._export("model")
         plot_curves(read_metrics(out), out / "curves.png", run_title(config))
-        write_report([out], out / REPORT)
+        if read_metrics(out):
+            write_report([out], out / REPORT)
         samples = self._report_samples()
         seconds = self.seconds + time.perf_counter() - self.begun
         how = "finished" if finished else "stopped by Ctrl-C (go on with --resume)"

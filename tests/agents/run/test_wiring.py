@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.report.log import read_metrics
+from agents.report.log import RunLog, read_metrics
 from agents.rollouts.writers import EngineWriter
 from agents.run.training import train
 from llm_env.engines import Sampling
@@ -46,6 +46,22 @@ def test_the_engine_writes_with_what_was_learned(config: Config, monkeypatch: py
     assert [row["iteration"] for row in rows] == [1, 2, 3]
     assert max(row["kl/mismatch"] for row in rows) < 1e-4
     assert rows[0]["kl/old"] > 1e-2  # an iteration moves the policy far more than that
+
+
+def test_weights_and_biases_is_told_all_settings(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    class Listening(RunLog):
+        def __init__(self, *given: Any, settings: Any, **how: Any) -> None:
+            told.update(settings)
+            super().__init__(*given, settings=settings, **how)
+
+    monkeypatch.setattr("agents.run.loop.RunLog", Listening)
+    made = config(iterations=1, actor__learning_rate=2e-4)
+    train(made)
+    assert told["actor.learning_rate"] == 2e-4
+    assert told["out"] == str(made.out)
+    assert "task.name" in told
 
 
 def test_a_greedy_evaluation_takes_the_likeliest_tokens(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
