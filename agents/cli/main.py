@@ -26,6 +26,7 @@ Reinforcement learning on language models.
   report       one page of a run, or of several beside each other: curves, and texts token by token
   compare      runs beside each other as a table, with intervals over their seeds
   watch        follow a run that goes on in another process
+  play         take the model's place: write an episode of a task yourself, with a model at hand
   eval         judge a model, or a run's, on a task
   score        score texts that were written elsewhere
   presets      list the named configurations to begin with
@@ -146,6 +147,12 @@ def _watch(arguments: list[str]) -> None:
     watch(arguments)
 
 
+def _play(arguments: list[str]) -> None:
+    from agents.cli.play import play
+
+    play(arguments)
+
+
 def _eval(arguments: list[str]) -> None:
     from agents.cli.judge import evaluate
 
@@ -255,6 +262,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "compare": _compare,
     "watch": _watch,
+    "play": _play,
     "eval": _eval,
     "score": _score,
     "presets": _presets,
