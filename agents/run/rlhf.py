@@ -45,6 +45,20 @@ def train_rlhf(config: TrainConfig, how: RLHFConfig, resume: bool = False) -> li
         how: what comes before.
         resume: go on where the same command was stopped. The numbers are those of one that never was. It may be told
             more rounds.
+
+    Examples:
+        >>> import tempfile
+        >>> small = {"sft__steps": 40, "rollout__batch_size": 8, "evaluation__prompts": 8, "log__display": False}
+        >>> config = TrainConfig(out=Path(tempfile.mkdtemp()) / "run", iterations=1).replace(**small)
+        >>> config = config.replace(task__name="Copy", task__args={"length": 3, "dense": True})
+        >>> start, first = train_rlhf(config, RLHFConfig(rounds=1, pairs=256, members=1, max_length=32))
+        <BLANKLINE>
+        the supervised warm start
+        <BLANKLINE>
+        round 1 of 1: texts and their comparison
+        ...
+        >>> first["round"], 0 < first["pairs"] <= 256
+        (1, True)
     """
     _check(config, how)
     _claim(config, how, resume)
