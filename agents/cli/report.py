@@ -73,7 +73,7 @@ def watch(arguments: Sequence[str]) -> None:
         description="Follow a run of another process, until its end or Ctrl-C; the run itself goes on.",
         registry=flag_registry(),
     )
-    from agents.report.follow import follow
+    from agents.run.follow import follow
 
     follow(options.run)
 

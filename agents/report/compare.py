@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.report.page import SAME, gathered
+from agents.report.page import SAME, differing, gathered, last_of
 
 FIGURES: Mapping[str, str] = {
     "eval/sampled": "held out, sampled",
@@ -50,13 +50,7 @@ def compared(folders: Sequence[Path]) -> dict[str, Any]:
         }
         for group in groups.values()
     ]
-    each = [group[0][1] for group in groups.values()]
-    differ = {
-        name: [settings.get(name, "") for settings in each]
-        for name in each[0]
-        if len({settings.get(name, "") for settings in each}) > 1 and name != "seed" and not name.startswith(SAME)
-    }
-    return {"differ": differ, "rows": rows}
+    return {"differ": differing([group[0][1] for group in groups.values()], besides=("seed",)), "rows": rows}
 
 
 def as_table(found: Mapping[str, Any]) -> str:
@@ -102,7 +96,7 @@ def _figure(runs: Sequence[Mapping[str, Any]], name: str) -> dict[str, float] | 
 
 
 def _last(run: Mapping[str, Any], name: str) -> float | None:
-    return next((value for value in reversed(run["metrics"].get(name, [])) if value is not None), None)
+    return last_of(run["metrics"].get(name, []))
 
 
 def _cell(figure: Mapping[str, float] | None) -> str:

@@ -6,7 +6,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,6 @@ def gathered(runs: Sequence[Path], texts: bool = True) -> dict[str, Any]:
     """What the page shows, as JSON can hold it, and the settings of each run."""
     found = [_run(folder, texts) for folder in runs]
     settings = [run.pop("settings") for run in found]
-    names = list(dict.fromkeys(name for each in settings for name in each))
-    different = {
-        name: [each.get(name, "") for each in settings]
-        for name in names
-        if len({each.get(name, "") for each in settings}) > 1 and not name.startswith(SAME)
-    }
     panels = [
         {
             "title": frame.title,
@@ -77,7 +71,29 @@ def gathered(runs: Sequence[Path], texts: bool = True) -> dict[str, Any]:
     total = sum(len(run["texts"]) for run in found)
     for run in found:
         run["texts"] = thinned(run["texts"], math.ceil(MOST_TEXTS * len(run["texts"]) / max(1, total)))
-    return {"runs": found, "different": different, "panels": panels, "settings": settings}
+    return {"runs": found, "different": differing(settings), "panels": panels, "settings": settings}
+
+
+def differing(settings: Sequence[Mapping[str, str]], besides: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """In which settings runs differ, with the value of each; but for those in which they may.
+
+    >>> differing([{"seed": "0", "out": "a"}, {"seed": "1", "out": "b"}])
+    {'seed': ['0', '1']}
+    """
+    names = dict.fromkeys(name for each in settings for name in each)
+    values = {
+        name: [each.get(name, "") for each in settings] for name in names if not name.startswith((*SAME, *besides))
+    }
+    return {name: of for name, of in values.items() if len(set(of)) > 1}
+
+
+def last_of(values: Sequence[float | None]) -> float | None:
+    """The last number of a metric that was measured now and then.
+
+    >>> last_of([0.1, 0.2, None])
+    0.2
+    """
+    return next((value for value in reversed(values) if value is not None), None)
 
 
 def short(value: Any, most: int = 4000) -> Any:
@@ -115,8 +131,7 @@ def table(found: dict[str, Any]) -> str:
     for run in found["runs"]:
         lines.append(f"<h2>{html.escape(run['name'])}</h2><table><tr><th>metric</th><th>last</th></tr>")
         for name, values in run["metrics"].items():
-            last = next((value for value in reversed(values) if value is not None), None)
-            if last is not None:
+            if (last := last_of(values)) is not None:
                 lines.append(f"<tr><td>{html.escape(name)}</td><td>{last:.4g}</td></tr>")
         lines.append("</table><table><tr><th>iteration</th><th>score</th><th>prompt</th><th>text</th></tr>")
         for text in run["texts"]:

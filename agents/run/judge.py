@@ -42,6 +42,11 @@ class Judgement:
     temperature: float
     variety: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def sampled_rows(self) -> list[dict[str, Any]]:
+        """The rows of sampled texts."""
+        return [row for row in self.rows if row["sample"] is not None]
+
     def summary(self, right: float = 1.0, against: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """The figures, as JSON can hold them.
 
@@ -53,11 +58,10 @@ class Judgement:
         correct = (self.sampled >= right - 1e-9).sum(1)
         tries = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= count]
         parts: dict[str, list[float]] = {}
-        for row in self.rows:
-            if row["sample"] is not None:
-                for name, value in row["parts"].items():
-                    if name != "score" and (name != "reward_failed" or value):  # the whole, and what hardly ever is
-                        parts.setdefault(name, []).append(value)
+        for row in self.sampled_rows:
+            for name, value in row["parts"].items():
+                if name != "score" and (name != "reward_failed" or value):  # the whole, and what hardly ever is
+                    parts.setdefault(name, []).append(value)
         return {
             "prompts": len(self.sampled),
             "samples": count,

@@ -180,8 +180,9 @@ class Training:
         self._save()
         finished = not asked.stop
         model = self._export("model")
-        plot_curves(read_metrics(out), out / "curves.png", run_title(config))
-        if read_metrics(out):
+        metrics = read_metrics(out)
+        plot_curves(metrics, out / "curves.png", run_title(config))
+        if metrics:
             write_report([out], out / REPORT)
         samples = self._report_samples()
         seconds = self.seconds + time.perf_counter() - self.begun

@@ -115,7 +115,7 @@ class _Round:
         prompts = min(self.how.pairs, MOST_PROMPTS)
         found = _judged(self.config, self._model(), "train", prompts, 2 * -(-self.how.pairs // prompts), self.number)
         pairs = collect(
-            [row for row in found.rows if row["sample"] is not None],
+            found.sampled_rows,
             noise=self.how.noise,
             seed=self.config.seed + self.number,
         )
@@ -155,7 +155,7 @@ class _Round:
         """What the task pays for held-out texts, and how often the new reward models are right about the next texts."""
         prompts = self.config.evaluation.prompts
         found = _judged(self.config, str(self.policy / "model"), "test", prompts, 2, self.number)
-        fresh = collect([row for row in found.rows if row["sample"] is not None], seed=self.config.seed).rows
+        fresh = collect(found.sampled_rows, seed=self.config.seed).rows
         right = {"accuracy_on_its_texts": right_about(self.models, fresh)} if fresh else {}
         return {
             "round": self.number,

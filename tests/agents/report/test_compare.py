@@ -19,8 +19,8 @@ from agents.cli import main
 from agents.config import TrainConfig
 from agents.config.files import save_config
 from agents.report.compare import as_table, compared, mean_of
-from agents.report.follow import follow
 from agents.report.log import RunLog
+from agents.run.follow import follow
 
 
 def run(folder: Path, scores: list[float], **changes: Any) -> Path:

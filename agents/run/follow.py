@@ -9,6 +9,7 @@ from pathlib import Path
 from agents.config.files import ConfigError, load_config
 from agents.report.display import Display
 from agents.report.log import read_metrics, read_samples
+from agents.run.summary import run_title
 
 
 def follow(folder: Path, pause: Callable[[], None] = lambda: time.sleep(1.0)) -> int:
@@ -22,8 +23,7 @@ def follow(folder: Path, pause: Callable[[], None] = lambda: time.sleep(1.0)) ->
     if not saved.is_file():
         raise ConfigError(f"there is no run in {folder} (no config.yaml): expected the folder of llm-env train (--out)")
     config, seen = load_config(saved), -1
-    title = f"{config.algo} on {config.task.name} with {config.model.name}, seed {config.seed}"
-    with Display(config.iterations, title) as display:
+    with Display(config.iterations, run_title(config)) as display:
         display.phase("waiting for the first numbers")
         try:
             while True:
