@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rewards import CodeTests, Limits, Outcome, Rollout, Sandbox, SandboxUnavailable, full_seats, program_in
+from rewards.fenced import FenceMaker
 from rewards.full_seats import FullSeats, Process
 
 pytest.importorskip("pydantic_monty")
@@ -192,6 +195,40 @@ class TestFences:
         threads = "import threading, heapq\nt = threading.Thread(target=print, args=('thread',))\nt.start()\nt.join()"
         assert sandbox.run(threads).stdout == "thread\n"
 
+    @pytest.mark.parametrize(
+        ("program", "printed"),
+        [
+            ("class A:\n    def __del__(self): print('gone')\na = A()\nprint('end')", "end\ngone\n"),
+            ("class A:\n    def __del__(self): print('gone')\na = A()\na.itself = a\nprint('end')", "end\ngone\n"),
+            ("import atexit\natexit.register(print, 'gone')\nprint('end')", "end\ngone\n"),
+            (
+                "import threading, time\ndef late(): time.sleep(0.2); print('gone')\n"
+                "threading.Thread(target=late).start()\nprint('end')",
+                "end\ngone\n",
+            ),
+            (
+                "def numbers():\n    try: yield 1\n    finally: print('gone')\nn = numbers()\nnext(n)\nprint('end')",
+                "end\ngone\n",
+            ),
+            ("_run = os = sys = exec = names = 1\nprint('end', '_program' in globals())", "end False\n"),
+            ("import sys\nsys.stdout.write('no newline')", "no newline"),
+            (
+                "import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))).__name__, __name__)",
+                "A __main__\n",
+            ),
+        ],
+    )
+    def test_the_end_is_as_python_has_it(self, sandbox: Sandbox, program: str, printed: str) -> None:
+        assert sandbox.run(FULL + program) == Outcome(True, printed, "", "full")
+        bare = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
+        assert bare.stdout == printed
+
+    @pytest.mark.parametrize(
+        ("program", "code"), [("raise SystemExit(3)", 3), ("import sys\nsys.exit('no')", 1), ("1 / 0", 1)]
+    )
+    def test_exit_codes(self, sandbox: Sandbox, program: str, code: int) -> None:
+        assert sandbox.run(FULL + program).why == f"it ended with exit code {code}"
+
     def test_memory(self, sandbox: Sandbox) -> None:
         assert not sandbox.run(FULL + "x = bytearray(400 << 20)\nprint(len(x))").passed
         assert sandbox.run(FULL + "x = bytearray(40 << 20)\nprint(len(x))").passed
@@ -200,24 +237,16 @@ class TestFences:
         def none(*_: object) -> None:
             raise OSError("no Landlock")
 
-        monkeypatch.setattr(full_seats, "_confined", none)
-        full_seats._fences.cache_clear()
-        try:
-            with pytest.raises(SandboxUnavailable, match=r"cannot be fenced in here \(OSError: no Landlock\)"):
-                Sandbox().run(FULL + "print(1)")
-            assert Sandbox().run("print(1)").passed  # the fast tier needs no kernel
-            assert Sandbox(unsafe=True).run(FULL + "print(1)").stdout == "1\n"
-        finally:
-            full_seats._fences.cache_clear()
+        monkeypatch.setattr(FenceMaker, "begin", none)
+        with pytest.raises(SandboxUnavailable, match=r"cannot be fenced in here \(OSError: no Landlock\)"):
+            Sandbox().run(FULL + "print(1)")
+        assert Sandbox().run("print(1)").passed  # the fast tier needs no kernel
+        assert Sandbox(unsafe=True).run(FULL + "print(1)").stdout == "1\n"
 
     def test_fences_that_let_through_are_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(full_seats, "_confined", full_seats._bare)
-        full_seats._fences.cache_clear()
-        try:
-            with pytest.raises(SandboxUnavailable, match="a program could read a file that it must not"):
-                FullSeats()
-        finally:
-            full_seats._fences.cache_clear()
+        monkeypatch.setattr(FenceMaker, "begin", lambda _maker, _command, limits: full_seats._bare(limits))
+        with pytest.raises(SandboxUnavailable, match="a program could read a file that it must not"):
+            FullSeats()
 
 
 class TestSandbox:
@@ -335,42 +364,48 @@ class TestSpares:
         with seats.process(code, limits) as process:
             return bytes(process.stdout.read(1000))
 
-    def waiting(self, seats: FullSeats, count: int) -> list[Process]:
-        for _ in range(200):
-            spares = [spare for kept in seats._spares.values() for spare in kept]
-            if len(spares) >= count:
-                return spares
-            time.sleep(0.05)
-        raise AssertionError(f"there are only {len(spares)} spares")
+    def waiting(self, seats: FullSeats) -> list[Process]:
+        return [first.result(20) for begun in seats._begun.values() for first in begun]
 
     def test_each_runs_one_program(self, seats: FullSeats) -> None:
         code = "import os\nprint(os.getpid(), 'x' in globals())\nx = 1"
         seen = []
         for _ in range(4):
             seen.append(self.printed(seats, code, Limits()).split())
-            self.waiting(seats, 1)
         assert len({pid for pid, _ in seen}) == 4
         assert {known for _, known in seen} == {b"False"}
 
     def test_its_time_begins_with_its_program(self, seats: FullSeats) -> None:
         limits = Limits(seconds=1)
         self.printed(seats, "", limits)
-        self.waiting(seats, 1)
+        self.waiting(seats)
         time.sleep(1.5)
         assert self.printed(seats, "print(1)", limits) == b"1\n"
 
     def test_other_limits_have_others(self, seats: FullSeats) -> None:
         self.printed(seats, "", Limits(memory=64))
-        self.waiting(seats, 1)
+        self.waiting(seats)
         assert self.printed(seats, "print(len(bytearray(10**8)))", Limits(memory=512)) == b"100000000\n"
         assert self.printed(seats, "print(len(bytearray(10**8)))", Limits(memory=64)) == b""
 
     def test_closing_ends_them(self, seats: FullSeats) -> None:
         self.printed(seats, "", Limits())
-        spares = self.waiting(seats, 1)
+        spares = self.waiting(seats)
         seats.close()
-        assert [spare.stdin.closed for spare in spares] == [True] * len(spares)
-        assert not seats._spares
+        assert [spare.waits() for spare in spares] == [False] * len(spares)
+        assert len(spares) == 2
+        assert not seats._begun
+
+    def test_one_that_has_ended_is_passed_over(self, seats: FullSeats) -> None:
+        self.printed(seats, "", Limits())
+        for spare in self.waiting(seats):
+            spare._process.kill()
+            spare._process.wait()
+        assert self.printed(seats, "print(1)", Limits()) == b"1\n"
+
+    def test_where_none_can_stay_alive(self, monkeypatch: pytest.MonkeyPatch, seats: FullSeats) -> None:
+        monkeypatch.setattr(full_seats, "_COMMAND", ["/bin/false"])
+        assert self.printed(seats, "print(1)", Limits()) == b""
 
     def test_a_program_that_is_no_text_of_utf_8(self, seats: FullSeats) -> None:
         assert self.printed(seats, "print('\ud800é' == '?é')", Limits()) == b"True\n"
