@@ -13,7 +13,10 @@ SAY_WHAT_WAS_SKIPPED = if [ -e $(VENV)/.no-vllm ]; then \
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test test-all test-peers lint format bench bench-learning clean
+# Material for MkDocs prints an advertisement otherwise.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: help train test test-all test-peers lint format docs bench bench-learning clean
 
 help:
 	@echo "make train      set up, then teach a small model to reverse words with PPO (minutes)"
@@ -22,6 +25,7 @@ help:
 	@echo "make test-peers what needs libraries that cannot be installed beside vLLM: verifiers, OpenEnv, RLlib, Tianshou"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the sources"
+	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make bench      the benchmarks of speed (most of an hour; the last makes an environment for TRL)"
 	@echo "make bench-learning  how fast algorithms learn (many hours; goes on where it was stopped)"
 	@echo "make clean      remove the virtual environment and caches"
@@ -56,6 +60,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A warning is an error there.
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build -q -f .docs/mkdocs.yml
+	@echo "build/site/index.html; with a search: $(BIN)/python -m http.server -d build/site"
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
