@@ -31,9 +31,12 @@ class EvalOptions:
     prompts: int = 256
     """The most prompts that it is judged on."""
     samples: int = 1
-    """How many texts are sampled after each prompt; pass@k needs k."""
+    """How many texts are sampled after each prompt; pass@k and maj@k (the answer that most of them give) need k."""
     right: float = 1.0
-    """The reward from which a text counts as right, for pass@k."""
+    """The reward from which a text counts as right, for pass@k and maj@k."""
+    by: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Break the mean down by what prompts have under this name in their metadata; those of a Mixture or a Curriculum
+    are broken down by their part in any case."""
     against: Annotated[Path | None, tyro.conf.arg(metavar="TEXTS.jsonl")] = None
     """Texts of another model after the same prompts, which --out has written: how often this one's are better."""
     temperature: float = 1.0
@@ -47,7 +50,8 @@ class EvalOptions:
     device: str = "cpu"
     """What to compute on."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="TEXTS.jsonl")] = None
-    """Write every text there, with its score and its parts."""
+    """Write every text there, with its score and its parts. Until it is done, what there is so far is kept beside it
+    (.part): the same command goes on from there."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object in place of the table."""
     module: str | None = None
@@ -86,7 +90,8 @@ def evaluate(arguments: Sequence[str]) -> None:
             left = (time.monotonic() - begun) / done * (total - done)
             print(f"{done} of {total} passes over the prompts, about {left:.0f} s left", file=sys.stderr)
 
-    found = judge(config, _model_of(options.model), options.samples, told)
+    kept = None if options.out is None else options.out.with_name(options.out.name + ".part")
+    found = judge(config, _model_of(options.model), options.samples, told, options.by, kept)
     summary = {
         "model": options.model,
         "task": options.task.name,
@@ -96,6 +101,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     if options.out is not None:
         with replace_file(options.out) as new:
             new.write_text("".join(json.dumps(row) + "\n" for row in found.rows), encoding="utf-8")
+        if kept is not None:
+            kept.unlink(missing_ok=True)
     print(json.dumps(summary) if options.json else table(summary))
 
 
@@ -129,7 +136,11 @@ def table(summary: dict[str, Any]) -> str:
     for place, (k, value) in enumerate(summary["pass"].items()):
         why = "" if place else f"   right: a reward of {summary['right']:g} or more"
         lines.append(f"{f'pass@{k}':<12} {value:>7.3f}{why}")
+    for place, (k, value) in enumerate(summary.get("majority", {}).items()):
+        lines.append(f"{f'maj@{k}':<12} {value:>7.3f}" + ("" if place else "   the answer that most of them give"))
     lines += [f"{f'part {name}':<12} {value:>7.3f}" for name, value in summary["parts"].items()]
+    for name, of in summary.get("groups", {}).items():
+        lines.append(f"{name:<12} {of['mean']:>7.3f}   {of['low']:.3f} to {of['high']:.3f}   {of['prompts']} prompts")
     names = {"distinct_2": "of all pairs of tokens differ", "self_bleu": "1: all texts after a prompt are the same"}
     lines += [f"{name:<12} {summary[name]:>7.3f}   {said}" for name, said in names.items() if name in summary]
     if against := summary.get("against"):

@@ -17,6 +17,8 @@ from llm_env.files import replace_file
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 TOKENS = "tokens.jsonl"
+WARNINGS = "warnings.jsonl"
+MACHINE = "machine.json"
 WANDB_ID = "wandb_id.txt"
 
 Sample = Mapping[str, Any]
@@ -38,6 +40,7 @@ class RunLog:
             begins a new log: one that is there already is renamed to `metrics.jsonl.old`.
         run_name: what Weights & Biases calls the run; by default the folder's name.
         settings: the run's configuration as plain values, for Weights & Biases.
+        machine: what computes it, and the versions of what it is made of.
 
     Examples:
         >>> import tempfile
@@ -57,6 +60,7 @@ class RunLog:
         resume_from: int | None = None,
         run_name: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        machine: Mapping[str, str] | None = None,
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self._writers: list[_Writer] = []
@@ -65,8 +69,11 @@ class RunLog:
             self._writers.append(_TensorBoard(out, resume_from))
         if config.wandb:
             self._writers.append(_WandB(out, config.wandb_project, resume_from, run_name or out.name, settings or {}))
-        for name in (METRICS, SAMPLES, TOKENS):
+        for name in (METRICS, SAMPLES, TOKENS, WARNINGS):
             _begin(out / name, resume_from)
+        if machine:
+            with replace_file(out / MACHINE) as new:
+                new.write_text(json.dumps(machine, indent=1) + "\n", encoding="utf-8")
         self._out = out
 
     def write(
@@ -74,8 +81,9 @@ class RunLog:
         metrics: Mapping[str, float],
         samples: Sequence[Sample] | None = None,
         tokens: Sequence[Sample] | None = None,
+        warnings: Sequence[str] = (),
     ) -> None:
-        """Add one iteration. `metrics` names its `iteration`; lines of samples and of texts by token get that, too."""
+        """Add one iteration. `metrics` names its `iteration`; lines of samples, texts and warnings get that, too."""
         if "iteration" not in metrics:
             raise KeyError(f"metrics must have an 'iteration', got only {sorted(metrics)}")
         iteration = int(metrics["iteration"])
@@ -83,6 +91,8 @@ class RunLog:
         _append(self._out / SAMPLES, [{"iteration": iteration, **sample} for sample in samples or ()])
         if tokens:
             _append(self._out / TOKENS, [{"iteration": iteration, **row} for row in tokens])
+        if warnings:
+            _append(self._out / WARNINGS, [{"iteration": iteration, "warning": said} for said in warnings])
         _append(self._out / METRICS, [{name: _number(value) for name, value in metrics.items()}])
         for writer in self._writers:
             writer.write(iteration, metrics, samples or ())
@@ -111,16 +121,16 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
     ]
 
 
-def read_samples(out: Path) -> list[dict[str, Any]]:
-    """The sample texts of a run so far."""
-    path = out / SAMPLES
+def read_lines(out: Path, name: str) -> list[dict[str, Any]]:
+    """What else a run has written down so far: SAMPLES, TOKENS or WARNINGS."""
+    path = out / name
     return [row for _, row in _rows(path)] if path.exists() else []
 
 
-def read_tokens(out: Path) -> list[dict[str, Any]]:
-    """The texts of a run that were written down token by token."""
-    path = out / TOKENS
-    return [row for _, row in _rows(path)] if path.exists() else []
+def read_machine(out: Path) -> dict[str, str]:
+    """What the run was computed with, if it is known."""
+    path = out / MACHINE
+    return {str(name): str(value) for name, value in json.loads(path.read_text()).items()} if path.exists() else {}
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

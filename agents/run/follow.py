@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agents.config.files import ConfigError, load_config
 from agents.report.display import Display
-from agents.report.log import read_metrics, read_samples
+from agents.report.log import SAMPLES, read_lines, read_metrics
 from agents.run.summary import run_title
 
 
@@ -27,7 +27,7 @@ def follow(folder: Path, pause: Callable[[], None] = lambda: time.sleep(1.0)) ->
         display.phase("waiting for the first numbers")
         try:
             while True:
-                samples = read_samples(folder)
+                samples = read_lines(folder, SAMPLES)
                 for row in read_metrics(folder):
                     iteration = int(row["iteration"])
                     if iteration > seen:

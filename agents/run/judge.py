@@ -1,11 +1,14 @@
-"""How good a model is on a task: means with intervals, pass@k, and every text that was judged."""
+"""How good a model is on a task: means with intervals, pass@k, maj@k, and every text that was judged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import pairwise
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal, InvalidOperation
+from itertools import combinations, pairwise
 from math import comb
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +21,15 @@ from agents.run.intervals import mean_with_interval
 from agents.run.parts import build_parts, without_learning
 from agents.run.versus import self_bleu, win_rate
 from llm_env.engines import Sampling
+from llm_env.files import replace_file
+from llm_env.tasks.mixture import PART
 from llm_env.tokens.episode import Episode
+from rewards import final_answer
 
 Floats = npt.NDArray[np.float64]
+Row = dict[str, Any]
+
+_SUBSETS = 2000  # of k texts that a majority is looked for in, where there are more
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,8 @@ class Judgement:
     Attributes:
         sampled: `[prompts, samples]` rewards of sampled texts.
         greedy: `[prompts]` of those whose tokens are the likeliest.
-        rows: every text, as JSON can hold it: prompt_index, sample (None: greedy), text, end, score, parts.
+        rows: every text, as JSON can hold it: prompt_index, prompt, sample (None: greedy), text, end, score, parts,
+            and its group where there are groups.
         temperature: of the sampled texts.
         variety: of the sampled texts: "distinct_2", the share of different pairs of neighbouring tokens, and where
             there are several after a prompt "self_bleu", which is 1 when they are the same.
@@ -38,20 +48,20 @@ class Judgement:
 
     sampled: Floats
     greedy: Floats
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     temperature: float
     variety: dict[str, float] = field(default_factory=dict)
 
     @property
-    def sampled_rows(self) -> list[dict[str, Any]]:
+    def sampled_rows(self) -> list[Row]:
         """The rows of sampled texts."""
         return [row for row in self.rows if row["sample"] is not None]
 
-    def summary(self, right: float = 1.0, against: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    def summary(self, right: float = 1.0, against: list[Row] | None = None) -> dict[str, Any]:
         """The figures, as JSON can hold them.
 
         Args:
-            right: a reward from which a text counts as right, for pass@k.
+            right: a reward from which a text counts as right, for pass@k and maj@k.
             against: rows of another model's texts, for the share of ours that are better.
         """
         count = self.sampled.shape[1]
@@ -70,14 +80,42 @@ class Judgement:
             "greedy": mean_with_interval(self.greedy),
             "right": right,
             "pass": {str(k): float(np.mean([pass_at(k, count, int(c)) for c in correct])) for k in tries},
+            **self._majorities(tries[1:], right),
             "parts": {name: float(np.mean(values)) for name, values in sorted(parts.items())},
+            **self._groups(),
             **self.variety,
             **({} if against is None else {"against": win_rate(self.rows, against)}),
         }
 
+    def _majorities(self, tries: Sequence[int], right: float) -> dict[str, dict[str, float]]:
+        """maj@k, if any two texts after a prompt have the same answer: where none have, there is nothing to vote on."""
+        texts: dict[int, list[tuple[str, bool]]] = {}
+        for row in self.sampled_rows:
+            texts.setdefault(row["prompt_index"], []).append((answer_of(row["text"]), row["score"] >= right - 1e-9))
+        if all(len({answer for answer, _ in each}) == len(each) for each in texts.values()):
+            return {}
+        return {"majority": {str(k): float(np.mean([majority_at(k, each) for each in texts.values()])) for k in tries}}
+
+    def _groups(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The mean reward of sampled texts by their group."""
+        prompts: dict[str, dict[int, list[float]]] = {}
+        for row in self.sampled_rows:
+            if "group" in row:
+                prompts.setdefault(str(row["group"]), {}).setdefault(row["prompt_index"], []).append(row["score"])
+        found = {
+            name: {"prompts": len(each), **mean_with_interval(np.array([np.mean(scores) for scores in each.values()]))}
+            for name, each in sorted(prompts.items())
+        }
+        return {"groups": found} if found else {}
+
 
 def judge(
-    config: TrainConfig, model: str, samples: int = 1, told: Callable[[int, int], None] = lambda done, total: None
+    config: TrainConfig,
+    model: str,
+    samples: int = 1,
+    told: Callable[[int, int], None] = lambda done, total: None,
+    by: str | None = None,
+    kept: Path | None = None,
 ) -> Judgement:
     """Let a model write, and score it. Its first samples, and the greedy texts, are those of a run's own evaluation.
 
@@ -86,6 +124,9 @@ def judge(
         model: a name or a folder.
         samples: texts after each prompt.
         told: how many of the passes over the prompts are done, of how many.
+        by: what of a prompt's metadata its group is; by default the part of a mixture or curriculum.
+        kept: a file in which each pass is kept as soon as it is done. If it is there, and of the same settings, its
+            passes are not done again.
     """
     disable_progress_bar()  # of transformers, for every file of weights
     parts = build_parts(without_learning(config), model)
@@ -102,22 +143,105 @@ def judge(
                 seed = int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0])
             return evaluator.write(Sampling(temperature=evaluator.temperature, seed=seed))
 
-        passes: list[list[Episode]] = []
+        settings = {"model": model, "written": _written(model), "by": by, **asdict(config)}
+        passes = _Kept(kept, json.loads(json.dumps(settings, default=str)), len(evaluator.indices))
         order: list[int | None] = [*range(samples), None]
-        for place in order:
-            passes.append(write(place))
-            told(len(passes), len(order))
+        for number, place in enumerate(order, 1):
+            if place not in passes.rows:
+                passes.add(place, [_row(place, episode, by) for episode in write(place)])
+            told(number, len(order))
     finally:
         parts.close()
-    *sampled, greedy = ([episode.total for episode in episodes] for episodes in passes)
-    rows = [row for place, episodes in zip(order, passes, strict=True) for row in _rows(place, episodes)]
-    variety = variety_of(passes[:-1])
+    *sampled, greedy = ([row["score"] for row in passes.rows[place]] for place in order)
+    variety = variety_of([[row["tokens"] for row in passes.rows[place]] for place in order[:-1]])
+    rows = [{name: row[name] for name in row if name != "tokens"} for place in order for row in passes.rows[place]]
     return Judgement(np.array(sampled).T, np.array(greedy), rows, config.rollout.temperature, variety)
 
 
-def variety_of(passes: list[list[Episode]]) -> dict[str, float]:
+class _Kept:
+    """Passes that are done, here and in a file: its first line has the settings, each other a text."""
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], prompts: int) -> None:
+        self.path = path
+        self.rows: dict[int | None, list[Row]] = {}
+        if path is None:
+            return
+        if path.exists():
+            first, *rest = map(_read, path.read_bytes().split(b"\n"))
+            if first == settings:
+                for row in rest:
+                    if row is not None:
+                        self.rows.setdefault(row["sample"], []).append(row)
+                self.rows = {place: rows for place, rows in self.rows.items() if len(rows) == prompts}
+        lines = [settings, *(row for rows in self.rows.values() for row in rows)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as new:
+            new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def add(self, place: int | None, rows: list[Row]) -> None:
+        """Keep one."""
+        self.rows[place] = rows
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _written(model: str) -> float:
+    """When the last file of a model's folder was written: the same folder may hold another model by now."""
+    return max((file.stat().st_mtime for file in Path(model).glob("*.safetensors")), default=0.0)
+
+
+def _read(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # a kill has torn it
+        return None
+
+
+def answer_of(text: str) -> str:
+    """What a text votes for: its final answer, as a number if it is one, or else all of it.
+
+    Examples:
+        >>> answer_of("so she has 24.50"), answer_of(r"\\boxed{x^2}"), answer_of(" cba")
+        ('24.5', 'x^2', 'cba')
+    """
+    answer = final_answer(text)
+    try:
+        return text.strip() if answer is None else f"{Decimal(answer).normalize():f}"
+    except InvalidOperation:
+        return str(answer)
+
+
+def majority_at(k: int, texts: Sequence[tuple[str, bool]]) -> float:
+    """How likely the answer that most of k texts give is right; those that are as frequent share a vote.
+
+    Args:
+        k: at most as many as there are texts.
+        texts: the answer of each, and whether it is right.
+
+    Examples:
+        >>> majority_at(3, [("4", True), ("4", True), ("5", False)])
+        1.0
+        >>> majority_at(2, [("4", True), ("4", True), ("5", False)])  # 4 4, or twice 4 5
+        0.6666666666666666
+    """
+    chosen: Iterable[Sequence[int]] = combinations(range(len(texts)), k)
+    if comb(len(texts), k) > _SUBSETS:
+        rng = np.random.default_rng(0)
+        chosen = [rng.choice(len(texts), k, replace=False).tolist() for _ in range(_SUBSETS)]
+    found = []
+    for places in chosen:
+        votes: dict[str, list[bool]] = {}
+        for place in places:
+            answer, right = texts[place]
+            votes.setdefault(answer, []).append(right)
+        most = max(map(len, votes.values()))
+        found.append(np.mean([np.mean(each) for each in votes.values() if len(each) == most]))
+    return float(np.mean(found))
+
+
+def variety_of(texts: list[list[list[int]]]) -> dict[str, float]:
     """How much sampled texts differ; each pass has one after each prompt."""
-    texts = [[episode.rollout.tokens.tolist() for episode in episodes] for episodes in passes]
     pairs = [pair for each in texts for tokens in each for pair in pairwise(tokens)]
     found = {"distinct_2": len(set(pairs)) / max(1, len(pairs))}
     return found if len(texts) == 1 else found | {"self_bleu": self_bleu(zip(*texts, strict=True))}
@@ -133,14 +257,20 @@ def pass_at(k: int, count: int, right: int) -> float:
     return 1.0 - comb(count - right, k) / comb(count, k)
 
 
-def _rows(place: int | None, episodes: list[Episode]) -> Iterator[dict[str, Any]]:
-    for episode in episodes:
-        yield {
-            "prompt_index": episode.prompt_index,
-            "prompt": episode.rollout.asked,
-            "sample": place,
-            "text": episode.text,
-            "end": str(episode.end),
-            "score": episode.total,
-            "parts": dict(episode.score.parts),
-        }
+def _row(place: int | None, episode: Episode, by: str | None) -> Row:
+    metadata = episode.rollout.metadata
+    if by is not None and by not in metadata:
+        has = ", ".join(sorted(map(str, metadata))) or "none"
+        raise ConfigError(f"prompt {episode.prompt_index} has no {by!r} to group by (--by), but {has}")
+    row = {
+        "prompt_index": episode.prompt_index,
+        "prompt": episode.rollout.asked,
+        "sample": place,
+        "text": episode.text,
+        "end": str(episode.end),
+        "score": episode.total,
+        "parts": dict(episode.score.parts),
+        "tokens": episode.rollout.tokens.tolist(),
+    }
+    group = by or (PART if PART in metadata else None)
+    return row if group is None else row | {"group": str(metadata[group])}

@@ -15,6 +15,7 @@ from agents.report.display import Display
 from agents.report.log import RunLog, read_metrics
 from agents.report.page import REPORT, write_report
 from agents.report.warnings import Warnings
+from agents.run.doctor import here
 from agents.run.evaluate import Evaluation
 from agents.run.interruption import Interruption
 from agents.run.parts import Run
@@ -67,7 +68,8 @@ class Training:
         resumed = self._resume() if resume else False
         self.begun = time.perf_counter()
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in flatten(config)}
-        log = RunLog(config.out, config.log, algorithm.iteration if resumed else None, settings=settings)
+        begin = algorithm.iteration if resumed else None
+        log = RunLog(config.out, config.log, begin, settings=settings, machine=here())
         with log:
             after = self.before
             if resumed:
@@ -87,9 +89,11 @@ class Training:
                 due = _due(algorithm.iteration, config.log.samples_every)
                 samples = samples_of(episodes) if due or evaluation else None
                 tokens = token_rows(algorithm, config.log.texts) if samples and config.log.texts else None
-                log.write(metrics, samples, tokens)
+                said = self.warnings.look(metrics)
+                failed = [evaluation.failure] if evaluation and evaluation.failure else []
+                log.write(metrics, samples, tokens, [*failed, *said])
                 self.display.update(metrics, samples)
-                for sentence in self.warnings.look(metrics):
+                for sentence in said:
                     self.display.warn(sentence)
                 if _due(algorithm.iteration, config.checkpoint.every):
                     self._save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 
 from agents.cli import main
 from agents.report.log import read_metrics
+from agents.run.evaluate import Evaluator
 from agents.run.intervals import mean_with_interval
-from agents.run.judge import Judgement, pass_at
+from agents.run.judge import Judgement, majority_at, pass_at
 from agents.run.training import train
 from tests.agents.runs import save_small_model, small_config
 
@@ -68,6 +70,86 @@ def test_pass_at_k_by_trying_all_choices() -> None:
         texts = [True] * right + [False] * (count - right)
         chosen = [any(pick) for pick in itertools.combinations(texts, k)]
         assert pass_at(k, count, right) == pytest.approx(np.mean(chosen))
+
+
+def test_majorities_by_counting_votes() -> None:
+    right = ("4", True)
+    assert majority_at(1, [right, ("5", False), ("6", False), ("5", False)]) == 0.25
+    # Of four: 5 5 wins wherever both are; else all of two or three answers have a vote each.
+    # {4 5 6} twice: 1/3. {4 5 5}, {5 6 5}: 0.
+    assert majority_at(3, [right, ("5", False), ("6", False), ("5", False)]) == pytest.approx((1 / 3 + 1 / 3) / 4)
+    assert majority_at(4, [right, right, ("5", False), ("5", False)]) == 0.5
+    many = [right] * 12 + [("5", False)] * 8 + [(str(number), False) for number in range(6, 10)]
+    exact = np.mean(
+        [
+            np.mean([answer == "4" for answer in tied])
+            for votes in itertools.combinations([answer for answer, _ in many], 3)
+            for tied in [[answer for answer in set(votes) if votes.count(answer) == max(map(votes.count, votes))]]
+        ]
+    )
+    assert majority_at(3, many) == pytest.approx(exact, abs=0.03)  # by 2,000 of 2,024 subsets
+    assert majority_at(1, many) == pytest.approx(0.5)
+
+
+def test_majorities_and_groups_of_a_judgement() -> None:
+    def row(prompt: int, text: str, score: float, group: str) -> dict[str, Any]:
+        return {"prompt_index": prompt, "sample": 0, "text": text, "score": score, "parts": {}, "group": group}
+
+    rows = [
+        *(row(0, text, score, "easy") for text, score in (("so it is 4", 1.0), ("4", 1.0), ("5", 0.0))),
+        *(row(1, text, score, "hard") for text, score in (("7", 0.0), ("8", 1.0), ("it is 7.0", 0.0))),
+        {**row(0, "5", 0.0, "easy"), "sample": None},
+    ]
+    found = Judgement(np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]), np.zeros(2), rows, 1.0).summary()
+    assert found["majority"] == {"2": pytest.approx((2 / 3 + 1 / 3) / 2)}
+    assert {name: (of["prompts"], of["mean"]) for name, of in found["groups"].items()} == {
+        "easy": (1, pytest.approx(2 / 3)),
+        "hard": (1, pytest.approx(1 / 3)),
+    }
+    different = [row(0, "a", 1.0, "easy"), row(0, "b", 0.0, "easy")]
+    assert "majority" not in Judgement(np.ones((1, 2)), np.zeros(1), different, 1.0).summary()
+
+
+def test_it_goes_on_where_it_was_killed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passes that are done are not done again, and the texts are those of an undisturbed evaluation."""
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "texts.jsonl"
+    undisturbed = figures(capsys, run, "--samples", 3, "--out", whole)
+    write, begun = Evaluator.write, []
+
+    def killed(self: Evaluator, *args: Any) -> Any:
+        begun.append(args)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return write(self, *args)
+
+    monkeypatch.setattr(Evaluator, "write", killed)
+    assert main(["eval", str(run), "--samples", "3", "--out", str(out)]) == 130
+    part = tmp_path / "texts.jsonl.part"
+    with open(part, "a") as file:
+        file.write('{"sample": 2, "torn')
+    assert not out.exists()
+    assert figures(capsys, run, "--samples", 3, "--out", out) == undisturbed
+    assert len(begun) == 3 + 2
+    assert out.read_text() == whole.read_text()
+    assert not part.exists()
+
+    part.write_text('{"another": "model"}\n' + whole.read_text())  # other settings: nothing of it counts
+    assert figures(capsys, run, "--samples", 3, "--out", out) == undisturbed
+    assert len(begun) == 3 + 2 + 4
+
+
+def test_broken_down(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("eval", "tiny", "--task.name", "Mixture", "--task.args", "tasks", "Copy, Reverse", "--prompts", "12")
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["groups"]
+    assert sum(of["prompts"] for of in found.values()) == 12
+    assert set(found) == {"Copy", "Reverse"}
+    assert main(list(words)) == 0
+    assert re.search(r"^Reverse +0\.\d+ .* prompts$", capsys.readouterr().out, re.M)
+    assert main(["eval", str(run), "--by", "level"]) == 2
+    assert "prompt 0 has no 'level' to group by (--by), but answer" in capsys.readouterr().err
 
 
 def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:

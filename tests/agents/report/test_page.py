@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agents.cli import main
-from agents.report.log import TOKENS, read_tokens
+from agents.report.log import TOKENS, WARNINGS, read_lines
 from agents.report.page import MOST_TEXTS, gathered, inert, thinned, write_report
 from agents.run.training import train
 from tests.agents.runs import save_small_model, small_config
@@ -71,10 +71,10 @@ def within(document: str, part: str) -> str:
 
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             if self.depth or dict(attrs).get("id") == part:
-                self.depth += tag not in ("br", "img", "line", "path", "rect", "circle")
+                self.depth += tag not in ("br", "hr", "img", "line", "path", "rect", "circle")
 
         def handle_endtag(self, tag: str) -> None:
-            if self.depth and tag not in ("br", "img", "line", "path", "rect", "circle"):
+            if self.depth and tag not in ("br", "hr", "img", "line", "path", "rect", "circle"):
                 self.depth -= 1
 
         def handle_data(self, data: str) -> None:
@@ -87,7 +87,7 @@ def within(document: str, part: str) -> str:
 
 
 def test_what_is_written_down_of_a_text(runs: list[Path]) -> None:
-    rows = read_tokens(runs[0])
+    rows = read_lines(runs[0], TOKENS)
     assert {row["iteration"] for row in rows} == {1, 2}
     assert [row["why"] for row in rows[:2]] == ["the best paid", "the worst paid"]
     for row in rows:
@@ -126,7 +126,7 @@ def test_without_javascript_it_is_a_table(runs: list[Path]) -> None:
     page = (runs[0] / "report.html").read_text()
     table = re.search(r"<noscript>(.*?)</noscript>", page, re.S)
     assert table is not None
-    text = read_tokens(runs[0])[0]
+    text = read_lines(runs[0], TOKENS)[0]
     assert html.escape("".join(text["tokens"])) in table.group(1)
     assert "<td>reward/mean</td>" in table.group(1)
 
@@ -144,7 +144,7 @@ def hostile(run: Path, folder: Path) -> Path:
     """A copy of a run whose texts are what an attacker would have a model write."""
     copy = folder / "<b>hostile"
     shutil.copytree(run, copy)
-    row = read_tokens(run)[0]
+    row = read_lines(run, TOKENS)[0]
     rows = []
     for text in HOSTILE:
         same = {name: [value[0]] for name, value in row.items() if isinstance(value, list)}
@@ -180,7 +180,7 @@ def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     assert "<title>fine</title>" in document
     assert "Reward, in training and held out" in within(document, "curves")
     assert "actor.learning_rate" in within(document, "different")
-    text = next(row for row in read_tokens(runs[1]) if row["iteration"] == 1)
+    text = next(row for row in read_lines(runs[1], TOKENS) if row["iteration"] == 1)
     assert f"({text['token_ids'][0]}), 1 of {len(text['tokens'])}" in within(document, "about")
     assert "likeliest now" in within(document, "about")
 
@@ -191,6 +191,44 @@ def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     curve = "document.querySelector('#curves svg').dispatchEvent(new MouseEvent('click', {clientX: 5}));"
     chosen = dom(page, tmp_path / "profile", "#run=0&iteration=2", curve + "document.title += location.hash;")
     assert "iteration=1" in re.search(r"<title>(.*?)</title>", chosen).group(1)  # type: ignore[union-attr]
+
+
+@browser
+def test_texts_are_found_and_kept_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
+    """The worst of all iterations are listed; one text stays while another iteration is looked at."""
+    page = tmp_path / "page.html"
+    write_report(runs[:1], page)
+    texts = read_lines(runs[0], TOKENS)
+    document = dom(page, tmp_path / "profile", f"#find=the+longest&beside=0.{len(texts) - 1}&iteration=1")
+    found = within(document, "about")
+    longest = sorted((len(text["tokens"]) for text in texts), reverse=True)[:8]
+    assert [int(number) for number in re.findall(r"iteration \d+\s+(\d+) ", found)] == longest
+    kept = within(document, "beside")
+    assert kept.startswith(f"iteration {texts[-1]['iteration']} · {texts[-1]['why']}")
+    assert "put away" in kept
+    assert "keep beside" in within(document, "texts")
+    put = "document.querySelector('#beside button').click(); document.title = location.hash;"
+    away = re.search(r"<title>(.*?)</title>", dom(page, tmp_path / "profile", "#beside=0.0", put))
+    assert away is not None
+    assert "beside" not in away.group(1)
+
+
+def test_what_a_run_was(runs: list[Path], tmp_path: Path) -> None:
+    """Its warnings with their iterations, the settings that are not the defaults, the machine, and where time went."""
+    copy: Any = tmp_path / "warned"
+    shutil.copytree(runs[0], copy)
+    (copy / WARNINGS).write_text('{"iteration": 2, "warning": "All <b>rewards</b> are equal."}\n')
+    [run] = gathered([copy])["runs"]
+    assert run["warnings"] == [{"iteration": 2, "warning": "All <b>rewards</b> are equal."}]
+    assert run["told"]["kl.beta"] == "0.1"
+    assert "algo" not in run["told"]
+    assert "torch " in run["machine"]["versions"]
+    if CHROMIUM is not None:
+        write_report([copy], tmp_path / "page.html")
+        shown = within(dom(tmp_path / "page.html", tmp_path / "profile"), "runs")
+        assert shown.startswith("1 warning, time, settings, machine iteration 2")
+        assert "All <b>rewards</b> are equal." in shown
+        assert re.search(r"rollout \d+(\.\d)? %", shown)
 
 
 @browser

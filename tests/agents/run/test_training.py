@@ -121,6 +121,7 @@ def test_the_files_of_a_run(done: tuple[TrainConfig, Result]) -> None:
         "checkpoints",
         "config.yaml",
         "curves.png",
+        "machine.json",
         "metrics.jsonl",
         "model",
         "report.html",
