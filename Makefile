@@ -75,6 +75,7 @@ bench: $(VENV)/.dev
 	@if [ -e $(VENV)/.no-vllm ]; then echo "==> skipped the vLLM benchmark: vLLM is not installed"; \
 		else $(BIN)/python examples/benchmarks/vllm_step.py; fi
 	$(BIN)/python examples/benchmarks/ppo_throughput.py
+	$(BIN)/python examples/benchmarks/ragged.py
 
 bench-learning: $(VENV)/.dev
 	$(BIN)/python examples/benchmarks/learning/run.py

@@ -96,6 +96,9 @@ class ModelConfig:
     """Replace the reference model by the current policy every so many iterations; 0 keeps the first one."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations a second time in the backward pass; a step takes about a third longer."""
+    packing: bool = True
+    """Read texts of different lengths one behind the other, without padding between them, where that is faster and the
+    model can be read so. It changes numbers by rounding only."""
     compile: bool = False
     """Compile the trained model with torch.compile: slow in the first iteration, faster after it."""
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -29,9 +29,10 @@ from agents.networks.adapters import (
     add_adapters,
     copy_adapter,
     is_adapted,
-    using,
 )
+from agents.networks.backbone import Backbone
 from agents.networks.distribution import TokenDistribution
+from agents.networks.ragged import can_read, recomputing
 from agents.networks.value import FittedValueHead, ValueHead
 from agents.rollouts.hints import HINTS
 from agents.rollouts.masks import allowed_in
@@ -42,42 +43,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tensor = torch.Tensor
-
-
-class Backbone(nn.Module):
-    """Hidden states of a language model at chosen positions, from one causal pass over whole texts.
-
-    Texts are padded on the right, where causal attention does not look, so there is no attention mask.
-
-    Args:
-        model: the whole model (its adapters are chosen through it), or the body itself.
-        body: the part that gives hidden states.
-        adapter: which adapter to compute with, if the model has any.
-        autocast: compute in bfloat16.
-        compile: run the body through torch.compile.
-    """
-
-    def __init__(
-        self, model: Any, body: Any, *, adapter: str | None = None, autocast: bool = False, compile: bool = False
-    ) -> None:
-        super().__init__()
-        self.body = body
-        self.adapter = adapter
-        self.autocast = autocast
-        # Hidden from nn.Module: the compiled body has the same weights, and the model holds the body.
-        self._outside = (model, torch.compile(body, dynamic=True) if compile else body)
-
-    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """`[B, S, H]` from `[B, L]` tokens and `[B, S]` positions; state `s` has read all up to its position."""
-        hidden = self.read(tokens)
-        return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-
-    def read(self, tokens: Tensor, **reading: Tensor) -> Tensor:
-        """`[B, L, H]` from `[B, L]` tokens, at all positions; the model can be told more about how to read them."""
-        model, body = self._outside
-        with using(model, self.adapter), torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.autocast):
-            hidden: Tensor = body(input_ids=tokens, use_cache=False, **reading).last_hidden_state
-        return hidden
 
 
 class PolicyHead(ProbabilisticTensorDictModule):  # type: ignore[misc]
@@ -163,11 +128,13 @@ class Network(nn.Module):
                 "take critic='shared', or leave gradient_checkpointing out"
             )
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            again = {"use_reentrant": False, "context_fn": recomputing}
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
         width: int = self.head.weight.shape[1]
         self.width = width
-        how: dict[str, Any] = {"autocast": self.config.in_bfloat16, "compile": config.compile}
         body = model.base_model
+        self._packing = config.packing and not config.compile and can_read(body)
+        how: dict[str, Any] = {"autocast": config.in_bfloat16, "compile": config.compile, "packing": self._packing}
         self._reference: Any = None
         if reference and not lora:
             self._reference = copy.deepcopy(model).eval().requires_grad_(False)
@@ -289,7 +256,8 @@ class Network(nn.Module):
         model = self.model if self._reference is None else self._reference
         body = self.backbone.body if self._reference is None else self._reference.base_model
         head = self.head if self._reference is None else self._reference.get_output_embeddings()
-        backbone = Backbone(model, body, adapter=self._reference_adapter, autocast=self.config.in_bfloat16)
+        how: dict[str, Any] = {"autocast": self.config.in_bfloat16, "packing": self._packing}
+        backbone = Backbone(model, body, adapter=self._reference_adapter, **how)
         dtype = torch.bfloat16 if self.config.in_bfloat16 else head.weight.dtype
         training = model.training
         model.eval()  # dropout belongs to the policy's training only

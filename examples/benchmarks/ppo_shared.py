@@ -126,7 +126,7 @@ def texts(run: Run, lengths: Iterable[tuple[int, int]]) -> Batch:
         nothing = np.zeros(response, dtype=np.float32)
         episodes.append(Episode(rollout, Score(float(rng.random())), nothing, None, False, row, row))
     written = sum(episode.rollout.num_actions for episode in episodes)
-    return Batch(pack(episodes, vocabulary.pad_token), episodes, len(episodes), written, 0, 0.0)
+    return Batch(pack(episodes, vocabulary.pad_token), episodes, len(episodes), written, 0, 0, 0.0)
 
 
 def prompt_ids(run: Run) -> list[list[int]]:
