@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from rewards.base import Reward
 from rewards.combine import Ensemble
+from rewards.members import have_one_base, over_one_base, share_equal_weights
 from rewards.named import register_reward
 from rewards.rollout import Rollout
 from rewards.score import Score
@@ -77,6 +80,9 @@ class Member:
         max_length: of a text, in tokens.
         dtype: of its weights.
         device: where it computes.
+
+    Attributes:
+        adapter: which of the model's adapters it is, where several members are one model.
     """
 
     def __init__(self, folder: str, max_length: int, dtype: str, device: str) -> None:
@@ -94,6 +100,7 @@ class Member:
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0
         self.model = model.to(device).eval()
+        self.adapter: str | None = None
         self.max_length = max_length
         self.mean = float(getattr(model.config, MEAN, 0.0))
         self.deviation = float(getattr(model.config, DEVIATION, 1.0))
@@ -108,6 +115,8 @@ class Member:
         ]
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
         found = np.zeros(len(tokens))
+        if self.adapter is not None:
+            self.model.set_adapter(self.adapter)
         with torch.no_grad():
             for begin in range(0, len(order), batch_size):
                 chosen = order[begin : begin + batch_size]
@@ -115,20 +124,52 @@ class Member:
         return found
 
 
-def averaged(members: Sequence[Member]) -> Member:
+def loaded(folders: Sequence[str], max_length: int, dtype: str, device: str) -> list[Member]:
+    """Several members; what they have in common is in memory once."""
+    if have_one_base(folders):
+        return _over_one_base(folders, max_length, dtype, device)
+    members: list[Member] = []
+    for folder in folders:
+        member = Member(folder, max_length, dtype, device)
+        if members:
+            share_equal_weights(member.model, members[0].model)
+        members.append(member)
+    return members
+
+
+def _over_one_base(folders: Sequence[str], max_length: int, dtype: str, device: str) -> list[Member]:
+    import torch
+    from transformers import AutoConfig
+
+    first = Member(folders[0], max_length, "float32", "cpu")  # in bfloat16, adapters could not be taken out again
+    first.model = over_one_base(first.model, folders).to(device, getattr(torch, dtype)).eval()
+    members = []
+    for number, folder in enumerate(folders):
+        config = AutoConfig.from_pretrained(folder)
+        member = copy.copy(first)
+        member.adapter = str(number)
+        member.mean, member.deviation = float(getattr(config, MEAN, 0.0)), float(getattr(config, DEVIATION, 1.0))
+        members.append(member)
+    return members
+
+
+def averaged(members: Iterable[Member]) -> Member:
     """One model with the means of all their weights, standardised by the means of what they are standardised by.
 
     It makes sense of models that have begun with the same weights, as those of `llm-env reward-model` have.
     """
     import torch
 
-    first, *others = members
-    with torch.no_grad():
-        for name, weight in first.model.named_parameters():
-            for count, other in enumerate(others, start=1):
-                weight.lerp_(other.model.get_parameter(name), 1 / (count + 1))
-    first.mean = float(np.mean([member.mean for member in members]))
-    first.deviation = float(np.mean([member.deviation for member in members]))
+    each = iter(members)
+    first = next(each)
+    means, deviations = [first.mean], [first.deviation]
+    for other in each:  # one after the other, so that no more than two are in memory
+        means.append(other.mean)
+        deviations.append(other.deviation)
+        with torch.no_grad():
+            for name, weight in first.model.named_parameters():
+                weight.lerp_(other.model.get_parameter(name), 1 / len(means))
+    first.mean, first.deviation = float(np.mean(means)), float(np.mean(deviations))
     return first
 
 
@@ -216,11 +257,12 @@ class RewardModel(Reward):
 
             max_length, dtype, device = self._how
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            members = [Member(path, max_length, dtype, device) for path in self.paths]
             if self.how == "weights":
-                alarm = members[len(members) - self.held_out :]
-                members = [averaged(members[: len(members) - self.held_out]), *alarm]
-            self._members = members
+                each = (Member(path, max_length, dtype, device) for path in self.paths)
+                judges = itertools.islice(each, len(self.paths) - self.held_out)
+                self._members = [averaged(judges), *each]
+            else:
+                self._members = loaded(self.paths, max_length, dtype, device)
         return self._members
 
     def score_batch(self, rollouts: Sequence[Rollout]) -> list[Score]:

@@ -19,6 +19,7 @@ from agents.preferences.reward import RewardTrainer, last_layer
 from agents.run.pairs import PairRun, begin
 from llm_env.files import replace_file, replace_folder
 from llm_env.models import load_tokenizer, model_folder
+from rewards.members import ADAPTER, BASE, fingerprint
 from rewards.reward_model import DEVIATION, MEAN, quietly
 
 RESULTS = "reward-model.json"
@@ -63,15 +64,20 @@ def _member(config: RewardModelConfig, number: int, train: Sequence[Pair], test:
         return dict(json.loads((folder / RESULTS).read_text()))
     tokenizer = load_tokenizer(config.model)
     model = classifier(config, tokenizer)  # all begin with the same weights, so that those can be averaged
+    base = fingerprint(model.get_base_model()) if config.lora_rank else None
     config = dataclasses.replace(config, seed=config.seed + number - 1)
 
     def export(measured: dict[str, float]) -> None:
         whole = copy.deepcopy(model).merge_and_unload() if config.lora_rank else model
         setattr(whole.config, MEAN, measured.get("mean", 0.0))
         setattr(whole.config, DEVIATION, max(1e-6, measured.get("deviation", 1.0)))
+        if base is not None:
+            setattr(whole.config, BASE, base)
         with replace_folder(folder) as new, quietly():
             whole.save_pretrained(new)
             tokenizer.save_pretrained(new)
+            if base is not None:  # so that an ensemble has to have the rest but once
+                model.save_pretrained(new / ADAPTER)
 
     trainer = RewardTrainer(config, model, tokenizer, train, test)
     name = f"member {number} of {config.members}, "

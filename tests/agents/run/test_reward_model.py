@@ -106,6 +106,48 @@ def test_one_model_of_the_means_of_their_weights(trained: Path) -> None:
     assert len(RewardModel(str(trained), how="weights", held_out=True).members) == 2
 
 
+@pytest.mark.parametrize("how", ["--lora-rank 4", "--head-only"])
+def test_members_that_are_alike_are_in_memory_once(pairs: Path, tmp_path: Path, how: str) -> None:
+    """And say what each says by itself, on disk as it was."""
+    line = (
+        f"reward-model --pairs {pairs} --members 3 --batch-size 12 --learning-rate 3e-3 {how} --out {tmp_path / 'rm'}"
+    )
+    assert main(line.split()) == 0
+    folders = [tmp_path / "rm" / f"member-{number}" for number in (1, 2, 3)]
+    given = texts("aaaa", "abab", "cccc", "b")
+    alone = [RewardModel(str(folder)) for folder in folders]
+    expected = np.array([[score.value for score in reward(given)] for reward in alone])
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3
+
+    def held(members: list[Any]) -> int:
+        weights = [weight for member in members for weight in member.model.parameters()]
+        return sum({weight.data_ptr(): weight.numel() for weight in weights}.values())
+
+    ensemble = RewardModel([str(folder) for folder in folders], how="mean")
+    scores = ensemble(given)
+    assert [score.value for score in scores] == pytest.approx(expected.mean(0), rel=1e-3, abs=1e-4)
+    assert [score.parts["disagreement"] for score in scores] == pytest.approx(expected.std(0), rel=1e-2, abs=1e-4)
+    assert [score.value for score in ensemble(given)] == [score.value for score in scores]  # whichever was used last
+    one = held(alone[0].members)
+    assert held([member for reward in alone for member in reward.members]) == 3 * one
+    assert held(ensemble.members) < 1.3 * one
+
+    half = RewardModel([str(folder) for folder in folders], how="mean", dtype="bfloat16")(given)
+    assert [score.value for score in half] == pytest.approx(expected.mean(0), abs=0.2)
+    mixed = RewardModel([str(folders[0]), str(folders[2]), str(folders[1])], how="mean", held_out=True)(given)
+    assert [score.parts["held_out"] for score in mixed] == pytest.approx(expected[1], rel=1e-3, abs=1e-4)
+
+
+def test_adapters_over_other_weights_are_loaded_apart(pairs: Path, tmp_path: Path) -> None:
+    folders = []
+    for seed in ("0", "1"):  # the last layers begin with other weights
+        folders.append(tmp_path / seed / "member-1")
+        line = f"reward-model --pairs {pairs} --lora-rank 2 --batch-size 12 --seed {seed} --out {tmp_path / seed}"
+        assert main(line.split()) == 0
+    members = RewardModel([str(folder) for folder in folders]).members
+    assert [member.adapter for member in members] == [None, None]
+
+
 def test_steps_are_paid_what_they_add(trained: Path) -> None:
     """Each where it ends; the value of the text so far is what the model gives a text that is no longer."""
     whole, by_step = RewardModel(str(trained)), RewardModel(str(trained), steps="|")
