@@ -9,12 +9,14 @@ one that is not there yet (`create_folder`).
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 ABANDONED_AFTER = 24 * 3600.0
 """Seconds after which a folder that was never finished belongs to nobody: no model takes that long to build."""
@@ -43,6 +45,20 @@ def replace_file(path: Path) -> Iterator[Path]:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Write JSON lines, in the place of what was there.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     write_rows(Path(place) / "rows.jsonl", [{"text": "a"}, {"text": "b"}])
+        ...     (Path(place) / "rows.jsonl").read_text()
+        '{"text": "a"}\\n{"text": "b"}\\n'
+    """
+    with replace_file(path) as new, new.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 @contextlib.contextmanager

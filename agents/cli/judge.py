@@ -16,7 +16,7 @@ from agents.cli.options import flag_registry
 from agents.config import TaskConfig, TrainConfig
 from agents.config.files import ConfigError, check_config, load_config
 from agents.preferences.collect import read_texts
-from llm_env.files import replace_file
+from llm_env.files import write_rows
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         **found.summary(options.right, against),
     }
     if options.out is not None:
-        with replace_file(options.out) as new:
-            new.write_text("".join(json.dumps(row) + "\n" for row in found.rows), encoding="utf-8")
+        write_rows(options.out, found.rows)
         if kept is not None:
             kept.unlink(missing_ok=True)
     print(json.dumps(summary) if options.json else table(summary))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from agents.config.files import ConfigError, complain
 from agents.config.preferences import DPOConfig, RewardModelConfig
 from agents.config.ranges import BelowOne, Count
 from agents.preferences.collect import best_of, collect, read_texts
-from llm_env.files import replace_file
+from llm_env.files import write_rows
 from rewards import Judge, make_reward
 
 
@@ -92,15 +91,10 @@ def best(arguments: Sequence[str]) -> None:
     rows = best_of(read_texts(options.texts), keep=options.keep, at_least=options.at_least)
     if not rows:
         raise ConfigError(f"{options.texts} has no text with a score of {options.at_least} or more: lower --at-least")
-    _write(options.out, rows)
+    write_rows(options.out, rows)
     mean = sum(row["score"] for row in rows) / len(rows)
     print(f"{len(rows)} texts, mean score {mean:.4g}: {options.out}")
     print(f"learn     llm-env sft --task.name Dataset --task.args train {options.out} --task.reward exact_match")
-
-
-def _write(out: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    with replace_file(out) as new:
-        new.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def pairs(arguments: Sequence[str]) -> None:
@@ -128,7 +122,7 @@ def pairs(arguments: Sequence[str]) -> None:
             f"{options.texts} gives no pairs ({found.ties} of texts of which neither is better): it must have several "
             "texts with different scores after a prompt, as llm-env eval --samples 4 writes them"
         )
-    _write(options.out, found.rows)
+    write_rows(options.out, found.rows)
     said = f"{len(found.rows)} pairs, {found.flipped} of them the wrong way round, {found.ties} ties left out"
     print(f"{said}: {options.out}")
 

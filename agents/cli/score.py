@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from agents.cli.options import flag_registry
 from agents.config import TaskConfig, TrainConfig
 from agents.config.files import check_config
 from agents.config.modules import import_module_of
-from llm_env.files import replace_file
+from llm_env.files import write_rows
 from llm_env.tasks import task_class
 from rewards.registry import arguments_of
 
@@ -62,9 +61,8 @@ def score(arguments: Sequence[str]) -> None:
     texts = read_texts(options.texts, len(prompts))
     scorer = TextScorer(task, load_vocabulary(options.model), config.task.reward_timeout)
     try:
-        with replace_file(options.out) as new, new.open("w", encoding="utf-8") as file:
-            rows = list(_with_progress(scorer.scores(prompts, texts), len(texts)))
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        rows = list(_with_progress(scorer.scores(prompts, texts), len(texts)))
+        write_rows(options.out, rows)
     finally:
         scorer.close()
     mean = sum(row["score"] for row in rows) / max(1, len(rows))

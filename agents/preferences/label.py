@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from agents.preferences.collect import side_by_side
 from agents.preferences.pairs import TIE
+from llm_env.files import write_rows
 
 Verdict = Literal["first", "second", "equal"]
 
@@ -82,7 +83,7 @@ class Labels:
         found = next((question for question in self.questions if _key(*question[:3]) == last), None)
         if found is not None:
             self.rows.pop()
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            write_rows(self.path, self.rows)
         return found
 
     def agreement(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from agents.run.intervals import mean_with_interval
 from agents.run.parts import build_parts, without_learning
 from agents.run.versus import self_bleu, win_rate
 from llm_env.engines import Sampling
-from llm_env.files import replace_file
+from llm_env.files import write_rows
 from llm_env.tasks.mixture import PART
 from llm_env.tokens.episode import Episode
 from rewards import final_answer
@@ -174,9 +174,7 @@ class _Kept:
                         self.rows.setdefault(row["sample"], []).append(row)
                 self.rows = {place: rows for place, rows in self.rows.items() if len(rows) == prompts}
         lines = [settings, *(row for rows in self.rows.values() for row in rows)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path) as new:
-            new.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write_rows(path, lines)
 
     def add(self, place: int | None, rows: list[Row]) -> None:
         """Keep one."""

@@ -20,7 +20,7 @@ from agents.run.intervals import mean_with_interval
 from agents.run.judge import Judgement, judge
 from agents.run.reward_model import train_reward_models
 from agents.run.training import fine_tune, train
-from llm_env.files import replace_file, replace_folder
+from llm_env.files import replace_file, replace_folder, write_rows
 from rewards import RewardModel, Rollout
 
 SETTINGS = "rlhf.json"
@@ -125,7 +125,7 @@ class _Round:
                 "is right now and then (--sft.steps), or with more --pairs"
             )
         print(f"{len(pairs.rows)} pairs, {pairs.flipped} of them the wrong way round, {pairs.ties} ties left out")
-        _write(self.folder / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in pairs.rows))
+        write_rows(self.folder / "pairs.jsonl", pairs.rows)
 
     def _learn_to_judge(self) -> None:
         """Train reward models on all pairs so far, from the first policy's weights."""
