@@ -77,7 +77,11 @@ def test_rollout() -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("sandbox.py", ["--hostile", "30", "--rounds", "1"]), ("multi_turn.py", ["--texts", "4", "--rounds", "1"])],
+    [
+        ("sandbox.py", ["--hostile", "30", "--rounds", "1"]),
+        ("multi_turn.py", ["--texts", "4", "--rounds", "1"]),
+        ("reward_memory.py", ["--model", "tiny", "--members", "2"]),
+    ],
 )
 def test_benchmarks_of_tasks(name: str, arguments: list[str]) -> None:
     pytest.importorskip("sandlock")

@@ -3,9 +3,9 @@
     python examples/benchmarks/ragged.py --json
 
 Lengths are uniform in 8 to 128 tokens. Both ways learn from the same batch in turns, in random mini-batches; the
-median of the rounds' own ratios counts. What packing can gain is what padding costs: the tokens with padding over those
-without (the padding ratio). Log-probs are computed for real tokens only, either way: a fifth of SmolLM2's work, of which
-nothing can be gained.
+median of the rounds' own ratios counts. What packing can gain is what padding costs: the tokens with padding over
+those without (the padding ratio). Log-probs are computed for real tokens only, either way: there is nothing to gain in
+them, and they are a fifth of SmolLM2's work.
 """
 
 from __future__ import annotations
