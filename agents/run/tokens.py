@@ -14,6 +14,7 @@ from torch import Tensor
 from agents.algorithms.base import Algorithm
 from agents.networks.distribution import TokenDistribution
 from agents.rollouts.masks import allowed_in
+from llm_env.tasks.mixture import PART
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.vocabulary import Vocabulary
 
@@ -127,6 +128,8 @@ def _row(
         "tokens": [written(int(token), vocabulary) for token in rollout.tokens],
         "loss_mask": [bool(each) for each in chosen],
     }
+    if PART in rollout.metadata:
+        row["part"] = str(rollout.metadata[PART])
     for name, values in columns.items():
         row[name] = _spread(values.reshape(-1).tolist(), chosen)
     if "alternatives" in after:

@@ -21,7 +21,7 @@ from agents.config.files import (
     save_config,
 )
 from agents.report.display import Display
-from agents.report.log import METRICS
+from agents.report.log import MACHINE, METRICS
 from agents.run.interruption import Interruption, interruptible
 from agents.run.loop import CHECKPOINTS, Result, Training
 from agents.run.memory import keep_freed_memory
@@ -158,6 +158,7 @@ def _leave_free(out: Path, error: BaseException) -> None:
         error.add_note(f"There was no checkpoint yet: the same command may be given again. The log is in {out}.")
         return
     (out / "config.yaml").unlink()
+    (out / MACHINE).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there is something else in it
         out.rmdir()
 

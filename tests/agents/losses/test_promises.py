@@ -63,7 +63,10 @@ def assert_same(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Ten
     assert set(ours.keys()) == set(theirs.keys())
     for key, value in theirs.items():
         assert value.isfinite().all(), key
-        torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
+        # Texts that are read without padding are added up in another order: sums of numbers as large as 250 are then
+        # rounded by more than 2e-5, small ones among them, too.
+        near = max(2e-5, 1e-6 * float(value.abs().max()))
+        torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=near, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def widen(data: TensorDict, steps: int, tokens: int, generator: torch.Generator) -> TensorDict:

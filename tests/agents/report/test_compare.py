@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,17 @@ def test_watching_in_a_terminal_ends_with_ctrl_c(tmp_path: Path) -> None:
     save_config(TrainConfig().replace(out=folder, iterations=3), folder / "config.yaml")
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "agents.cli", "watch", str(folder)]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+
+    def heed_ctrl_c() -> None:  # where tests run in the background, it is ignored, and so by all that they start
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=heed_ctrl_c
+    )
     os.close(theirs)
     seen, interrupted = b"", False
-    while process.poll() is None and select.select([ours], [], [], 60)[0]:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and select.select([ours], [], [], 60)[0]:
         try:
             seen += os.read(ours, 4096)
         except OSError:  # that is how the end looks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -211,6 +212,26 @@ def test_texts_are_found_and_kept_in_a_browser(runs: list[Path], tmp_path: Path)
     away = re.search(r"<title>(.*?)</title>", dom(page, tmp_path / "profile", "#beside=0.0", put))
     assert away is not None
     assert "beside" not in away.group(1)
+
+
+@browser
+def test_texts_of_one_task_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
+    """Of a mixture; and the ratio is what it has become after learning."""
+    copy: Any = tmp_path / "mixed"
+    shutil.copytree(runs[0], copy)
+    rows = [row for row in read_lines(copy, TOKENS) if row["iteration"] == 1]
+    for number, row in enumerate(rows):
+        row["part"] = ("Copy", "Reverse")[number % 2]
+    (copy / TOKENS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report([copy], tmp_path / "page.html")
+    document = dom(tmp_path / "page.html", tmp_path / "profile", "#part=Reverse&token=0&color=ratio")
+    shown = within(document, "texts")
+    assert shown.count(" · Reverse · prompt") == len(rows) // 2
+    assert " · Copy · prompt" not in shown
+    moved = rows[1]["learned_logprobs"][0] - rows[1]["trainer_logprobs"][0]
+    found = re.search(r"ratio − 1, learned\s+(\S+)", within(document, "about"))
+    assert found is not None
+    assert float(found.group(1)) == pytest.approx(math.expm1(moved), abs=1e-4)
 
 
 def test_what_a_run_was(runs: list[Path], tmp_path: Path) -> None:
