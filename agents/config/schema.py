@@ -192,6 +192,9 @@ class CheckpointConfig:
 
     every: CountOrZero = 20
     """Write a checkpoint every so many iterations; 0 writes one at the end only."""
+    minutes: Positive = 10.0
+    """Where iterations take long, write one whenever so many minutes have passed since the last, too; not if
+    --checkpoint.every is 0."""
     keep: Count = 2
     """How many of the latest checkpoints are kept; older ones are deleted."""
 

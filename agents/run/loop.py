@@ -66,7 +66,7 @@ class Training:
         """All iterations that are left."""
         config, algorithm = self.config, self.algorithm
         resumed = self._resume() if resume else False
-        self.begun = time.perf_counter()
+        self.begun = self.kept = time.perf_counter()
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in flatten(config)}
         begin = algorithm.iteration if resumed else None
         log = RunLog(config.out, config.log, begin, settings=settings, machine=here())
@@ -95,7 +95,7 @@ class Training:
                 self.display.update(metrics, samples)
                 for sentence in said:
                     self.display.warn(sentence)
-                if _due(algorithm.iteration, config.checkpoint.every):
+                if self._is_worth_keeping():
                     self._save()
         return self._finish(after, asked)
 
@@ -147,7 +147,13 @@ class Training:
             self.algorithm.network.export(new, self.run.tokenizer)
         return self.config.out / name
 
+    def _is_worth_keeping(self) -> bool:
+        """Whether a checkpoint is due."""
+        every, seconds = self.config.checkpoint.every, 60 * self.config.checkpoint.minutes
+        return _due(self.algorithm.iteration, every) or (every > 0 and time.perf_counter() - self.kept > seconds)
+
     def _save(self) -> None:
+        self.kept = time.perf_counter()
         tensors, state = self.algorithm.state()
         tensors["rng"] = rng_state()
         state |= {

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agents.config import TrainConfig
 from agents.config.files import ConfigError, load_config, save_config
 from agents.report.log import read_metrics
+from agents.run import loop
 from agents.run.loop import Result
 from agents.run.training import fine_tune, train
 from llm_env.models import load_model
@@ -112,6 +113,18 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 # What is left behind.
+
+
+@pytest.mark.parametrize(("every", "minutes", "kept"), [(20, 1e-9, 2), (20, 10.0, 1), (0, 1e-9, 1), (1, 10.0, 2)])
+def test_when_checkpoints_are_written(
+    config: Config, monkeypatch: pytest.MonkeyPatch, every: int, minutes: float, kept: int
+) -> None:
+    """Every so many iterations, and when the last is long ago; one more at the end, whatever it is."""
+    saved: list[int] = []
+    monkeypatch.setattr(loop, "save_checkpoint", lambda out, checkpoint, keep: saved.append(checkpoint.step))
+    made = config(iterations=2, checkpoint__every=every, checkpoint__minutes=minutes, evaluation__every=0)
+    train(made)
+    assert sorted(set(saved)) == ([1, 2] if kept == 2 else [2])
 
 
 def test_the_files_of_a_run(done: tuple[TrainConfig, Result]) -> None:
