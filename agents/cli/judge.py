@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from agents.cli.options import flag_registry
+from agents.cli.options import flag_registry, model_of
 from agents.config import TaskConfig, TrainConfig
 from agents.config.files import ConfigError, check_config, load_config
 from agents.preferences.collect import read_texts
@@ -91,7 +91,7 @@ def evaluate(arguments: Sequence[str]) -> None:
             print(f"{done} of {total} passes over the prompts, about {left:.0f} s left", file=sys.stderr)
 
     kept = None if options.out is None else options.out.with_name(options.out.name + ".part")
-    found = judge(config, _model_of(options.model), options.samples, told, options.by, kept)
+    found = judge(config, model_of(options.model), options.samples, told, options.by, kept)
     summary = {
         "model": options.model,
         "task": options.task.name,
@@ -166,14 +166,3 @@ def _defaults(arguments: Sequence[str]) -> EvalOptions:
         seed=run.seed,
         module=run.module,
     )
-
-
-def _model_of(name: str) -> str:
-    """The model that is meant: of a run's folder the best one, or else the last."""
-    folder = Path(name)
-    if not (folder / "config.yaml").is_file():
-        return name
-    for kept in ("best", "model"):
-        if (folder / kept / "config.json").is_file():
-            return str(folder / kept)
-    raise ConfigError(f"{folder} holds a run, but no model yet: judge it when it has written one (best/ or model/)")

@@ -239,3 +239,14 @@ def _scalar(text: str) -> Scalar:
         except ValueError:
             continue
     return text
+
+
+def model_of(name: str) -> str:
+    """The model that is meant: of a run's folder the best one, or else the last."""
+    folder = Path(name)
+    if not (folder / "config.yaml").is_file():
+        return name
+    for kept in ("best", "model"):
+        if (folder / kept / "config.json").is_file():
+            return str(folder / kept)
+    raise ConfigError(f"{folder} holds a run, but no model yet: judge it when it has written one (best/ or model/)")

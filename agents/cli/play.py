@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from agents.cli.label import shown
-from agents.cli.options import flag_registry
+from agents.cli.options import flag_registry, model_of
 from agents.config import TaskConfig, TrainConfig
-from agents.config.files import check_config
+from agents.config.files import check_config, load_config
 
 if TYPE_CHECKING:
     from agents.run.play import Play, Said
@@ -35,8 +37,8 @@ class PlayOptions:
 
     task: TaskConfig = field(default_factory=TaskConfig)
     model: str = "tiny"
-    """Whose tokens are written, and who is asked for the likeliest: a name, a folder such as runs/one/model, or a hub
-    id."""
+    """Whose tokens are written, and who is asked for the likeliest: a name, a model's folder, a hub id, or the folder
+    of a run (its best model, or the last), whose task is then the default."""
     split: str = "train"
     """Which of the task's prompts."""
     prompt: int = 0
@@ -54,6 +56,7 @@ def play(arguments: Sequence[str]) -> None:
     options = tyro.cli(
         PlayOptions,
         args=arguments,
+        default=_defaults(arguments),
         prog="llm-env play",
         description="Take the model's place in a task: read the prompt, write, see what it is worth.",
         registry=flag_registry(),
@@ -63,13 +66,22 @@ def play(arguments: Sequence[str]) -> None:
     from agents.run.parts import make_task_of  # imports torch: --help and slips in flags do without
     from agents.run.play import Play
 
-    game = Play(make_task_of(config), options.model, options.split, options.device)
+    game = Play(make_task_of(config), model_of(options.model), options.split, options.device)
     print(HELP)
     ask(game, options.prompt)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while turn(game, input("> ")):
             pass
     print()
+
+
+def _defaults(arguments: Sequence[str]) -> PlayOptions:
+    """The task of the run, if it is one's folder that is named as the model."""
+    named = [value for flag, value in pairwise(arguments) if flag == "--model"]
+    if not named or not (saved := Path(named[-1]) / "config.yaml").is_file():
+        return PlayOptions()
+    run = load_config(saved)
+    return PlayOptions(task=run.task, module=run.module)
 
 
 def ask(game: Play, index: int) -> None:

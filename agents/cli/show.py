@@ -36,13 +36,13 @@ def shown(name: str, arguments: dict[str, object], model: str = "tiny") -> str:
         a critic   is told right_so_far, right_share
         <BLANKLINE>
         prompt     copy wqn:
-        answer     wqn   (score 1)
+        answer     wqn   (score 1, 3 tokens)
         <BLANKLINE>
         prompt     copy hib:
-        answer     hib   (score 1)
+        answer     hib   (score 1, 3 tokens)
         <BLANKLINE>
         prompt     copy bae:
-        answer     bae   (score 1)
+        answer     bae   (score 1, 3 tokens)
     """
     task = make_task(name, nested(arguments))
     vocabulary = load_vocabulary(model)
@@ -66,7 +66,7 @@ def shown(name: str, arguments: dict[str, object], model: str = "tiny") -> str:
         if isinstance(answer, list | tuple):
             lines.append(_line("answer", "   ".join(map(str, answer))))
         elif answer is not None:
-            worth = "" if scorer is None else f"   (score {_worth(scorer, prompts, index, str(answer)):.3g})"
+            worth = "" if scorer is None else f"   ({_worth(scorer, prompts, index, str(answer), vocabulary)})"
             lines.append(_line("answer", f"{answer}{worth}"))
     if scorer is not None:
         scorer.close()
@@ -81,9 +81,13 @@ def _scorer(task: Task, vocabulary: Vocabulary) -> TextScorer | None:
         return None
 
 
-def _worth(scorer: TextScorer, prompts: Sequence[Prompt], index: int, answer: str) -> float:
+def _worth(scorer: TextScorer, prompts: Sequence[Prompt], index: int, answer: str, vocabulary: Vocabulary) -> str:
+    """What an answer is paid, and whether it can be written at all."""
     [row] = scorer.scores(prompts, [WrittenText(index, answer)])
-    return float(row["score"])
+    tokens, most = len(vocabulary.encode(answer)), scorer.task.max_new_tokens
+    return f"score {row['score']:.3g}, {tokens} tokens" + (
+        f": more than the {most} it may have" if tokens > most else ""
+    )
 
 
 def _lengths(prompts: Sequence[Prompt], task: Task, vocabulary: Vocabulary, model: str) -> str:

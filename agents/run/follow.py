@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agents.config.files import ConfigError, load_config
 from agents.report.display import Display
-from agents.report.log import SAMPLES, read_lines, read_metrics
+from agents.report.log import METRICS, SAMPLES, read_lines, read_metrics
 from agents.run.summary import run_title
 
 
@@ -34,8 +34,14 @@ def follow(folder: Path, pause: Callable[[], None] = lambda: time.sleep(1.0)) ->
                         seen = iteration
                         display.update(row, [sample for sample in samples if sample["iteration"] == iteration] or None)
                         display.phase(f"following {folder}")
-                if seen >= config.iterations or (folder / "report.html").exists():
+                if seen >= config.iterations or _is_over(folder):
                     return seen
                 pause()
         except KeyboardInterrupt:
             return seen
+
+
+def _is_over(folder: Path) -> bool:
+    """Whether the last model was written after the last number; that of an end before a resume is older."""
+    model, numbers = folder / "model" / "config.json", folder / METRICS
+    return model.exists() and numbers.exists() and model.stat().st_mtime >= numbers.stat().st_mtime

@@ -6,6 +6,8 @@ import os
 import pty
 import select
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ import torch
 
 from agents.cli import main
 from agents.cli.play import turn
+from agents.config import TrainConfig
+from agents.config.files import save_config
 from agents.run.play import Play
 from llm_env.models import load_model
 from llm_env.tasks import CalculatorSums, Reverse
@@ -128,6 +132,26 @@ def test_in_a_terminal() -> None:
     os.write(terminal, b":quit\n")
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     os.close(terminal)
+
+
+def test_a_runs_own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run's folder the model and the task are the run's own, and flags go before them."""
+    played: list[tuple[int, str]] = []
+
+    class Stub:
+        def __init__(self, task: Any, model: str, split: str, device: str) -> None:
+            played.append((task.length, model))
+            raise EOFError
+
+    monkeypatch.setattr("agents.run.play.Play", Stub)
+    args = {"length": 4, "alphabet": "abcd"}
+    save_config(TrainConfig().replace(task__name="Reverse", task__args=args), tmp_path / "config.yaml")
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "config.json").touch()
+    for more in ([], ["--task.args", "length", "5"]):
+        with pytest.raises(EOFError):
+            main(["play", "--model", str(tmp_path), *more])
+    assert played == [(4, str(tmp_path / "best")), (5, str(tmp_path / "best"))]
 
 
 def test_a_task_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,15 @@ class HalfCopy(Copy):
         return 0.5 * super().score(rollout)  # type: ignore[operator]
 
 
+@register_task
+class CutCopy(Copy):
+    """A copy for which there is no room."""
+
+    def __init__(self) -> None:
+        super().__init__(length=6)
+        self.max_new_tokens = 3
+
+
 def shown(capsys: pytest.CaptureFixture[str], line: str) -> str:
     assert main(["tasks", *line.split()]) == 0
     return capsys.readouterr().out
@@ -33,8 +42,12 @@ def test_prompts_answers_and_lengths(capsys: pytest.CaptureFixture[str]) -> None
     assert lines[3] == "an agent   writes 3 tokens at most"
     prompts, answers = ([line[11:] for line in lines if line.startswith(label)] for label in ("prompt", "answer"))
     assert len(prompts) == 3
-    assert [f"copy {answer[:2]}:   (score 0.5)"[:8] for answer in answers] == [prompt[:8] for prompt in prompts]
-    assert all(answer.endswith("   (score 0.5)") for answer in answers)
+    assert [f"copy {answer[:2]}:"[:8] for answer in answers] == [prompt[:8] for prompt in prompts]
+    assert all(answer.endswith(f"   (score 0.5, {len(answer.split()[0])} tokens)") for answer in answers)
+
+
+def test_an_answer_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "   (score 1, 6 tokens: more than the 3 it may have)" in shown(capsys, "CutCopy")
 
 
 def test_a_task_of_turns_shows_them_without_a_score(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,26 @@ def test_a_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "text 1" in said
 
 
+def test_when_a_run_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that has ended early has its last model; one that was resumed since has newer numbers."""
+    folder = run(tmp_path / "run", [0.0, 0.25])
+    save_config(TrainConfig().replace(out=folder, iterations=3), folder / "config.yaml")
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").touch()
+    (folder / "report.html").touch()
+    assert follow(folder, lambda: pytest.fail("it is over")) == 1
+    numbers = (folder / "metrics.jsonl").stat().st_mtime
+    os.utime(folder / "model" / "config.json", (numbers - 9, numbers - 9))
+
+    def pause() -> None:
+        with RunLog(folder, TrainConfig().log, resume_from=1) as log:
+            for iteration in (2, 3):
+                log.write({"iteration": iteration, "time": 1.0})
+
+    assert follow(folder, pause) == 3
+    assert "3/3" in capsys.readouterr().out
+
+
 def test_watching_in_a_terminal_ends_with_ctrl_c(tmp_path: Path) -> None:
     folder = run(tmp_path / "run", [0.0, 0.25])
     save_config(TrainConfig().replace(out=folder, iterations=3), folder / "config.yaml")
