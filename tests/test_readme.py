@@ -5,10 +5,21 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from agents.algorithms import advantages
+from agents.algorithms import registry as algorithms
+from agents.losses import registry as losses
+from agents.losses import terms
+from agents.metrics import table
+from llm_env.engines import registry as engines
+from llm_env.tasks import registry as tasks
+from llm_env.tasks import tools
+from rewards import named
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / ".docs/pages").rglob("*.md"))
@@ -34,6 +45,23 @@ COMMANDS = {
     for number, line in enumerate(block.splitlines())
     if re.match(r"(PYTHONPATH=\S+ )?llm-env ", line)
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_it_was() -> Iterator[None]:
+    """What snippets register is gone afterwards: other tests of this process go through all names there are."""
+    registries: list[Any] = [
+        *(advantages._ESTIMATORS, algorithms._ALGORITHMS, losses._LOSSES, terms._TERMS),
+        *(engines._ENGINES, tasks._TASKS, tools._TOOLS, named._REWARDS),
+    ]
+    for registry in registries:
+        registry.names()  # imports what is registered when it is first asked for
+    tables = [registry._things for registry in registries] + [table._METRICS]
+    before = [dict(each) for each in tables]
+    yield
+    for each, names in zip(tables, before, strict=True):
+        each.clear()
+        each.update(names)
 
 
 @pytest.mark.parametrize("name", SNIPPETS)
