@@ -98,10 +98,9 @@ def evaluate(arguments: Sequence[str]) -> None:
         "split": options.split,
         **found.summary(options.right, against),
     }
-    if options.out is not None:
+    if options.out is not None and kept is not None:
         write_rows(options.out, found.rows)
-        if kept is not None:
-            kept.unlink(missing_ok=True)
+        kept.unlink(missing_ok=True)
     print(json.dumps(summary) if options.json else table(summary))
 
 

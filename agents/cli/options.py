@@ -46,7 +46,7 @@ def read_options(
     arguments: Sequence[str], program: str = "llm-env train", defaults: TrainConfig | None = None
 ) -> Options:
     """What a command line asks for, checked. A run that is resumed keeps its own configuration."""
-    preset, file = _value_of(arguments, "--preset"), _value_of(arguments, "--config")
+    preset, file = value_of(arguments, "--preset"), value_of(arguments, "--config")
     if preset is not None and preset not in PRESETS:
         hint = did_you_mean(preset, PRESETS, count=1, cutoff=0.3)
         raise ConfigError(f"unknown preset {preset!r}; {hint}There are:\n{list_of_presets()}")
@@ -118,7 +118,7 @@ def _parse(arguments: Sequence[str], base: TrainConfig, program: str) -> Options
     )
 
 
-def _value_of(arguments: Sequence[str], name: str) -> str | None:
+def value_of(arguments: Sequence[str], name: str) -> str | None:
     """What a flag says, before all are read: the defaults of the others depend on it."""
     found = None
     for place, argument in enumerate(arguments):

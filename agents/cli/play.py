@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from agents.cli.label import shown
-from agents.cli.options import flag_registry, model_of
+from agents.cli.options import flag_registry, model_of, value_of
 from agents.config import TaskConfig, TrainConfig
 from agents.config.files import check_config, load_config
 
@@ -77,8 +76,8 @@ def play(arguments: Sequence[str]) -> None:
 
 def _defaults(arguments: Sequence[str]) -> PlayOptions:
     """The task of the run, if it is one's folder that is named as the model."""
-    named = [value for flag, value in pairwise(arguments) if flag == "--model"]
-    if not named or not (saved := Path(named[-1]) / "config.yaml").is_file():
+    named = value_of(arguments, "--model")
+    if named is None or not (saved := Path(named) / "config.yaml").is_file():
         return PlayOptions()
     run = load_config(saved)
     return PlayOptions(task=run.task, module=run.module)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import AttentionInterface
+
+from llm_env.engines.transformers.attention import attends_plainly, can_pack
 
 NAME = "llm_env_ragged"
 WASTE = 1.25
@@ -104,14 +105,12 @@ def can_read(body: Any) -> bool:
     Not those that write out attention themselves, look at the last tokens only, or are no transformers.
     """
     config = body.config.get_text_config()
-    if config._attn_implementation != "sdpa" or not getattr(body, "_supports_attention_backend", False):
+    if not can_pack(body) or not attends_plainly(config):
         return False
     tokens = torch.arange(8, device=body.device).view(2, 4) % config.vocab_size
     lengths = torch.tensor([2, 4], device=body.device)
     ragged = Ragged.of(tokens, lengths)
     try:
-        if not all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers):
-            return False
         with reading(config, ragged):
             read = body(input_ids=ragged.tokens, position_ids=ragged.positions, use_cache=False).last_hidden_state
     except Exception:

@@ -84,14 +84,8 @@ def here() -> dict[str, str]:
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         found["gpu"] = f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
-    return found | {"versions": ", ".join(f"{name} {metadata.version(name)}" for name in _MADE_OF if _is_there(name))}
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return bool(metadata.version(name))
-    except metadata.PackageNotFoundError:
-        return False
+    there = [name for name in _MADE_OF if not _problem(Requirement(name))]
+    return found | {"versions": ", ".join(f"{name} {metadata.version(name)}" for name in there)}
 
 
 def machine() -> Iterator[Finding]:

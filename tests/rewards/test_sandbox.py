@@ -9,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rewards import CodeTests, Limits, Outcome, Rollout, Sandbox, SandboxUnavailable, full_seats, program_in
 from rewards.fenced import FenceMaker
-from rewards.full_seats import FullSeats, Process
+from rewards.full_seats import FullSeats
 
 pytest.importorskip("pydantic_monty")
 pytest.importorskip("sandlock")
@@ -349,63 +348,3 @@ class TestCodeTests:
     def test_the_last_block_counts(self) -> None:
         assert program_in("```\nfirst\n```\nand\n```py\nsecond\n  third\n```") == "second\n  third"
         assert program_in("```python\nunfinished = 1") == "unfinished = 1"
-
-
-class TestSpares:
-    """Processes that wait for a program."""
-
-    @pytest.fixture
-    def seats(self) -> Iterator[FullSeats]:
-        seats = FullSeats(spares=2)
-        yield seats
-        seats.close()
-
-    def printed(self, seats: FullSeats, code: str, limits: Limits) -> bytes:
-        with seats.process(code, limits) as process:
-            return bytes(process.stdout.read(1000))
-
-    def waiting(self, seats: FullSeats) -> list[Process]:
-        return [first.result(20) for begun in seats._begun.values() for first in begun]
-
-    def test_each_runs_one_program(self, seats: FullSeats) -> None:
-        code = "import os\nprint(os.getpid(), 'x' in globals())\nx = 1"
-        seen = []
-        for _ in range(4):
-            seen.append(self.printed(seats, code, Limits()).split())
-        assert len({pid for pid, _ in seen}) == 4
-        assert {known for _, known in seen} == {b"False"}
-
-    def test_its_time_begins_with_its_program(self, seats: FullSeats) -> None:
-        limits = Limits(seconds=1)
-        self.printed(seats, "", limits)
-        self.waiting(seats)
-        time.sleep(1.5)
-        assert self.printed(seats, "print(1)", limits) == b"1\n"
-
-    def test_other_limits_have_others(self, seats: FullSeats) -> None:
-        self.printed(seats, "", Limits(memory=64))
-        self.waiting(seats)
-        assert self.printed(seats, "print(len(bytearray(10**8)))", Limits(memory=512)) == b"100000000\n"
-        assert self.printed(seats, "print(len(bytearray(10**8)))", Limits(memory=64)) == b""
-
-    def test_closing_ends_them(self, seats: FullSeats) -> None:
-        self.printed(seats, "", Limits())
-        spares = self.waiting(seats)
-        seats.close()
-        assert [spare.waits() for spare in spares] == [False] * len(spares)
-        assert len(spares) == 2
-        assert not seats._begun
-
-    def test_one_that_has_ended_is_passed_over(self, seats: FullSeats) -> None:
-        self.printed(seats, "", Limits())
-        for spare in self.waiting(seats):
-            spare._process.kill()
-            spare._process.wait()
-        assert self.printed(seats, "print(1)", Limits()) == b"1\n"
-
-    def test_where_none_can_stay_alive(self, monkeypatch: pytest.MonkeyPatch, seats: FullSeats) -> None:
-        monkeypatch.setattr(full_seats, "_COMMAND", ["/bin/false"])
-        assert self.printed(seats, "print(1)", Limits()) == b""
-
-    def test_a_program_that_is_no_text_of_utf_8(self, seats: FullSeats) -> None:
-        assert self.printed(seats, "print('\ud800é' == '?é')", Limits()) == b"True\n"

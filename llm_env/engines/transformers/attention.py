@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 NAME = "llm_env_packed"
 
@@ -93,6 +94,14 @@ def can_pack(model: Any) -> bool:
     """Whether the model's attention can be replaced; a few old families write it out themselves."""
     own = model.config.get_text_config()._attn_implementation
     return own in ("sdpa", NAME) and bool(getattr(model, "_supports_attention_backend", False))
+
+
+def attends_plainly(config: Any) -> bool:
+    """Whether each token sees all before it: no sliding window, no chunks, no recurrence."""
+    try:
+        return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+    except (KeyError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from llm_env.engines.base import EngineBase
 from llm_env.engines.registry import register_engine
-from llm_env.engines.transformers.attention import Part, can_pack, packed
+from llm_env.engines.transformers.attention import Part, attends_plainly, can_pack, packed
 from llm_env.engines.transformers.slot_cache import Plan, SlotCache
 from llm_env.engines.weights import copy_weights
 from llm_env.models import eos_tokens, load_model, load_tokenizer
@@ -289,12 +288,8 @@ def _check_model(model: Any, context: int) -> None:
     config = model.config.get_text_config()
     if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
         raise ValueError(f"{name} is not a causal language model (a decoder with logits for the next token)")
-    try:
-        plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-    except (KeyError, ValueError):
-        plain = False
     accepted = set(inspect.signature(model.forward).parameters)
-    if not plain or not {"position_ids", "past_key_values", "logits_to_keep"} <= accepted:
+    if not attends_plainly(model.config) or not {"position_ids", "past_key_values", "logits_to_keep"} <= accepted:
         raise ValueError(
             f"{name} has attention other than plain causal (a sliding window, chunks, a recurrence, ALiBi, ...), "
             "which this engine does not support. If it is a sliding window longer than your context, load the model "
