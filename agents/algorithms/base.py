@@ -31,7 +31,7 @@ Tensor = torch.Tensor
 
 SEEN = (
     *("tokens", "state_position", "mask", "action", "total", INDEX, TABLE, "behaviour_log_prob", "action_log_prob"),
-    *("ref_log_prob", "shaped_reward", "state_value", "value_target", "advantage"),
+    *(("next", "reward"), "ref_log_prob", "shaped_reward", "state_value", "value_target", "advantage"),
 )
 """What is kept of a batch that was learned from, to be looked at."""
 

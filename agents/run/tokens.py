@@ -20,8 +20,9 @@ from llm_env.tokens.vocabulary import Vocabulary
 
 ALTERNATIVES = 5
 """How many of the likeliest tokens are kept beside each that was written."""
-COLUMNS: Mapping[str, str] = {
+COLUMNS: Mapping[str, str | tuple[str, str]] = {
     "reward": "shaped_reward",
+    "task_reward": ("next", "reward"),
     "advantages": "advantage",
     "value": "state_value",
     "value_target": "value_target",
@@ -90,7 +91,11 @@ def _afterwards(algorithm: Algorithm, rows: TensorDict) -> dict[str, Any]:
         )
 
     whole = distribution()
-    found: dict[str, Any] = {"learned_logprobs": whole.log_prob(rows["action"]), "entropy": whole.entropy()}
+    learned = whole.log_prob(rows["action"])
+    found: dict[str, Any] = {"learned_logprobs": learned, "entropy": whole.entropy()}
+    _, own = algorithm.loss.gain(learned, rows["action_log_prob"], rows["advantage"][..., 0])
+    if (clipped := own.get("policy/clip_fraction")) is not None:
+        found["clipped"] = clipped
     if allowed is None:  # a mask says already what else there was
         found["alternatives"] = _alternatives(distribution, rows["mask"].shape[1])
     return found
@@ -115,8 +120,8 @@ def _row(
     """One text, as JSON can hold it. Columns have a number for each token, null where the policy did not choose it."""
     rollout = episode.rollout
     chosen = np.ones(len(rollout.tokens), bool) if rollout.is_action is None else rollout.is_action
-    columns = {name: data[key] for name, key in COLUMNS.items() if key in data.keys()}  # noqa: SIM118
-    columns |= {name: after[name] for name in ("learned_logprobs", "entropy")}
+    columns = {name: data[key] for name, key in COLUMNS.items() if key in data.keys(True)}
+    columns |= {name: after[name] for name in ("learned_logprobs", "entropy", "clipped") if name in after}
     row: dict[str, Any] = {
         "why": why,
         "prompt_index": episode.prompt_index,

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agents.cli import main
@@ -96,17 +97,19 @@ def test_what_is_written_down_of_a_text(runs: list[Path]) -> None:
         assert len(row["tokens"]) == len(row["token_ids"]) == len(row["loss_mask"])
         columns = {
             "reward", "advantages", "value", "value_target", "inference_logprobs", "trainer_logprobs", "ref_logprobs",
-            "learned_logprobs", "entropy",
+            "learned_logprobs", "entropy", "task_reward", "clipped",
         }  # fmt: skip
         for name in columns:
             assert sum(value is not None for value in row[name]) == own
-        assert sum(row["advantages"]) == pytest.approx(sum(row["advantages"]))
         first = row["alternatives"][0]
         assert 0 < sum(chance for _, chance in first) <= 1.001
         assert [chance for _, chance in first] == sorted((chance for _, chance in first), reverse=True)
         paid = [value for value in row["reward"] if value is not None]
         kl = [was - ref for was, ref in zip(row["trainer_logprobs"], row["ref_logprobs"], strict=True)]
         assert sum(paid) == pytest.approx(row["score"] - 0.1 * sum(kl), abs=2e-3)
+        assert sum(row["task_reward"]) == pytest.approx(row["score"], abs=2e-3)
+        ratios = np.exp(np.subtract(row["learned_logprobs"], row["trainer_logprobs"]))
+        assert row["clipped"] == [float(not 0.8 <= ratio <= 1.2) for ratio in ratios]
     scores = [row["score"] for row in rows if row["iteration"] == 1]
     assert scores[0] == max(scores)
     assert scores[1] == min(scores)
