@@ -121,6 +121,13 @@ class FailureLog:
         """It works, for some rollouts at least."""
         self._has_worked = True
 
+    def count_elsewhere(self, calls: int, failures: int) -> None:
+        """Count what was counted and reported in another process."""
+        with counting:
+            self.num_calls += calls
+            self.num_failures += failures
+            self._has_worked = self._has_worked or calls > failures
+
     def failed(self, failure: Failure, consequence: str, cause: Exception | None = None) -> None:
         """Count a failure and report it.
 

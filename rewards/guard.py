@@ -120,6 +120,10 @@ class Guard(Reward):
             self._report_batch(len(rollouts), trace)
         return scores
 
+    def count_elsewhere(self, scores: Sequence[Score]) -> None:
+        """Count what a guard in another process has scored."""
+        self._log.count_elsewhere(len(scores), sum(score.parts.get("reward_failed", 0.0) > 0 for score in scores))
+
     def reseed(self, seed: int | None) -> None:
         """Begin what the worker process draws at random anew; without a timeout there is none, and nothing happens."""
         if self._isolated is not None:

@@ -263,6 +263,10 @@ class Rollout:
         """Whether the text is finished (its end is EOS, STOP or TASK) rather than cut off or still running."""
         return self.end is not End.RUNNING and not self.end.is_cut
 
+    def read_by(self, decode: Decode) -> None:
+        """Read token ids with this from now on: a copy that was pickled has the texts, and nothing to read others."""
+        self._decode = decode
+
     def before(self, action: int) -> Rollout:
         """The episode as it stood before the agent's action of that number; the last state is that of `num_actions`.
 

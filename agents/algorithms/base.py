@@ -208,6 +208,8 @@ class Algorithm:
             "speed/rollout_tokens_per_s": batch.written_tokens / (collected - start),
             "speed/update_tokens_per_s": real / (learned - collected),
         }
+        if self.collector.workers is not None:
+            metrics |= {"rollout/behind": batch.behind, "rollout/lost": self.collector.workers.lost}
         metrics |= self._guarded()
         if "kl/sequence" in metrics:
             self.kl.update(metrics["kl/sequence"], len(batch.episodes))
@@ -283,6 +285,7 @@ class Algorithm:
         tensors, state = self.learner.state()
         mdp = self.collector.writer.mdp
         tensors["weights"] = self.network.weights()
+        tensors |= self.collector.tensors()
         state |= {
             "iteration": self.iteration,
             "tokens": self.tokens,
@@ -299,7 +302,7 @@ class Algorithm:
         self.network.load_weights(tensors["weights"])
         self.learner.load_state(tensors, state)
         self.iteration, self.tokens = state["iteration"], state["tokens"]
-        self.collector.load_state_dict(state["collector"])
+        self.collector.load_state_dict(state["collector"], tensors)
         mdp = self.collector.writer.mdp
         mdp.reward.load_state_dict(state["failures"]["reward"])
         mdp.task.replies.load_state_dict(state["failures"]["reply"])

@@ -68,6 +68,11 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
             f"--rollout.drop-uniform-groups needs groups of texts, and --rollout.completions-per-prompt is {group}: "
             f"use at least 2"
         )
+    if c.rollout.ahead and not c.workers:
+        yield (
+            f"--rollout.ahead is {c.rollout.ahead}, but texts are written in this process, which cannot learn "
+            f"meanwhile: use --workers 1 or more"
+        )
     if 0 < c.iterations <= c.critic_warmup:
         yield (
             f"--critic-warmup is {c.critic_warmup} of --iterations {c.iterations}: the policy would never learn. "

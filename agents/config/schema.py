@@ -135,6 +135,11 @@ class RolloutConfig:
     weights themselves, and another engine makes a copy in --model.dtype."""
     slots: Count | None = None
     """How many texts are written at the same time; none writes the whole batch at once. Fewer take less memory."""
+    ahead: CountOrZero = 0
+    """How many batches --workers write ahead, while the model learns from those before: texts are then as many
+    iterations behind the model as that, and no more, and --loss.importance-cap corrects for it."""
+    patience: Positive = 600.0
+    """Seconds after which one of --workers that has not been heard of is replaced."""
     over_sample: AtLeastOne = 1.0
     """Write this many times the batch and learn from one batch of it, such as 1.5, so that
     --rollout.drop-uniform-groups, --rollout.drop-cut and --rollout.drop-part have some to choose from."""
@@ -273,6 +278,9 @@ class TrainConfig:
     """The folder that everything is written to: models, checkpoints, the log and its pictures."""
     device: str = "cpu"
     """What to compute on: cpu, cuda, or one GPU of several, such as cuda:1."""
+    workers: CountOrZero = 0
+    """How many other processes on this machine write the texts, each with an engine of its own. They write the same
+    texts as one; of one that dies another takes the place. 0 writes them in this process."""
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

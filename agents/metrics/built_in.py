@@ -344,6 +344,18 @@ BUILT_IN = (
         meaning="Share of the texts written that were refused for a part of their score (--rollout.drop-part).",
     ),
     Metric(
+        name="rollout/behind",
+        label="behind",
+        meaning="How many iterations the weights that wrote the texts are behind those that learn, on average.",
+        needs="--workers",
+    ),
+    Metric(
+        name="rollout/lost",
+        label="workers lost",
+        meaning="How many processes that write texts had to be replaced since the run began.",
+        needs="--workers",
+    ),
+    Metric(
         name="guard/skipped",
         label="steps skipped",
         meaning="Optimizer steps left out since the run began, as loss or gradient was not finite.",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,17 @@ import torch
 from tensordict import TensorDict
 
 from agents.rollouts.packing import pack
-from agents.rollouts.writers import Writer
+from agents.rollouts.workers import Workers
+from agents.rollouts.writers import EngineWriter, Finish, Writer
 from llm_env.engines import Sampling
+from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
 
 Filter = Callable[[TensorDict], torch.Tensor]
 Refuses = Callable[[Episode], bool]
+
+WEIGHTS = "written-with-{}"
+NO_TENSORS: Mapping[str, Mapping[str, torch.Tensor]] = MappingProxyType({})
 
 # How often to write when filters leave too little; after that, episodes that they left out fill the batch.
 MAX_ROUNDS = 4
@@ -35,6 +43,7 @@ class Batch:
         written_tokens: how many tokens the policy chose in them.
         refilled: how many episodes of the batch a filter had left out, but were needed to fill it.
         refused: how many of those written were refused.
+        behind: how many versions of the weights there have been since those that wrote them, on average.
         seconds: how long it took to collect.
     """
 
@@ -44,7 +53,18 @@ class Batch:
     written_tokens: int
     refilled: int
     refused: int
+    behind: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A batch that is being written."""
+
+    indices: IntArray
+    groups: IntArray
+    version: int
+    finish: Finish
 
 
 class Collector:
@@ -58,6 +78,8 @@ class Collector:
         batch_size: episodes in a batch.
         temperature: divides the logits.
         seed: of the texts and of the order of prompts.
+        ahead: begin this many batches before they are needed: texts are then as many versions of the weights old, and
+            no more. Only `Workers` write meanwhile.
         over_sample: write this many times as many, for filters to choose from.
         filters: each is given a packed batch and returns `[B]` bool, which episodes to keep. Groups of completions are
             kept or left out as a whole: one stays if all its episodes do.
@@ -82,6 +104,7 @@ class Collector:
         *,
         temperature: float = 1.0,
         seed: int = 0,
+        ahead: int = 0,
         over_sample: float = 1.0,
         filters: Sequence[Filter] = (),
         refuses: Refuses | None = None,
@@ -93,6 +116,12 @@ class Collector:
             )
         if over_sample < 1:
             raise ValueError(f"over_sample must be at least 1, got {over_sample}")
+        engine = writer.engine if isinstance(writer, EngineWriter) else None
+        self.workers = engine if isinstance(engine, Workers) else None
+        if ahead and self.workers is None:
+            raise ValueError(
+                f"ahead is {ahead}, but there are no Workers: in this process nothing is written meanwhile"
+            )
         self.writer = writer
         self.batch_size = batch_size
         self.temperature = temperature
@@ -101,6 +130,8 @@ class Collector:
         self.refuses = refuses
         self._per_round = group * math.ceil(batch_size * over_sample / group)
         self.iteration = 0
+        self.ahead = ahead
+        self._begun: deque[_Begun] = deque()
         writer.mdp.sampler.reseed(seed)
 
     def __iter__(self) -> Iterator[TensorDict]:
@@ -113,8 +144,11 @@ class Collector:
         kept: list[Episode] = []
         left_out: list[Episode] = []
         refused = 0
+        while len(self._begun) <= self.ahead:
+            self._begun.append(self._begin(self.iteration + len(self._begun)))
+        begun = self._begun.popleft()
         for round_ in range(MAX_ROUNDS):
-            episodes = self._write(round_)
+            episodes = begun.finish() if round_ == 0 else self._begin(self.iteration, round_).finish()
             refusals = [self.refuses is not None and self.refuses(episode) for episode in episodes]
             refused += sum(refusals)
             keep = self._keep(episodes, refusals)
@@ -124,6 +158,7 @@ class Collector:
                 break
         chosen = (kept + left_out)[: self.batch_size]
         self.iteration += 1
+        version = None if self.workers is None else self.workers.version
         return Batch(
             data=pack(chosen, self.writer.mdp.vocabulary.pad_token),
             episodes=chosen,
@@ -131,26 +166,57 @@ class Collector:
             written_tokens=sum(episode.rollout.num_actions for episode in kept + left_out),
             refilled=max(0, self.batch_size - len(kept)),
             refused=refused,
+            behind=0.0 if version is None else float(np.mean([version - episode.version for episode in chosen])),
             seconds=time.perf_counter() - start,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on from here."""
+        """What `load_state_dict` needs to go on from here, as JSON can hold it; `tensors` has the rest."""
         mdp = self.writer.mdp
-        return {"iteration": self.iteration, "sampler": mdp.sampler.state_dict(), "task": mdp.task.state_dict()}
+        state = {"iteration": self.iteration, "sampler": mdp.sampler.state_dict(), "task": mdp.task.state_dict()}
+        if self.ahead and self.workers is not None:
+            begun = [
+                {"indices": each.indices.tolist(), "groups": each.groups.tolist(), "version": each.version}
+                for each in self._begun
+            ]
+            state |= {"begun": begun, "version": self.workers.version}
+        return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another collector was."""
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The weights that batches are being written with."""
+        if self.workers is None:
+            return {}
+        versions = {each.version for each in self._begun}
+        return {WEIGHTS.format(version): self.workers.weights_of(version) for version in versions}
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, torch.Tensor]] = NO_TENSORS
+    ) -> None:
+        """Go on where another collector was. What it had begun is begun again, with the weights that it had."""
         self.iteration = state["iteration"]
         self.writer.mdp.sampler.load_state_dict(state["sampler"])
         if task := state.get("task"):
             self.writer.mdp.task.load_state_dict(task)
+        self._begun.clear()
+        if self.workers is None or "version" not in state:
+            return
+        loaded = None
+        for place, begun in enumerate(state["begun"][: self.ahead]):
+            if begun["version"] != loaded:
+                loaded = begun["version"]
+                self.workers.load_weights(tensors[WEIGHTS.format(loaded)], loaded)
+            dealt = np.array(begun["indices"], dtype=np.int64), np.array(begun["groups"], dtype=np.int64)
+            self._begun.append(self._begin(self.iteration + place, dealt=dealt))
+        self.workers.version = state["version"] - 1  # the present weights are still to come
 
-    def _write(self, round_: int) -> list[Episode]:
-        mdp = self.writer.mdp
-        seed = np.random.SeedSequence([self.seed, self.iteration, round_]).generate_state(1, np.uint64)[0]
-        indices, groups = mdp.deal(self._per_round)
-        return self.writer.episodes(indices, groups, Sampling(temperature=self.temperature, seed=int(seed)))
+    def _begin(self, iteration: int, round_: int = 0, dealt: tuple[IntArray, IntArray] | None = None) -> _Begun:
+        seed = np.random.SeedSequence([self.seed, iteration, round_]).generate_state(1, np.uint64)[0]
+        indices, groups = self.writer.mdp.deal(self._per_round) if dealt is None else dealt
+        sampling = Sampling(temperature=self.temperature, seed=int(seed))
+        writer, version = self.writer, 0 if self.workers is None else self.workers.version
+        if self.ahead and isinstance(writer, EngineWriter):
+            return _Begun(indices, groups, version, writer.begin(indices, groups, sampling))
+        return _Begun(indices, groups, version, partial(writer.episodes, indices, groups, sampling))
 
     def _keep(self, episodes: list[Episode], refusals: list[bool]) -> list[bool]:
         if not self.filters and not any(refusals):

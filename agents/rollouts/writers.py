@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast
 
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from llm_env.engines import Engine, Job, Sampling
+from llm_env.engines import Job, Sampling
 from llm_env.engines.writing import write
 from llm_env.mdp.core import TokenMDP
+from llm_env.tasks import Task
 from llm_env.tasks.running import RunningEpisodes
 from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.episode import Episode
+from llm_env.tokens.prompts import TokenizedPrompts
 from llm_env.tokens.state import TokenState
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
+Finish = Callable[[], list[Episode]]
+"""Waits for texts that were begun: one scored episode for each prompt, in their order."""
 
 
 class Writer(Protocol):
@@ -39,12 +44,35 @@ class Writer(Protocol):
         """
 
 
+class WritesTexts(Protocol):
+    """What an `EngineWriter` needs: an engine, or `Workers` with one each.
+
+    Attributes:
+        context: how many tokens a text may have.
+    """
+
+    context: int
+
+    def write(
+        self,
+        task: Task,
+        prompts: TokenizedPrompts,
+        jobs: Sequence[Job],
+        sampling: Sampling,
+        *,
+        context: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Iterator[tuple[Job, Episode]]:
+        """See `EngineBase.write`."""
+
+
 class EngineWriter:
     """An engine writes the texts.
 
     Args:
         mdp: the task, its prompts and its reward.
         engine: of the same tokens; its slots hold at least the task's context.
+        scored: the engine's episodes come with their scores.
 
     Examples:
         >>> from llm_env.engines import make_engine
@@ -56,7 +84,7 @@ class EngineWriter:
         [4, 0, 4]
     """
 
-    def __init__(self, mdp: TokenMDP, engine: Engine) -> None:
+    def __init__(self, mdp: TokenMDP, engine: WritesTexts, *, scored: bool = False) -> None:
         if engine.context < mdp.context:
             raise ValueError(
                 f"the engine's slots hold {engine.context} tokens, the task's texts may have {mdp.context}: make the "
@@ -64,15 +92,21 @@ class EngineWriter:
             )
         self.mdp = mdp
         self.engine = engine
+        self.scored = scored
 
     def episodes(self, indices: IntArray, groups: IntArray, sampling: Sampling) -> list[Episode]:
         """One scored episode for each prompt."""
+        return self.begin(indices, groups, sampling)()
+
+    def begin(self, indices: IntArray, groups: IntArray, sampling: Sampling) -> Finish:
+        """The same; processes elsewhere begin now, an engine here when the texts are asked for."""
         mdp = self.mdp
         jobs = _jobs(indices, groups)
         written = self.engine.write(
             mdp.task, mdp.prompts, jobs, sampling, context=mdp.context, max_new_tokens=mdp.max_new_tokens
         )
-        return _scored(mdp, written)
+        numbered = ((job.request, episode) for job, episode in written)
+        return functools.partial(mdp.take_scored if self.scored else mdp.score_written, numbered)
 
 
 class PolicyWriter:
@@ -116,7 +150,8 @@ class PolicyWriter:
             max_new_tokens=mdp.max_new_tokens,
         )
         jobs = _jobs(indices, groups)
-        return _scored(mdp, write(running, jobs, _PolicyChooser(self.policy, mdp.task.name)))
+        written = write(running, jobs, _PolicyChooser(self.policy, mdp.task.name))
+        return mdp.score_written((job.request, episode) for job, episode in written)
 
 
 class _PolicyChooser:
@@ -160,11 +195,6 @@ class _PolicyChooser:
 def _jobs(indices: IntArray, groups: IntArray) -> list[Job]:
     pairs = zip(indices.tolist(), groups.tolist(), strict=True)
     return [Job(index, group, request) for request, (index, group) in enumerate(pairs)]
-
-
-def _scored(mdp: TokenMDP, written: Iterable[tuple[Job, Episode]]) -> list[Episode]:
-    """In the order of the jobs."""
-    return mdp.score_written((job.request, episode) for job, episode in written)
 
 
 def _log_prob(data: TensorDictBase) -> torch.Tensor:

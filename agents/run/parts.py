@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
+import math
 import random
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +26,8 @@ from agents.config.files import ConfigError
 from agents.config.modules import import_module_of
 from agents.networks.network import Network
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform, part_below
+from agents.rollouts.worker import Scribe
+from agents.rollouts.workers import Workers
 from agents.rollouts.writers import EngineWriter
 from agents.run.evaluate import Evaluator
 from agents.run.precision import Speeds, choose_precision
@@ -45,7 +50,7 @@ class Parts:
         mdp: the task and its training prompts.
         network: learns.
         tokenizer: of the model.
-        engine: writes the texts.
+        engine: writes the texts; or processes with one each.
         evaluator: judges the policy on held-out prompts; None if the task has none.
         shares_weights: the engine computes with the very weights that learn.
         speeds: what the precision was chosen by; None if the configuration has said it.
@@ -55,7 +60,7 @@ class Parts:
     mdp: TokenMDP
     network: Network
     tokenizer: Any
-    engine: Engine
+    engine: Engine | Workers
     evaluator: Evaluator | None
     shares_weights: bool
     speeds: Speeds | None
@@ -108,7 +113,7 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
         config,
         parts.network,
         make_collector(config, parts),
-        trusted=parts.shares_weights and exact,
+        trusted=_is_plain(config) and exact and not config.rollout.ahead,
         **config.algo_args,
     )
     return Run(**{field.name: getattr(parts, field.name) for field in fields(parts)}, algorithm=algorithm)
@@ -141,15 +146,18 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
     # Of weights in bfloat16 all products are in bfloat16 as well.
     speeds = choose_precision(config, network, mdp) if undecided and how.dtype == "float32" else None
     tokenizer = load_tokenizer(source)
-    slots = rollout.slots or rollout.batch_size
-    engine = make_engine_of(config, network, tokenizer, source, context=mdp.context, slots=slots)
+    engine: Engine | Workers
+    if config.workers:
+        engine = make_workers(config, network, task, source, context=mdp.context)
+    else:
+        engine = make_engine_of(config, network, tokenizer, source, context=mdp.context)
     evaluator = None
     if judged:
         held_out = TokenMDP(task, **mdp_options(config, config.evaluation.split, model=source))
         evaluator = Evaluator(
-            EngineWriter(held_out, engine), config.evaluation.prompts, rollout.temperature, config.seed
+            make_writer(config, held_out, engine), config.evaluation.prompts, rollout.temperature, config.seed
         )
-    shares = rollout.engine == "transformers" and rollout.engine_dtype is None
+    shares = _is_plain(config) and not config.workers
     parts = Parts(source, mdp, network, tokenizer, engine, evaluator, shares, speeds)
     # An engine that has loaded the model by itself may hold other weights: those of "tiny" depend on the seed.
     parts.update_engine()
@@ -157,8 +165,9 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
 
 
 def without_learning(config: TrainConfig) -> TrainConfig:
-    """The same without what only reinforcement learning needs: no model for a critic, and no reference."""
-    return config.replace(model__critic="shared", model__hints=False, model__reference="penalty", kl__beta=0.0)
+    """The same without what only reinforcement learning needs: a model for a critic, a reference, other processes."""
+    config = config.replace(model__critic="shared", model__hints=False, model__reference="penalty", kl__beta=0.0)
+    return config.replace(workers=0, rollout__ahead=0)
 
 
 def make_collector(config: TrainConfig, parts: Parts) -> Collector:
@@ -166,10 +175,11 @@ def make_collector(config: TrainConfig, parts: Parts) -> Collector:
     rollout = config.rollout
     filters: list[Filter] = [not_cut] * rollout.drop_cut + [not_uniform] * rollout.drop_uniform_groups
     return Collector(
-        EngineWriter(parts.mdp, parts.engine),
+        make_writer(config, parts.mdp, parts.engine),
         rollout.batch_size,
         temperature=rollout.temperature,
         seed=config.seed,
+        ahead=rollout.ahead,
         over_sample=rollout.over_sample,
         filters=filters,
         refuses=None if rollout.drop_part is None else part_below(rollout.drop_part, rollout.drop_below),
@@ -247,14 +257,61 @@ def load(config: TrainConfig, source: str) -> Any:
     return load_model(source, dtype=getattr(torch, model.dtype), device=config.device, seed=config.seed)
 
 
-def make_engine_of(
-    config: TrainConfig, network: Network, tokenizer: Any, source: str, *, context: int, slots: int
-) -> Engine:
+def make_engine_of(config: TrainConfig, network: Network, tokenizer: Any, source: str, *, context: int) -> Engine:
     """The engine: on the trained weights themselves, or with a copy in a precision of its own."""
-    rollout = config.rollout
-    if rollout.engine == "transformers" and rollout.engine_dtype is None:
+    slots = config.rollout.slots or config.rollout.batch_size
+    if _is_plain(config):
         return TransformersEngine(network.engine_model(), tokenizer, num_slots=slots, context=context)
+    return make_engine_apart(config, source, context=context, slots=slots)
+
+
+def make_engine_apart(config: TrainConfig, source: str, *, context: int, slots: int) -> Engine:
+    """An engine with a copy of the weights."""
+    rollout = config.rollout
     options: dict[str, Any] = {"dtype": getattr(torch, rollout.engine_dtype or config.model.dtype)}
     if rollout.engine == "transformers":
         options["device"] = config.device
     return make_engine(rollout.engine, source, num_slots=slots, context=context, **options)
+
+
+def make_workers(config: TrainConfig, network: Network, task: Task, source: str, *, context: int) -> Workers:
+    """Processes with an engine each, which write texts in parts of a batch."""
+    slots = math.ceil((config.rollout.slots or config.rollout.batch_size) / config.workers)
+    sent = copy.copy(task)
+    if not keeps_sessions(task):
+        sent.reward = None  # texts are scored here: a reward may be large, or have a memory
+    return Workers(
+        functools.partial(make_scribe, config, sent, source, context=context, slots=slots),
+        config.workers,
+        network.engine_weights(),
+        context=context,
+        threads=max(1, torch.get_num_threads() // config.workers),
+        patience=config.rollout.patience,
+        copies=config.rollout.ahead + 1,
+    )
+
+
+def make_scribe(config: TrainConfig, task: Task, source: str, *, context: int, slots: int) -> Scribe:
+    """What a process needs to write texts; to be called in it."""
+    import_module_of(config)
+    seed_everything(config.seed)
+    engine = make_engine_apart(config, source, context=context, slots=slots)
+    if not keeps_sessions(task):
+        return Scribe(engine, task.bind(engine.vocabulary))
+    mdp = TokenMDP(task, **mdp_options(config, model=source))
+    return Scribe(engine, mdp.task, mdp)
+
+
+def make_writer(config: TrainConfig, mdp: TokenMDP, engine: Engine | Workers) -> EngineWriter:
+    """Who writes the texts of a task; those of sessions are scored where they are."""
+    return EngineWriter(mdp, engine, scored=config.workers > 0 and keeps_sessions(mdp.task))
+
+
+def keeps_sessions(task: Task) -> bool:
+    """Whether the task keeps something for each text, such as a game, which cannot go from process to process."""
+    return task.overrides("session")
+
+
+def _is_plain(config: TrainConfig) -> bool:
+    """Whether the engine computes as the learner does."""
+    return config.rollout.engine == "transformers" and config.rollout.engine_dtype is None

@@ -283,6 +283,13 @@ class TokenMDP:
         self._ended([each.rollout for each in episodes], [each.score for each in episodes])
         return episodes
 
+    def take_scored(self, written: Iterable[tuple[int, Episode]]) -> list[Episode]:
+        """Episodes that were scored elsewhere, as those of `score_written` are here; in the numbers' order."""
+        episodes = [episode for _, episode in sorted(written, key=itemgetter(0))]
+        self.reward.count_elsewhere([each.score for each in episodes if not each.truncated])
+        self._ended([each.rollout for each in episodes], [each.score for each in episodes])
+        return episodes
+
     def save(self, rows: Sequence[int] | IntArray) -> SavedMDP:
         """Copy episodes out, for search, best-of-n, or to begin again from a prefix."""
         rows = as_indices(rows, self.num_envs, "row")

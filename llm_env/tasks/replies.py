@@ -51,6 +51,11 @@ class Replies(FailureLog):
                 before + length + 1,
             )
 
+    def count_elsewhere(self, calls: int, failures: int, left_out: int = 0) -> None:
+        """Count what was counted and reported in another process."""
+        super().count_elsewhere(calls, failures)
+        self.num_left_out += left_out
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to count on from here, as JSON can hold it."""
         return {**super().state_dict(), "left_out": self.num_left_out}

@@ -48,6 +48,7 @@ RUNS: dict[str, tuple[dict[str, object], set[str]]] = {
             "loss__entropy": 0.01,
             "loss__value_clip": 0.2,
             "rollout__engine_dtype": "float32",
+            "workers": 1,
         },
         NAMES | {"reward/score", "reward/vowels", "reward/many words"},
     ),

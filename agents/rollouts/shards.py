@@ -1,0 +1,106 @@
+"""What a process that writes texts is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from llm_env.engines import Job, Sampling
+from llm_env.tokens.arrays import IntArray
+from llm_env.tokens.episode import Episode
+from llm_env.tokens.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Texts that one process is to write, side by side. Whoever writes it gets the same texts.
+
+    Attributes:
+        number: of the shard.
+        version: of the weights to write with.
+        copy: where in the shared memory they lie.
+        jobs: what to write; `prompt_index` says which of `prompts`.
+        prompts: with their tokens.
+        sampling: temperature and seed.
+        context: how many tokens prompt and text may have.
+        max_new_tokens: how many tokens the model may choose in a text.
+    """
+
+    number: int
+    version: int
+    copy: int
+    jobs: Sequence[Job]
+    prompts: Sequence[tuple[Prompt, IntArray]]
+    sampling: Sampling
+    context: int | None
+    max_new_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The process has what it needs to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The model has read or written something since this was said the last time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that has ended.
+
+    Attributes:
+        number: of the shard.
+        request: of the job.
+        episode: without a session, which stays where it is; scored if the task keeps sessions.
+    """
+
+    number: int
+    request: int
+    episode: Episode
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A shard is written.
+
+    Attributes:
+        number: of the shard.
+        replies: how many the task was asked for, how many failed, and how many were left out.
+    """
+
+    number: int
+    replies: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The task or the engine raised an error; or the process could not begin.
+
+    Attributes:
+        error: in words.
+        trace: where it came from.
+        pickled: the error itself, if it can be pickled.
+    """
+
+    error: str
+    trace: str
+    pickled: bytes | None = None
+
+
+Answer = Ready | Alive | Text | Done | Failed
+
+
+def split_evenly(jobs: Sequence[Job], shards: int) -> list[list[Job]]:
+    """Jobs in as many parts, of sizes as equal as they can be; those of one prompt stay together if they follow.
+
+    Examples:
+        >>> [[job.request for job in part] for part in split_evenly([Job(n, n, n) for n in range(5)], 2)]
+        [[0, 1, 2], [3, 4]]
+    """
+    count = max(1, min(shards, len(jobs)))
+    size, larger = divmod(len(jobs), count)
+    bounds = [place * size + min(place, larger) for place in range(count + 1)]
+    return [list(jobs[start:stop]) for start, stop in pairwise(bounds)]

@@ -1,0 +1,172 @@
+"""The process that writes texts for a learner elsewhere: `python worker.py CONNECTION`, as `Workers` starts it.
+
+It is started from scratch, neither forked (the program has threads) nor by `multiprocessing` (which would run the
+user's script again). The first message brings the program's `sys.path` and what to make; until then it can import the
+standard library only.
+
+    program -> worker    sys.path, the number of threads, the shared memory, a pickled function that makes a `Scribe`
+    worker  -> program   Ready, or Failed
+    program -> worker    a Shard, again and again
+    worker  -> program   a Text for each of its jobs, Alive in between, then Done; or Failed
+
+It ends when the connection is closed: when it reads next, or when it has something to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.rollouts.shards import Answer, Failed, Shard
+    from agents.rollouts.shared_weights import SharedWeights
+    from llm_env.engines import Engine, Job
+    from llm_env.mdp.core import TokenMDP
+    from llm_env.tasks import Task
+    from llm_env.tokens.episode import Episode
+
+PULSE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Scribe:
+    """What a process needs to write texts.
+
+    Attributes:
+        engine: writes.
+        task: bound to the tokens of the engine's model.
+        mdp: of a task that keeps sessions, which must be scored where they are; else None.
+    """
+
+    engine: Engine
+    task: Task
+    mdp: TokenMDP | None = None
+
+
+class _Worker:
+    """Answers until the connection is closed."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.sending = threading.Lock()
+
+    def run(self) -> None:
+        start = pickle.loads(self.connection.recv_bytes())
+        sys.path[:] = start["path"]
+        from agents.rollouts.shards import Ready
+
+        try:
+            import torch
+
+            torch.set_num_threads(start["threads"])
+            weights = pickle.loads(start["weights"])()
+            scribe = pickle.loads(start["make"])()
+        except BaseException as error:
+            self.say(_failed(error))
+            return
+        self.say(Ready())
+        self.watch(scribe.engine)
+        while True:
+            shard = pickle.loads(self.connection.recv_bytes())
+            try:
+                self.write(shard, scribe, weights)
+            except (BrokenPipeError, ConnectionError):
+                return
+            except BaseException as error:
+                self.say(_failed(error))
+
+    def write(self, shard: Shard, scribe: Scribe, weights: SharedWeights) -> None:
+        from agents.rollouts.shards import Done, Text
+
+        engine = scribe.engine
+        if engine.version != shard.version:
+            engine.load_weights(weights.view(shard.copy), version=shard.version)
+        before = _counts(scribe)
+        for job, episode in _written(shard, scribe):
+            self.say(Text(shard.number, job.request, episode))
+        self.say(Done(shard.number, {name: count - before[name] for name, count in _counts(scribe).items()}))
+
+    def say(self, answer: Answer) -> None:
+        import cloudpickle  # type: ignore[import-untyped]  # metadata may hold what the main script defines
+
+        with self.sending:
+            self.connection.send_bytes(cloudpickle.dumps(answer))
+
+    def watch(self, engine: Any) -> None:
+        """Say now and then that the model goes on; of a process that hangs nothing is heard."""
+        from agents.rollouts.shards import Alive
+
+        steps, advance = [0], engine.advance
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            steps[0] += 1
+            return advance(*args, **kwargs)
+
+        engine.advance = counted
+
+        def look() -> None:
+            said = 0
+            while True:
+                time.sleep(PULSE_SECONDS)
+                if steps[0] != said:
+                    said = steps[0]
+                    try:
+                        self.say(Alive())
+                    except OSError:
+                        return
+
+        threading.Thread(target=look, daemon=True).start()
+
+
+def _written(shard: Shard, scribe: Scribe) -> Iterator[tuple[Job, Episode]]:
+    from llm_env.tokens.prompts import TokenizedPrompts
+
+    prompts = TokenizedPrompts([prompt for prompt, _ in shard.prompts], [tokens for _, tokens in shard.prompts])
+    written = scribe.engine.write(
+        scribe.task,
+        prompts,
+        shard.jobs,
+        shard.sampling,
+        context=shard.context,
+        max_new_tokens=shard.max_new_tokens,
+    )
+    if scribe.mdp is None:
+        yield from written
+        return
+    job_of = {job.request: job for job in shard.jobs}
+    scored = scribe.mdp.score_written((job.request, episode) for job, episode in written)
+    for request, episode in zip(sorted(job_of), scored, strict=True):
+        episode.rollout.session = None
+        yield job_of[request], replace(episode)
+
+
+def _counts(scribe: Scribe) -> dict[str, int]:
+    replies = scribe.task.replies
+    return {"calls": replies.num_calls, "failures": replies.num_failures, "left_out": replies.num_left_out}
+
+
+def _failed(error: BaseException) -> Failed:
+    from agents.rollouts.shards import Failed
+
+    trace = traceback.format_exc()
+    try:
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)
+    except Exception:
+        pickled = None
+    return Failed(f"{type(error).__name__}: {error}", trace, pickled)
+
+
+if __name__ == "__main__":
+    # As a module of its name, so that what is pickled here is found there.
+    sys.modules["agents.rollouts.worker"] = sys.modules["__main__"]
+    with contextlib.suppress(EOFError, ConnectionError):
+        _Worker(Connection(int(sys.argv[1]))).run()
