@@ -76,6 +76,7 @@ bench: $(VENV)/.dev
 		else $(BIN)/python examples/benchmarks/vllm_step.py; fi
 	$(BIN)/python examples/benchmarks/ppo_throughput.py
 	$(BIN)/python examples/benchmarks/ragged.py
+	$(BIN)/python examples/benchmarks/workers.py
 
 bench-learning: $(VENV)/.dev
 	$(BIN)/python examples/benchmarks/learning/run.py

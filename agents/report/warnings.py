@@ -191,10 +191,15 @@ def _mismatch(self: Warnings, metrics: Mapping[str, float]) -> str | None:
     mismatch = metrics.get("kl/mismatch", 0.0)
     if mismatch <= 0.1:
         return None
-    return (
+    said = (
         f"The engine that writes the texts and the model that is trained disagree by {mismatch:.2g} nats per token: "
-        "the policy learns from texts that are not quite its own. Try --rollout.engine-dtype float32, or "
-        "--rollout.engine transformers to see whether it is the engine; --loss.importance-cap 2 limits the harm."
+        "the policy learns from texts that are not quite its own. "
+    )
+    if metrics.get("rollout/behind", 0.0) > 0:
+        return said + "They were written ahead, by a policy of before: try a smaller --rollout.ahead."
+    return said + (
+        "Try --rollout.engine-dtype float32, or --rollout.engine transformers to see whether it is the engine; "
+        "--loss.importance-cap 2 limits the harm."
     )
 
 

@@ -43,8 +43,8 @@ class Batch:
         written_tokens: how many tokens the policy chose in them.
         refilled: how many episodes of the batch a filter had left out, but were needed to fill it.
         refused: how many of those written were refused.
-        behind: how many versions of the weights there have been since those that wrote them, on average.
         seconds: how long it took to collect.
+        behind: how many versions of the weights there have been since those that wrote them, on average.
     """
 
     data: TensorDict
@@ -53,8 +53,8 @@ class Batch:
     written_tokens: int
     refilled: int
     refused: int
-    behind: float
     seconds: float
+    behind: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

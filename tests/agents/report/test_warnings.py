@@ -53,6 +53,7 @@ def said(course: Course, warnings: Warnings | None = None, first: int = 1) -> di
         ([{}] * 6 + [{"text/cut": 0.6}], 7, "60% of the texts are cut off before they end, 10%"),
         ([{"value/explained_variance": -0.01}] * 10, 10, "explained variance was not above 0 for 10 iterations"),
         ([{}, {"kl/mismatch": 0.2}], 2, "disagree by 0.2 nats per token"),
+        ([{}, {"kl/mismatch": 0.2, "rollout/behind": 1.0}], 2, "try a smaller --rollout.ahead"),
         ([{}, {"reward/failures": 2.0}, {"reward/failures": 2.0}], 2, r"The reward failed .* \(2 times\)"),
         ([{}, {"reply/failures": 2.0}, {"reply/failures": 2.0}], 2, r"The task's reply failed .* \(2 times\)"),
         ([{}, {"reply/left_out": 2.0}, {"reply/left_out": 2.0}], 2, r"found no room in this iteration \(2 times\)"),
