@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -77,6 +78,31 @@ def using(model: Any, adapter: str | None) -> Iterator[None]:
             stack.close()
             model.set_adapter(previous)
             restore_gradients(model)
+
+
+def adapted_layers(model: Any) -> list[Any]:
+    """The layers that have adapters."""
+    return [part for part in model.modules() if hasattr(part, "lora_A")]
+
+
+def adapted_as_now(layers: Sequence[Any]) -> AbstractContextManager[None]:
+    """Later, let layers compute with the adapters that they compute with now.
+
+    Which weights learn is left alone: peft's own `set_adapter` freezes the others, and takes long.
+    """
+    return _adapted(layers, [layer._active_adapter for layer in layers])
+
+
+@contextlib.contextmanager
+def _adapted(layers: Sequence[Any], adapters: Sequence[Any]) -> Iterator[None]:
+    before = [layer._active_adapter for layer in layers]
+    for layer, adapter in zip(layers, adapters, strict=True):
+        layer._active_adapter = adapter
+    try:
+        yield
+    finally:
+        for layer, adapter in zip(layers, before, strict=True):
+            layer._active_adapter = adapter
 
 
 def restore_gradients(model: Any) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
-from agents.networks.adapters import using
-from agents.networks.ragged import Ragged, is_worth_it, reading
+from agents.networks.adapters import adapted_as_now, using
+from agents.networks.ragged import Ragged, is_worth_it, reading, reading_as_now
 
 Tensor = torch.Tensor
 
@@ -62,3 +65,14 @@ class Backbone(nn.Module):
         with using(model, self.adapter), torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.autocast):
             hidden: Tensor = body(input_ids=tokens, use_cache=False, **reading).last_hidden_state
         return hidden
+
+
+def recomputing(layers: Sequence[Any]) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """For gradient checkpointing: in the backward pass a layer reads the same texts again, in the same role."""
+    return contextlib.nullcontext(), _both(reading_as_now(), adapted_as_now(layers))
+
+
+@contextlib.contextmanager
+def _both(one: AbstractContextManager[None], other: AbstractContextManager[None]) -> Iterator[None]:
+    with one, other:
+        yield

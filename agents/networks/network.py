@@ -25,14 +25,15 @@ from agents.networks.adapters import (
     ACTOR,
     CRITIC,
     REFERENCE,
+    adapted_layers,
     adapter_parameters,
     add_adapters,
     copy_adapter,
     is_adapted,
 )
-from agents.networks.backbone import Backbone
+from agents.networks.backbone import Backbone, recomputing
 from agents.networks.distribution import TokenDistribution
-from agents.networks.ragged import can_read, recomputing
+from agents.networks.ragged import can_read
 from agents.networks.value import FittedValueHead, ValueHead
 from agents.rollouts.hints import HINTS
 from agents.rollouts.masks import allowed_in
@@ -122,13 +123,9 @@ class Network(nn.Module):
         _check_head(model, self.head)
         _switch_dropout_off(model)
         lora, separate = config.lora.rank > 0, config.critic == "separate"
-        if lora and separate and config.gradient_checkpointing:
-            raise ValueError(
-                "gradient checkpointing computes the actor again when the critic's adapter may be in use: with LoRA, "
-                "take critic='shared', or leave gradient_checkpointing out"
-            )
+        self._with_adapters: list[Any] = []
         if config.gradient_checkpointing:
-            again = {"use_reentrant": False, "context_fn": recomputing}
+            again = {"use_reentrant": False, "context_fn": lambda: recomputing(self._with_adapters)}
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
         width: int = self.head.weight.shape[1]
         self.width = width
@@ -144,6 +141,7 @@ class Network(nn.Module):
         if lora:
             model = add_adapters(model, config.lora, [ACTOR, CRITIC] if separate else [ACTOR])
         self.model = model
+        self._with_adapters = adapted_layers(model)
         self._reference_adapter: str | None = None
         self.backbone = Backbone(model, body, adapter=ACTOR, **how)
         self.critic_backbone: Backbone | None = None

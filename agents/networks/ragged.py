@@ -178,7 +178,7 @@ def reading(config: Any, ragged: Ragged) -> Iterator[None]:
         config._attn_implementation = own
 
 
-def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For gradient checkpointing: what is computed again in the backward pass reads the same texts."""
+def reading_as_now() -> AbstractContextManager[None]:
+    """Later, let the model attend as it does now."""
     now = _reading.get(None)
-    return contextlib.nullcontext(), contextlib.nullcontext() if now is None else reading(*now)
+    return contextlib.nullcontext() if now is None else reading(*now)

@@ -97,6 +97,7 @@ def test_as_each_text_alone(name: str) -> None:
         {"critic": "separate", "gradient_checkpointing": True},
         {"critic": "separate", "lora": LoraConfig(rank=2)},
         {"critic": "shared", "lora": LoraConfig(rank=2), "gradient_checkpointing": True},
+        {"critic": "separate", "lora": LoraConfig(rank=2), "gradient_checkpointing": True},
     ],
     ids=str,
 )
