@@ -20,6 +20,8 @@ from rewards.score import Score
 
 Asked = str | Sequence[Mapping[str, Any]]
 
+START = "reward_start"
+"""Where the configuration of a reward model says which weights it began with."""
 MEAN, DEVIATION = "reward_mean", "reward_deviation"
 """Where the configuration of a reward model keeps the mean of its values of reference texts, and their deviation."""
 
@@ -164,6 +166,11 @@ def averaged(members: Iterable[Member]) -> Member:
     first = next(each)
     means, deviations = [first.mean], [first.deviation]
     for other in each:  # one after the other, so that no more than two are in memory
+        if getattr(other.model.config, START, None) != getattr(first.model.config, START, None):
+            raise ValueError(
+                "how='weights' takes the mean of weights, but these reward models have not begun with the same ones: "
+                "use how='mean'"
+            )
         means.append(other.mean)
         deviations.append(other.deviation)
         with torch.no_grad():

@@ -59,6 +59,9 @@ class RewardModelConfig(PairConfig):
     members: Count = 1
     """How many models to train, each on a part of the pairs of its own: members that have seen the same data are wrong
     about the same texts, and of no use as an ensemble."""
+    models: tuple[str, ...] = ()
+    """Language models that the members begin with, in turn, in place of --model: the same that was trained with other
+    seeds, or others. Members with a beginning in common are wrong about the same texts, too."""
     head_only: bool = False
     """Train the last layer alone, on what the language model makes of a text."""
     center: NotNegative = 0.01

@@ -69,6 +69,8 @@ def expected(kind: Any, value: Any) -> str | None:
     if origin in (Union, types.UnionType):
         return next((words for member in members if (words := expected(member, value))), None)
     if origin is tuple and isinstance(value, tuple):
+        if members[-1] is Ellipsis:
+            return next((words for one in value if (words := expected(members[0], one))), None)
         found = [words for member, one in zip(members, value, strict=True) if (words := expected(member, one))]
         return f"{len(members)} values, each {found[0]}" if found else None
     if origin is dict and isinstance(value, Mapping):

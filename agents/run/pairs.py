@@ -123,8 +123,7 @@ class PairRun:
 
 
 def _claim(config: PairConfig, resume: bool) -> None:
-    fields = dataclasses.asdict(config)
-    given: dict[str, Any] = {name: str(each) if isinstance(each, Path) else each for name, each in fields.items()}
+    given: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # as JSON gives it back
     path = config.out / SETTINGS
     if path.is_file():
         before = json.loads(path.read_text())

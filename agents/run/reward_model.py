@@ -20,7 +20,7 @@ from agents.run.pairs import PairRun, begin
 from llm_env.files import replace_file, replace_folder
 from llm_env.models import load_tokenizer, model_folder
 from rewards.members import ADAPTER, BASE, fingerprint
-from rewards.reward_model import DEVIATION, MEAN, quietly
+from rewards.reward_model import DEVIATION, MEAN, START, quietly
 
 RESULTS = "reward-model.json"
 """What is known of a member; where it is there, the member is done."""
@@ -47,6 +47,11 @@ def train_reward_models(config: RewardModelConfig, resume: bool = False) -> list
     """
     both = config.head_only and config.lora_rank
     wrong = ["--head-only trains the last layer alone, and --lora-rank adapters: leave one of them out"] if both else []
+    if len(config.models) > config.members:
+        wrong.append(
+            f"--models names {len(config.models)} models, and --members is {config.members}: each member begins with "
+            f"one of them, so use --members {len(config.models)}"
+        )
     train, test = begin(config, resume, wrong)
     folds = folds_of(train, config.members)
     if not all(folds):
@@ -62,8 +67,11 @@ def _member(config: RewardModelConfig, number: int, train: Sequence[Pair], test:
     if (folder / RESULTS).is_file():
         print(f"member {number} is done already")
         return dict(json.loads((folder / RESULTS).read_text()))
+    if config.models:
+        config = dataclasses.replace(config, model=config.models[(number - 1) % len(config.models)])
     tokenizer = load_tokenizer(config.model)
-    model = classifier(config, tokenizer)  # all begin with the same weights, so that those can be averaged
+    model = classifier(config, tokenizer)  # of one language model all begin with the same weights: they can be averaged
+    start = fingerprint(model)
     base = fingerprint(model.get_base_model()) if config.lora_rank else None
     config = dataclasses.replace(config, seed=config.seed + number - 1)
 
@@ -71,6 +79,7 @@ def _member(config: RewardModelConfig, number: int, train: Sequence[Pair], test:
         whole = copy.deepcopy(model).merge_and_unload() if config.lora_rank else model
         setattr(whole.config, MEAN, measured.get("mean", 0.0))
         setattr(whole.config, DEVIATION, max(1e-6, measured.get("deviation", 1.0)))
+        setattr(whole.config, START, start)
         if base is not None:
             setattr(whole.config, BASE, base)
         with replace_folder(folder) as new, quietly():

@@ -21,6 +21,7 @@ from agents import TrainConfig, build, train
 from agents.cli import main
 from rewards import Reward, Rollout, Score, make_reward, register_reward
 from rewards.reward_model import RewardModel
+from tests.agents.runs import save_small_model
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,21 @@ def test_one_model_of_the_means_of_their_weights(trained: Path) -> None:
     assert one.deviation == pytest.approx(np.mean([each.deviation for each in RewardModel(str(trained)).members]))
     assert "disagreement" not in averaged([Rollout.of("a", "?")])[0].parts
     assert len(RewardModel(str(trained), how="weights", held_out=True).members) == 2
+
+
+def test_members_begin_with_models_of_their_own(pairs: Path, tmp_path: Path) -> None:
+    models = [str(save_small_model(tmp_path / name, seed=seed)) for name, seed in (("one", 1), ("other", 2))]
+    out = tmp_path / "rm"
+    arguments = command(pairs, out, "--members", "3", "--models", *models, "--learning-rate", "1e-9", "--epochs", "1")
+    assert main(arguments) == 0
+    name = "model.embed_tokens.weight"
+    one, other, again = (load_file(out / f"member-{number}" / "model.safetensors")[name] for number in (1, 2, 3))
+    for member, model in ((one, models[0]), (other, models[1]), (again, models[0])):
+        torch.testing.assert_close(member, load_file(f"{model}/model.safetensors")[name], rtol=0, atol=1e-6)
+    given = texts("aaaa", "cccc")
+    assert RewardModel(str(out), how="mean")(given)[0].parts["disagreement"] > 0
+    with pytest.raises(ValueError, match="have not begun with the same ones: use how='mean'"):
+        RewardModel(str(out), how="weights")(given)
 
 
 @pytest.mark.parametrize("how", ["--lora-rank 4", "--head-only"])
@@ -210,6 +226,7 @@ def test_killed_and_resumed(pairs: Path, trained: Path, tmp_path: Path) -> None:
     [
         (["--members", "200"], "too few for 200 reward models with pairs of their own"),
         (["--head-only", "--lora-rank", "4"], "leave one of them out"),
+        (["--members", "2", "--models", "a", "b", "c"], "--models names 3 models, and --members is 2"),
         (["--resume"], "there is no run to resume in"),
         (["--validation", "1.5"], "--validation is 1.5, expected a number from 0 to below 1"),
     ],
