@@ -6,6 +6,8 @@ Kinds, for SmolLM2-135M with 32 x (24+32) tokens, written by the transformers en
 
     lora        an adapter for the actor and one for the critic over one model, which without them is the reference
     lora_micro  the same, 4 texts at a time in the passes forward and backward
+    lora_again  the same, and layers are computed again in the backward pass (--model.gradient-checkpointing)
+    lora_least  the same with one text at a time
     shared      full fine-tuning, a value head on the policy's hidden states, a frozen copy as the reference
     separate    full fine-tuning of two models, and a frozen copy as the reference
     forward     no learning: one model reads the same texts once, all logits, no gradients
@@ -30,10 +32,18 @@ from ppo_shared import DTYPES, SHAPES, configuration, open_run
 from agents.config import TrainConfig
 from llm_env.models import load_model
 
+
+def micro(texts: int) -> dict[str, Any]:
+    """So many texts in a pass forward and backward."""
+    return {"actor__micro_batch_size": texts, "critic__micro_batch_size": texts}
+
+
 LORA: dict[str, Any] = {"model__lora__rank": 16, "model__critic": "separate"}
 KINDS: dict[str, dict[str, Any]] = {
     "lora": LORA,
-    "lora_micro": {**LORA, "actor__micro_batch_size": 4, "critic__micro_batch_size": 4},
+    "lora_micro": {**LORA, **micro(4)},
+    "lora_again": {**LORA, **micro(4), "model__gradient_checkpointing": True},
+    "lora_least": {**LORA, **micro(1), "model__gradient_checkpointing": True},
     "shared": {"model__critic": "shared"},
     "separate": {"model__critic": "separate"},
     "forward": {},
@@ -84,7 +94,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
-    config = configuration(SHAPES[args.model], device=args.device, model__dtype=DTYPES[args.dtype], **KINDS[args.kind])
+    config = configuration(
+        SHAPES[args.model],
+        device=args.device,
+        model__dtype=DTYPES[args.dtype],
+        model__autocast="off",
+        **KINDS[args.kind],
+    )
     start, _ = resident()
     weights = (forward if args.kind == "forward" else iteration)(config)
     extra = resident()[1] - start

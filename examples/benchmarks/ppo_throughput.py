@@ -66,7 +66,7 @@ from llm_env.models import model_folder
 
 WAYS = ("same_work", "default")
 PARTS = ("update", "iteration", "memory", "length")
-MEMORY_KINDS = ("lora", "lora_micro", "shared", "separate", "forward")
+MEMORY_KINDS = ("lora", "lora_micro", "lora_again", "lora_least", "shared", "separate", "forward")
 
 
 def measure_iteration(
