@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ class SharedWeights:
         self.places = dict(places)
         self.size = size
         self.copies = copies
-        self.handle = os.memfd_create("weights") if handle is None else handle
+        self.handle = _nameless() if handle is None else handle
         if handle is None:
             os.ftruncate(self.handle, size * copies)
         self._memory: mmap.mmap | None = mmap.mmap(self.handle, size * copies)
@@ -95,6 +96,13 @@ class SharedWeights:
             )
             for name, place in self.places.items()
         }
+
+
+def _nameless() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("weights")
+    with tempfile.TemporaryFile() as file:  # it has no name any more
+        return os.dup(file.fileno())
 
 
 def layout(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, Place], int]:

@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,7 @@ def _written(shard: Shard, scribe: Scribe) -> Iterator[tuple[Job, Episode]]:
     scored = scribe.mdp.score_written((job.request, episode) for job, episode in written)
     for request, episode in zip(sorted(job_of), scored, strict=True):
         episode.rollout.session = None
-        yield job_of[request], replace(episode)
+        yield job_of[request], episode
 
 
 def _counts(scribe: Scribe) -> dict[str, int]:
