@@ -4,7 +4,7 @@ It is started from scratch, neither forked (the program has threads) nor by `mul
 user's script again). The first message brings the program's `sys.path` and what to make; until then it can import the
 standard library only.
 
-    program -> worker    sys.path, the number of threads, the shared memory, a pickled function that makes a `Scribe`
+    program -> worker    sys.path, the shared memory, a pickled function that makes a `Scribe`
     worker  -> program   Ready, or Failed
     program -> worker    a Shard, again and again
     worker  -> program   a Text for each of its jobs, Alive in between, then Done; or Failed
@@ -64,9 +64,6 @@ class _Worker:
         from agents.rollouts.shards import Ready
 
         try:
-            import torch
-
-            torch.set_num_threads(start["threads"])
             weights = pickle.loads(start["weights"])()
             scribe = pickle.loads(start["make"])()
         except BaseException as error:

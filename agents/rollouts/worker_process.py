@@ -37,10 +37,11 @@ class WorkerProcess:
     Args:
         start: the first message, see `agents.rollouts.worker`.
         inherits: handles that it is to have.
+        threads: that it computes with.
         patience: seconds in which it must be heard of while it writes.
     """
 
-    def __init__(self, start: bytes, inherits: Sequence[int], patience: float) -> None:
+    def __init__(self, start: bytes, inherits: Sequence[int], threads: int, patience: float) -> None:
         self.patience = patience
         self.connection, other = multiprocessing.Pipe()
         with other:
@@ -50,6 +51,8 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a task prints goes to standard error, not into the program's own output
                 pass_fds=handles,
+                # Not bound to cores: vLLM would bind each of several processes to the same.
+                env={"VLLM_CPU_OMP_THREADS_BIND": "nobind", **os.environ, "OMP_NUM_THREADS": str(threads)},
                 start_new_session=True,  # so that Ctrl-C reaches the program only
             )
         self._finalizer = weakref.finalize(self, _end, self.popen, self.connection)

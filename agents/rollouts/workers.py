@@ -73,6 +73,7 @@ class Workers:
         self.lost = 0
         self.count = count
         self.patience = patience
+        self.threads = threads
         places, size = layout(weights)
         self._weights = SharedWeights(places, size, copies=copies)
         self._copy = 0
@@ -87,9 +88,7 @@ class Workers:
                 "process (--workers 0)"
             ) from error
         inherited = functools.partial(SharedWeights, places, size, copies=copies, handle=self._weights.handle)
-        self._start = cloudpickle.dumps(
-            {"path": list(sys.path), "threads": threads, "weights": pickle.dumps(inherited), "make": payload}
-        )
+        self._start = cloudpickle.dumps({"path": list(sys.path), "weights": pickle.dumps(inherited), "make": payload})
         self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._open: dict[int, Shard] = {}
@@ -205,7 +204,7 @@ class Workers:
         return next((copy for copy in range(self._weights.copies) if copy not in used), None)
 
     def _new_process(self) -> WorkerProcess:
-        return WorkerProcess(self._start, [self._weights.handle], self.patience)
+        return WorkerProcess(self._start, [self._weights.handle], self.threads, self.patience)
 
     def _see_to(self, asked: _Asked, place: int) -> None:
         """Have a shard written, by as many processes as it takes."""
