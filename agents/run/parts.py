@@ -285,10 +285,17 @@ def make_workers(config: TrainConfig, network: Network, task: Task, source: str,
         config.workers,
         network.engine_weights(),
         context=context,
-        threads=max(1, torch.get_num_threads() // config.workers),
+        threads=threads_each(config),
         patience=config.rollout.patience,
         copies=config.rollout.ahead + 1,
     )
+
+
+def threads_each(config: TrainConfig) -> int:
+    """With how many threads each process computes: those that write at the same time share them, the learner too if
+    texts are written ahead.
+    """
+    return max(1, torch.get_num_threads() // (config.workers + (config.rollout.ahead > 0)))
 
 
 def make_scribe(config: TrainConfig, task: Task, source: str, *, context: int, slots: int) -> Scribe:

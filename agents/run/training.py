@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from agents.algorithms.registry import check_algorithm
@@ -25,7 +26,7 @@ from agents.report.log import MACHINE, METRICS
 from agents.run.interruption import Interruption, interruptible
 from agents.run.loop import CHECKPOINTS, Result, Training
 from agents.run.memory import keep_freed_memory
-from agents.run.parts import build, check_parts
+from agents.run.parts import build, check_parts, threads_each
 from agents.run.precision import settle
 from agents.run.summary import before_and_after, run_title
 from agents.run.warm_start import SFT_CHECKPOINTS, forget_checkpoints, warm_start
@@ -70,7 +71,8 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
         run = build(config, model)
         try:
             config = settle(config, run.speeds, display)
-            return Training(config, run, display).go(resume, asked)
+            with _leaving_cores(config):
+                return Training(config, run, display).go(resume, asked)
         finally:
             run.close()
 
@@ -176,3 +178,15 @@ def _warm_model(config: TrainConfig, display: Display, resume: bool, asked: Inte
     for label, before, after in before_and_after(config, found.before, found.after):
         display.message(f"supervised warm start: {label} {before:.3g} before, {after:.3g} after")
     return config.replace(model__autocast=found.autocast), folder
+
+
+@contextlib.contextmanager
+def _leaving_cores(config: TrainConfig) -> Iterator[None]:
+    """Compute with fewer threads while others write ahead at the same time."""
+    threads = torch.get_num_threads()
+    if config.rollout.ahead:
+        torch.set_num_threads(threads_each(config))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
