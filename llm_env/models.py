@@ -47,7 +47,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     source = _source(name)
     from transformers import AutoTokenizer
 
-    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    try:
+        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    except OSError as error:
+        raise OSError(
+            f"the model {name!r} could not be loaded: expected a built-in one ({', '.join(model_names())}), the folder "
+            f"of one, or its id on the Hugging Face hub. {error}"
+        ) from error
 
 
 def load_vocabulary(name: str) -> Vocabulary:

@@ -240,8 +240,7 @@ class Workers:
 
     def _replace(self, place: int, what: str) -> str:
         process = self._processes[place]
-        assert process is not None
-        how = process.end()
+        how = "it could not be started" if process is None else process.end()
         self._processes[place] = None
         self.lost += 1
         logger.warning("process %d, which writes texts, %s (%s): another one writes them again", place, what, how)

@@ -199,10 +199,7 @@ def check_parts(config: TrainConfig) -> None:
     try:
         load_tokenizer(config.model.name)
     except OSError as error:
-        raise ConfigError(
-            f"--model.name is {config.model.name}, which could not be loaded: expected the name of a built-in model, "
-            f"the folder of one, or its id on the Hugging Face hub. {error}"
-        ) from error
+        raise ConfigError(f"--model.name: {error}") from error
     if config.rollout.engine not in engine_names():
         raise UnknownNameError("engine", config.rollout.engine, engine_names())
 

@@ -204,10 +204,12 @@ def test_a_module_in_the_current_folder_is_found_by_an_installed_script(tmp_path
 def test_a_model_that_is_not_there(
     shell: Shell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(name: str) -> None:
-        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files")
+    def unreachable(name: str, **options: object) -> None:
+        raise OSError("We couldn't connect to the hub to load the files")
 
-    monkeypatch.setattr("agents.run.parts.load_tokenizer", unreachable)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
     assert shell("train", "--model.name org/nothing") == 2
-    assert "--model.name is org/nothing, which could not be loaded: expected" in capsys.readouterr().err
+    assert "--model.name: the model 'org/nothing' could not be loaded: expected" in capsys.readouterr().err
+    assert shell("eval", "org/nothing --task.name Copy") == 2
+    assert "error: the model 'org/nothing' could not be loaded: expected" in capsys.readouterr().err
     assert not Path("out").exists()
