@@ -210,6 +210,6 @@ def test_a_model_that_is_not_there(
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
     assert shell("train", "--model.name org/nothing") == 2
     assert "--model.name: the model 'org/nothing' could not be loaded: expected" in capsys.readouterr().err
-    assert shell("eval", "org/nothing --task.name Copy") == 2
+    assert main(["eval", "org/nothing", "--task.name", "Copy"]) == 2
     assert "error: the model 'org/nothing' could not be loaded: expected" in capsys.readouterr().err
     assert not Path("out").exists()
