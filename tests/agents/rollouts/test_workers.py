@@ -203,7 +203,7 @@ def killed_at_random(config: Any, times: int) -> tuple[Any, int]:
 
         def kill() -> None:
             while not stop.is_set() and pool.lost < times:
-                process = pool._processes[chance.randrange(2)]
+                process = pool._processes[chance.randrange(config.workers)]
                 if process is not None and process._is_ready:
                     time.sleep(chance.uniform(0, 0.2))
                     if process.popen.poll() is None:
@@ -219,10 +219,10 @@ def killed_at_random(config: Any, times: int) -> tuple[Any, int]:
         return run, pool.lost
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_processes_that_are_killed_change_nothing(model: Path, tmp_path: Path, times: int) -> None:
+@pytest.mark.parametrize(("times", "workers"), [(1, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
+def test_processes_that_are_killed_change_nothing(model: Path, tmp_path: Path, times: int, workers: int) -> None:
     config = small_config(
-        tmp_path, model, task__name="VowelShare", task__args={}, iterations=10 * times, workers=2, actor__epochs=1
+        tmp_path, model, task__name="VowelShare", task__args={}, iterations=10 * times, workers=workers, actor__epochs=1
     )
     undisturbed, _ = learn(config)
     run, lost = killed_at_random(config, times)
