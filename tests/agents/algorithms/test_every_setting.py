@@ -23,7 +23,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "before it begins": ("sft.*",),
     "speed and memory": (
         *("device", "rollout.slots", "model.compile", "model.gradient_checkpointing", "model.reference"),
-        *("actor.micro_batch_size", "critic.micro_batch_size"),
+        *("actor.micro_batch_size", "critic.micro_batch_size", "workers", "rollout.patience"),
     ),
     "names of what is used, and their arguments": (
         *("algo", "algo_args", "module", "task.name", "task.args", "task.reward", "model.name", "rollout.engine"),
