@@ -156,7 +156,7 @@ class Isolated:
                         f"TimeoutError: no score after {self.timeout} s; the worker process was killed"
                     ) from None
                 if isinstance(error, TimeoutError | EOFError | ConnectionError):
-                    raise IsolationError(f"the worker process ended while scoring ({_why(code)})") from None
+                    raise IsolationError(f"the worker process ended while scoring ({why_ended(code)})") from None
                 raise
             self._look_for_strays()
         match reply:
@@ -195,7 +195,7 @@ class Isolated:
             try:
                 reply = process.load(self._payload)
             except (TimeoutError, EOFError, ConnectionError) as error:
-                reply = ("failed", f"{type(error).__name__}: {error} ({_why(self._end())})", "")
+                reply = ("failed", f"{type(error).__name__}: {error} ({why_ended(self._end())})", "")
             if reply[0] != "ready":
                 self._end()
                 _, summary, trace = reply
@@ -318,7 +318,8 @@ def _read_notices(control: socket.socket, noticed: bytearray) -> None:
             noticed += found
 
 
-def _why(code: int | None) -> str:
+def why_ended(code: int | None) -> str:
+    """How a process has ended, in words."""
     if code is None or code >= 0:
         return f"exit code {code}"
     hint = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""

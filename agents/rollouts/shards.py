@@ -94,7 +94,7 @@ Answer = Ready | Alive | Text | Done | Failed
 
 
 def split_evenly(jobs: Sequence[Job], shards: int) -> list[list[Job]]:
-    """Jobs in as many parts, of sizes as equal as they can be; those of one prompt stay together if they follow.
+    """Jobs in as many parts, of sizes as equal as they can be, in their order.
 
     Examples:
         >>> [[job.request for job in part] for part in split_evenly([Job(n, n, n) for n in range(5)], 2)]

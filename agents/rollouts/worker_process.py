@@ -18,6 +18,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from agents.rollouts import worker
 from agents.rollouts.shards import Alive, Answer, Done, Failed, Ready, Shard, Text
+from rewards.isolated import why_ended
 
 STARTING_SECONDS = 600.0
 ENDING_SECONDS = 0.5
@@ -106,11 +107,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             died = None
         self.kill()
-        if died is None:
-            return "it was ended"
-        if died < 0:
-            return f"killed by {signal.Signals(-died).name}" + (" (no memory left?)" if died == -signal.SIGKILL else "")
-        return f"exit code {died}"
+        return "it was ended" if died is None else why_ended(died)
 
     def kill(self) -> None:
         """End it at once; once more does no harm."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from llm_env.engines import Job, Sampling
+from agents.rollouts.workers import Workers
+from llm_env.engines import Engine, Job, Sampling
 from llm_env.engines.writing import write
 from llm_env.mdp.core import TokenMDP
-from llm_env.tasks import Task
 from llm_env.tasks.running import RunningEpisodes
 from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.episode import Episode
-from llm_env.tokens.prompts import TokenizedPrompts
 from llm_env.tokens.state import TokenState
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
@@ -44,34 +43,12 @@ class Writer(Protocol):
         """
 
 
-class WritesTexts(Protocol):
-    """What an `EngineWriter` needs: an engine, or `Workers` with one each.
-
-    Attributes:
-        context: how many tokens a text may have.
-    """
-
-    context: int
-
-    def write(
-        self,
-        task: Task,
-        prompts: TokenizedPrompts,
-        jobs: Sequence[Job],
-        sampling: Sampling,
-        *,
-        context: int | None = None,
-        max_new_tokens: int | None = None,
-    ) -> Iterator[tuple[Job, Episode]]:
-        """See `EngineBase.write`."""
-
-
 class EngineWriter:
     """An engine writes the texts.
 
     Args:
         mdp: the task, its prompts and its reward.
-        engine: of the same tokens; its slots hold at least the task's context.
+        engine: of the same tokens, or processes with one each; its slots hold at least the task's context.
         scored: the engine's episodes come with their scores.
 
     Examples:
@@ -84,7 +61,7 @@ class EngineWriter:
         [4, 0, 4]
     """
 
-    def __init__(self, mdp: TokenMDP, engine: WritesTexts, *, scored: bool = False) -> None:
+    def __init__(self, mdp: TokenMDP, engine: Engine | Workers, *, scored: bool = False) -> None:
         if engine.context < mdp.context:
             raise ValueError(
                 f"the engine's slots hold {engine.context} tokens, the task's texts may have {mdp.context}: make the "
