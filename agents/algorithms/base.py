@@ -14,7 +14,7 @@ from agents.algorithms.kl_control import KLController
 from agents.algorithms.learner import Learner
 from agents.algorithms.numbers import batch_metrics, reply_metrics
 from agents.algorithms.schedules import share_left
-from agents.algorithms.scoring import FEATURES, LAST_FEATURES, score
+from agents.algorithms.scoring import FEATURES, LAST_FEATURES
 from agents.algorithms.shaping import shape_rewards
 from agents.algorithms.steps import StepCheck
 from agents.config import TrainConfig
@@ -154,12 +154,9 @@ class Algorithm:
     def learn(self, data: TensorDict) -> dict[str, float]:
         """Learn from a batch that is scored; gives the metrics of that."""
         in_loss = self.config.kl.where == "loss" and "ref_log_prob" in data
-        self.loss.kl = self.kl.beta if in_loss else 0.0
         bonus, progress = self.config.loss, self.iteration / max(1, self.config.iterations)
-        self.loss.entropy = bonus.entropy * share_left(bonus.entropy_decay, progress)
-        metrics = self.learner.learn(data, self.iteration)
-        self.loss.after_batch(metrics)
-        return metrics
+        entropy = bonus.entropy * share_left(bonus.entropy_decay, progress)
+        return self.learner.learn(data, self.iteration, kl=self.kl.beta if in_loss else 0.0, entropy=entropy)
 
     # An iteration.
 
@@ -231,9 +228,8 @@ class Algorithm:
         data = batch.data
         if self.has_critic and network.num_hints:
             data = data.copy().update(pack_hints(self.collector.writer.mdp.task, batch.episodes))
-        data = score(
-            network,
-            data.to(config.device),
+        data = self.learner.score(
+            data,
             size=config.actor.micro_batch_size or max(1, rows // config.actor.minibatches),
             # One rule: the old policy is the trained model as it was. Of an engine that rounds otherwise, the ratio to
             # its log-probs would not begin at 1: clipping and --loss.target-kl would take rounding for learning. What
@@ -291,7 +287,6 @@ class Algorithm:
             "tokens": self.tokens,
             "collector": self.collector.state_dict(),
             "kl": self.kl.state_dict(),
-            "loss": self.loss.state(),
             "step_check": self.step_check.state_dict(),
             "failures": {"reward": mdp.reward.state_dict(), "reply": mdp.task.replies.state_dict()},
         }
@@ -307,5 +302,4 @@ class Algorithm:
         mdp.reward.load_state_dict(state["failures"]["reward"])
         mdp.task.replies.load_state_dict(state["failures"]["reply"])
         self.kl.load_state_dict(state["kl"])
-        self.loss.load_state(state["loss"])
         self.step_check.load_state_dict(state["step_check"])

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 
 from agents.algorithms.optimizer import Optimizer
-from agents.algorithms.scoring import GRAPH, by_length
+from agents.algorithms.scoring import GRAPH, by_length, score
 from agents.algorithms.steps import StepCheck
 from agents.algorithms.trust import TrustRegion, distance
 from agents.config import OptimizerConfig, TrainConfig
@@ -22,6 +22,7 @@ from agents.losses.base import logged_name
 from agents.losses.ops import masked_mean, token_weights, typical_error
 from agents.metrics import Average
 from agents.networks.network import Network
+from agents.networks.ranks import Ranks, together
 from agents.rollouts.packing import trim
 
 Tensor = torch.Tensor
@@ -68,11 +69,18 @@ class Learner:
         self.has_critic = critic
         self.steps_critic = critic and critic_steps(config)
         self.trust = TrustRegion(config.loss.target_kl)
+        if self.ranks.size > 1:
+            self.ranks.parts["learner"] = self
         of_actor, of_critic = self.steps_before(config.iterations)
         self.actor_optimizer = self._optimizer(network.actor_parameters(), config.actor, of_actor)
         self.critic_optimizer = (
             self._optimizer(network.critic_parameters(), config.critic, of_critic) if self.steps_critic else None
         )
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that learn together."""
+        return self.network.ranks
 
     def passes(self, iteration: int) -> Iterator[Pass]:
         """The passes over an iteration's batch."""
@@ -108,18 +116,42 @@ class Learner:
         """Whether the first optimizer step of each part will see the whole batch at once, with the present weights."""
         first = [turn.settings for turn in self.passes(iteration) if turn.number == 0]
         whole = all(turn.minibatches == 1 and (turn.micro_batch_size or rows) >= rows for turn in first)
-        return whole and self.config.model.lora.dropout == 0
+        return whole and self.config.model.lora.dropout == 0 and self.ranks.size == 1
 
-    def learn(self, data: TensorDict, iteration: int) -> dict[str, float]:
+    @together
+    def score(self, data: TensorDict, **how: Any) -> TensorDict:
+        """Add what the present weights make of a batch, see `agents.algorithms.scoring.score`.
+
+        Several processes share the texts, and each gets all that is found.
+        """
+        data = data.to(self.network.head.weight.device)
+        if self.ranks.size == 1:
+            return score(self.network, data, **how)
+        mine = self._mine(data)
+        found = self.network.compute(score, data[mine], **how).exclude(*data.keys())
+        order = torch.cat(self.ranks.gather(mine.cpu())).argsort()
+        parts = self.ranks.gather(found.cpu())
+        return data.update(torch.cat(parts)[order].to(mine.device))
+
+    def _mine(self, data: TensorDict) -> Tensor:
+        """Which of the texts this process reads: as many as any other, and about as long."""
+        shortest_first: Tensor = data["length"].argsort(stable=True)
+        return shortest_first[self.ranks.rank :: self.ranks.size]
+
+    @together
+    def learn(self, data: TensorDict, iteration: int, **weights: float) -> dict[str, float]:
         """The epochs: optimizer steps over random mini-batches, their gradients summed over micro-batches.
 
         Args:
             data: the batch, scored.
             iteration: its number, which decides the order of the texts.
+            **weights: of parts of the loss that may change from batch to batch: `kl`, `entropy`.
 
         Returns:
             Metrics: means over the mini-batches.
         """
+        self.loss.kl, self.loss.entropy = weights.get("kl", self.loss.kl), weights.get("entropy", self.loss.entropy)
+        data = data.to(self.network.head.weight.device)
         self._set_schedules(iteration)
         self.network.train()
         average, actor_epochs, far = Average(), 0.0, False
@@ -155,6 +187,7 @@ class Learner:
         metrics["policy/learning_rate"] = self.actor_optimizer.rate_at(max(0, self.actor_optimizer.steps - 1))
         if self.critic_optimizer is not None:
             metrics["value/learning_rate"] = self.critic_optimizer.rate_at(max(0, self.critic_optimizer.steps - 1))
+        self.loss.after_batch(metrics)
         return metrics
 
     def _set_bound(self, data: TensorDict) -> None:
@@ -168,27 +201,33 @@ class Learner:
 
     def _stay_near(self, data: TensorDict) -> dict[str, float]:
         """Measure how far the policy has moved, and take back what is too far."""
-        moved, kept = distance(self.network, data), 1.0
+        moved, kept = self._distance(data), 1.0
         self.trust.moved(moved)
         for _ in range(ATTEMPTS):
             if (share := self.trust.share_allowed(moved)) == 1:
                 break
             self.actor_optimizer.pull_back(share)
-            moved, kept = distance(self.network, data), kept * share
+            moved, kept = self._distance(data), kept * share
         return {"kl/moved": moved, "policy/step_kept": kept}
 
+    def _distance(self, data: TensorDict) -> float:
+        return self.network.compute(distance, data)
+
+    @together
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """What `load_state` needs: tensors by file, and JSON."""
         tensors: dict[str, dict[str, Tensor]] = {}
-        state: dict[str, Any] = {"rate_scale": self.trust.scale}
-        tensors["actor_optimizer"], state["actor_optimizer"] = self.actor_optimizer.state()
+        state: dict[str, Any] = {"rate_scale": self.trust.scale, "loss": self.loss.state()}
+        tensors["actor_optimizer"], state["actor_optimizer"] = self.actor_optimizer.state(self.ranks)
         if self.critic_optimizer is not None:
-            tensors["critic_optimizer"], state["critic_optimizer"] = self.critic_optimizer.state()
+            tensors["critic_optimizer"], state["critic_optimizer"] = self.critic_optimizer.state(self.ranks)
         return tensors, state
 
+    @together
     def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Go on where another was."""
         self.trust.scale = state["rate_scale"]
+        self.loss.load_state(state["loss"])
         self.actor_optimizer.load_state(tensors["actor_optimizer"], state["actor_optimizer"])
         if self.critic_optimizer is not None:
             self.critic_optimizer.load_state(tensors["critic_optimizer"], state["critic_optimizer"])
@@ -220,19 +259,23 @@ class Learner:
         if self.critic_optimizer is not None:
             self.critic_optimizer.zero_grad()
         minibatch["weight"] = token_weights(minibatch["mask"], self.config.loss.aggregate, self.longest)
-        total, here = 0.0, Average()
-        size = turn.settings.micro_batch_size or len(minibatch)
-        parts = [slice(None)] if encoded else by_length(minibatch, size)
+        total, here = torch.zeros((), device=minibatch.device), Average()
+        mine = minibatch if self.ranks.size == 1 else minibatch[self._mine(minibatch)]
+        size = turn.settings.micro_batch_size or len(mine)
+        parts = [slice(None)] if encoded else by_length(mine, size)
         for part in parts:
-            micro = minibatch if encoded else trim(minibatch[part])
-            out = self.loss(micro, actor=turn.actor, critic=turn.critic, encoded=encoded)
+            micro = mine if encoded else trim(mine[part])
+            out = self.network.compute(self._losses, micro, actor=turn.actor, critic=turn.critic, encoded=encoded)
             losses = {name: value for name, value in out.items() if name.startswith("loss_")}
-            loss = sum(losses.values())
+            loss: Any = sum(losses.values())
             loss.backward()
             total = total + loss.detach()
             here.add({name: value for name, value in out.items() if name not in losses}, float(micro["mask"].sum()))
             # Losses add up over micro-batches, whatever the tokens in them; all else is a mean.
-            here.add({logged_name(name): value.detach() * len(parts) for name, value in losses.items()}, 1.0)
+            count = len(parts) * self.ranks.size
+            here.add({logged_name(name): value.detach() * count for name, value in losses.items()}, 1.0)
+        if self.ranks.size > 1:
+            total, here = self._of_all(total, here)
         means, tokens = here.means(), float(minibatch["mask"].sum())
         if means.get("kl/old", 0.0) > limit:
             average.add(means, tokens)  # what has ended the passes is to be seen
@@ -245,6 +288,17 @@ class Learner:
             optimizer.step()
         average.add(means | {NORMS[part]: float(norm) for part, norm in norms.items()}, tokens)
         return False
+
+    def _losses(self, network: Network, /, micro: TensorDict, **how: bool) -> dict[str, Tensor]:
+        return dict(self.loss(micro, **how).items())
+
+    def _of_all(self, total: Tensor, here: Average) -> tuple[Tensor, Average]:
+        """The loss and the metrics of all processes."""
+        whole, everywhere = torch.zeros_like(total), Average()
+        for loss, found in self.ranks.gather((total.cpu(), here)):
+            whole += loss.to(whole.device)
+            everywhere.join(found)
+        return whole, everywhere
 
     def _set_schedules(self, iteration: int) -> None:
         actor_steps, critic_steps = self.steps_before(iteration)

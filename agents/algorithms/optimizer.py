@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from agents.algorithms.schedules import Decay, share_left
+from agents.networks.ranks import ALONE, Ranks
+from agents.networks.sharding import all_whole, like, whole
 from agents.state.checkpoint import load_optimizer_state, optimizer_state
 
 Tensor = torch.Tensor
@@ -99,7 +101,7 @@ class Optimizer:
     def clip(self) -> Tensor:
         """Shorten the gradient if need be; returns how long it was."""
         self._hand_over_gradients()
-        return nn.utils.clip_grad_norm_(self._stepped, self.max_gradient_norm)
+        return whole(nn.utils.clip_grad_norm_(self._stepped, self.max_gradient_norm))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -130,18 +132,24 @@ class Optimizer:
             weight.copy_(before.lerp(weight, share) if share else before)
         self._round()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON from which `load_state` goes on."""
+    def state(self, ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON from which `load_state` goes on; of processes with parts of them, the first gets them."""
         tensors, rest = optimizer_state(self.adam)
         tensors |= {f"{_MASTER}{place}": master for place, (_, master) in self._masters.items()}
-        return tensors, {"adam": rest, "steps": self.steps}
+        return all_whole(tensors, ranks), {"adam": rest, "steps": self.steps}
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on where another optimizer of the same weights was."""
+        stepped = [weight for group in self.adam.param_groups for weight in group["params"]]
         of_adam = {name: tensor for name, tensor in tensors.items() if not name.startswith(_MASTER)}
+        for key, tensor in of_adam.items():  # averages are as large as the weights that they are of
+            kind, index, _ = key.split(".", 2)
+            if kind == "state" and tensor.ndim:
+                of_adam[key] = like(tensor, stepped[int(index)])
         load_optimizer_state(self.adam, of_adam, state["adam"])
         for place, (weight, master) in self._masters.items():
-            master.copy_(tensors.get(f"{_MASTER}{place}", weight.detach()))
+            kept = tensors.get(f"{_MASTER}{place}")
+            master.copy_(weight.detach() if kept is None else like(kept, master))
         self.steps = state["steps"]
 
     def _round(self) -> None:

@@ -29,6 +29,13 @@ class Average:
         self._tokens: dict[str, float] = defaultdict(float)
         self._extremes: dict[str, float] = {}
 
+    def join(self, other: Average) -> None:
+        """Add all that was added to another one."""
+        for name, total in other._sums.items():
+            self._sums[name] += total
+            self._tokens[name] += other._tokens[name]
+        self.add(other._extremes, 1.0)
+
     def add(self, metrics: Mapping[str, SupportsFloat], tokens: float) -> None:
         """Add what was measured over so many tokens.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -34,6 +34,8 @@ from agents.networks.adapters import (
 from agents.networks.backbone import Backbone, recomputing
 from agents.networks.distribution import TokenDistribution
 from agents.networks.ragged import can_read
+from agents.networks.ranks import ALONE, Ranks, together
+from agents.networks.sharding import all_whole, like, shard
 from agents.networks.value import FittedValueHead, ValueHead
 from agents.rollouts.hints import HINTS
 from agents.rollouts.masks import allowed_in
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tensor = torch.Tensor
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class PolicyHead(ProbabilisticTensorDictModule):  # type: ignore[misc]
@@ -90,6 +94,7 @@ class Network(nn.Module):
     Attributes:
         has_reference: whether there is a model to compare with.
         num_hints: how many numbers the critic is told about each state.
+        ranks: the processes that have a part of it each, see `shard`; mostly this one alone.
 
     Examples:
         >>> from llm_env.models import load_model
@@ -113,6 +118,7 @@ class Network(nn.Module):
         hints: int = 0,
     ) -> None:
         super().__init__()
+        self.ranks = ALONE
         self.has_reference = reference
         self.num_hints = hints
         self.config = config
@@ -213,10 +219,12 @@ class Network(nn.Module):
         """Whether the critic is computed from a batch (`fit_values`) instead of following a gradient."""
         return isinstance(self.value_head, FittedValueHead)
 
+    @together
     def fit_values(self, read: Tensor, target: Tensor, fold: Tensor) -> Tensor:
         """Compute the critic anew; see `FittedValueHead.fit`."""
         assert isinstance(self.value_head, FittedValueHead)
-        return self.value_head.fit(read, target, fold)
+        device = self.head.weight.device
+        return self.value_head.fit(read.to(device), target.to(device), fold.to(device))
 
     @torch.no_grad()
     def value_of(self, data: TensorDictBase) -> Tensor:
@@ -244,6 +252,26 @@ class Network(nn.Module):
         encoder = TensorDictModule(NextState(self.backbone), in_keys=["tokens", "length"], out_keys=["hidden"])
         return ProbabilisticTensorDictSequential(encoder, head)
 
+    # Several processes.
+
+    def shard(self, ranks: Ranks) -> None:
+        """Leave each of several processes a part of the weights. From now on they must compute together: `compute`."""
+        if ranks.size == 1:
+            return
+        self.ranks = ranks
+        ranks.parts["network"] = self
+        head, fitted = [self.value_head], self.fits_values
+        kept, apart = (head, []) if fitted else ([], head)
+        shard(self, ranks, apart=apart, kept=kept, computes=self._compute.__name__)
+
+    @together
+    def compute(self, function: Callable[Concatenate[Network, P], T], *args: P.args, **options: P.kwargs) -> T:
+        """Call a function of the network that needs its weights, in all processes that have a part of them."""
+        return self._compute(function, *args, **options)
+
+    def _compute(self, function: Callable[Concatenate[Network, P], T], *args: P.args, **options: P.kwargs) -> T:
+        return function(self, *args, **options)
+
     # The reference.
 
     @torch.no_grad()
@@ -267,6 +295,7 @@ class Network(nn.Module):
         reference = TokenDistribution(hidden, head, mask, self.temperature, dtype, self.vocabulary, allowed)
         return reference.log_prob(data["action"])
 
+    @together
     @torch.no_grad()
     def refresh_reference(self) -> None:
         """Let the present policy be the reference from now on."""
@@ -295,8 +324,15 @@ class Network(nn.Module):
             own = adapter_parameters(self.model, CRITIC) if adapted else dict(self.critic_backbone.named_parameters())
         return own | {f"value_head.{name}": weight for name, weight in self.value_head.named_parameters()}
 
+    @together
     def weights(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name, as a checkpoint needs it. Not copied."""
+        """Everything that training changes, by name, as a checkpoint needs it. Not copied.
+
+        Where processes have parts of them, the first gets copies of whole weights, and the others nothing.
+        """
+        return all_whole(self._learned(), self.ranks)
+
+    def _learned(self) -> dict[str, Tensor]:
         of_head = {f"value_head.{name}": kept for name, kept in self.value_head.state_dict(keep_vars=True).items()}
         critic = self.critic_parameters() | of_head
         parts: dict[str, Mapping[str, Tensor]] = {"actor": self.actor_parameters(), "critic": critic}
@@ -306,25 +342,27 @@ class Network(nn.Module):
             parts["reference"] = dict(self._reference.named_parameters())
         return {f"{part}.{name}": weight.detach() for part, named in parts.items() for name, weight in named.items()}
 
+    @together
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Put back what `weights` gave."""
         if any(name.startswith("reference.") for name in weights) and self._reference is None:
             self.refresh_reference()  # it had been refreshed: make the adapter
-        ours = self.weights()
+        ours = self._learned()
         if ours.keys() != weights.keys():
             odd = sorted(ours.keys() ^ weights.keys())[:5]
             raise ValueError(f"these weights are not of this network: {', '.join(odd)} are in one of the two only")
         for name, weight in ours.items():
-            weight.copy_(weights[name])
+            weight.copy_(like(weights[name], weight))
 
     def engine_model(self) -> Any:
         """The model for an engine that shares its weights: adapters, if any, are those of the actor."""
         return self.model.get_base_model() if is_adapted(self.model) else self.model
 
+    @together
     def engine_weights(self) -> dict[str, Tensor]:
         """The policy's weights for an engine with a copy of its own, adapters merged, by the plain model's names."""
-        return merged_weights(self.model)
+        return all_whole(merged_weights(self.model), self.ranks)
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the policy as an ordinary Hugging Face folder, adapters merged."""

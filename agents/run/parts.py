@@ -25,10 +25,11 @@ from agents.config.arguments import nested
 from agents.config.files import ConfigError
 from agents.config.modules import import_module_of
 from agents.networks.network import Network
+from agents.networks.ranks import ALONE, Ranks
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform, part_below
 from agents.rollouts.worker import Scribe
 from agents.rollouts.workers import Workers
-from agents.rollouts.writers import EngineWriter
+from agents.rollouts.writers import EngineWriter, PolicyWriter
 from agents.run.evaluate import Evaluator
 from agents.run.precision import Speeds, choose_precision
 from llm_env.engines import Engine, engine_names, make_engine
@@ -89,12 +90,13 @@ class Run(Parts):
     algorithm: Algorithm
 
 
-def build(config: TrainConfig, model: str | Path | None = None) -> Run:
+def build(config: TrainConfig, model: str | Path | None = None, ranks: Ranks = ALONE) -> Run:
     """Put a run together.
 
     Args:
         config: what it is.
         model: begin with this model (a name or folder) instead of `config.model.name`.
+        ranks: processes that learn together, of which this is the first; the others `join`.
 
     Examples:
         >>> run = build(TrainConfig(iterations=2).replace(task__args={"length": 2}, rollout__batch_size=8))
@@ -105,7 +107,7 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
         >>> run.close()
     """
     check_algorithm(config)
-    parts = build_parts(config, model)
+    parts = build_parts(config, model, ranks)
     config = dataclasses.replace(config, model=parts.network.config)  # with the precision that was chosen, if any was
     # In bfloat16 a token computed after those before it, and all of them in one pass, differ by a hundredth of a nat.
     exact = config.model.dtype == "float32" and not parts.network.config.in_bfloat16
@@ -119,12 +121,32 @@ def build(config: TrainConfig, model: str | Path | None = None) -> Run:
     return Run(**{field.name: getattr(parts, field.name) for field in fields(parts)}, algorithm=algorithm)
 
 
-def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
+@dataclass(frozen=True)
+class Invitation:
+    """What a process must know to learn together with the first one: see `join`."""
+
+    config: TrainConfig
+    source: str
+
+
+def join(invitation: Invitation, ranks: Ranks) -> Algorithm:
+    """What another process has of a run: the network, a part of it, and an algorithm that is never asked to write."""
+    config = invitation.config
+    seed_everything(config.seed)
+    mdp = TokenMDP(make_task_of(config), **mdp_options(config, model=invitation.source))
+    network = make_network(config, config.model, invitation.source, mdp)
+    network.shard(ranks)
+    collector = Collector(PolicyWriter(mdp, lambda data: data, num_rows=1), config.rollout.batch_size)
+    return algorithm_class(config.algo)(config, network, collector, trusted=True, **config.algo_args)
+
+
+def build_parts(config: TrainConfig, model: str | Path | None = None, ranks: Ranks = ALONE) -> Parts:
     """All of a run but its algorithm, with the global random generators seeded.
 
     Args:
         config: of the run.
         model: begin with this model (a name or folder) instead of `config.model.name`.
+        ranks: processes that learn together, of which this is the first.
     """
     seed_everything(config.seed)
     source = str(model or config.model.name)
@@ -135,33 +157,43 @@ def build_parts(config: TrainConfig, model: str | Path | None = None) -> Parts:
 
     undecided = config.model.autocast == "auto"
     how = dataclasses.replace(config.model, autocast="off") if undecided else config.model
-    network = Network(
-        load(config, source),
-        how,
-        rollout.temperature,
-        mdp.vocabulary,
-        reference=config.keeps_reference,
-        hints=len(task.hint_names) if how.hints else 0,
-    ).eval()
+    network = make_network(config, how, source, mdp)
     # Of weights in bfloat16 all products are in bfloat16 as well.
     speeds = choose_precision(config, network, mdp) if undecided and how.dtype == "float32" else None
+    ranks.say(Invitation(dataclasses.replace(config, model=network.config), source))
+    network.shard(ranks)
+    shares = _is_plain(config) and not config.workers and ranks.size == 1
     tokenizer = load_tokenizer(source)
     engine: Engine | Workers
+    slots = rollout.slots or rollout.batch_size
     if config.workers:
         engine = make_workers(config, network, task, source, context=mdp.context)
+    elif shares:
+        engine = TransformersEngine(network.engine_model(), tokenizer, num_slots=slots, context=mdp.context)
     else:
-        engine = make_engine_of(config, network, tokenizer, source, context=mdp.context)
+        engine = make_engine_apart(config, source, context=mdp.context, slots=slots)
     evaluator = None
     if judged:
         held_out = TokenMDP(task, **mdp_options(config, config.evaluation.split, model=source))
         evaluator = Evaluator(
             make_writer(config, held_out, engine), config.evaluation.prompts, rollout.temperature, config.seed
         )
-    shares = _is_plain(config) and not config.workers
     parts = Parts(source, mdp, network, tokenizer, engine, evaluator, shares, speeds)
     # An engine that has loaded the model by itself may hold other weights: those of "tiny" depend on the seed.
     parts.update_engine()
     return parts
+
+
+def make_network(config: TrainConfig, how: ModelConfig, source: str, mdp: TokenMDP) -> Network:
+    """Actor, critic and reference."""
+    return Network(
+        load(config, source),
+        how,
+        config.rollout.temperature,
+        mdp.vocabulary,
+        reference=config.keeps_reference,
+        hints=len(mdp.task.hint_names) if how.hints else 0,
+    ).eval()
 
 
 def without_learning(config: TrainConfig) -> TrainConfig:
@@ -252,14 +284,6 @@ def load(config: TrainConfig, source: str) -> Any:
     """The language model."""
     model: ModelConfig = config.model
     return load_model(source, dtype=getattr(torch, model.dtype), device=config.device, seed=config.seed)
-
-
-def make_engine_of(config: TrainConfig, network: Network, tokenizer: Any, source: str, *, context: int) -> Engine:
-    """The engine: on the trained weights themselves, or with a copy in a precision of its own."""
-    slots = config.rollout.slots or config.rollout.batch_size
-    if _is_plain(config):
-        return TransformersEngine(network.engine_model(), tokenizer, num_slots=slots, context=context)
-    return make_engine_apart(config, source, context=context, slots=slots)
 
 
 def make_engine_apart(config: TrainConfig, source: str, *, context: int, slots: int) -> Engine:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents.algorithms.base import Algorithm
 from agents.networks.distribution import TokenDistribution
+from agents.networks.network import Network
 from agents.rollouts.masks import allowed_in
 from llm_env.tasks.mixture import PART
 from llm_env.tokens.episode import Episode
@@ -77,10 +78,19 @@ def worth_seeing(data: TensorDict, count: int) -> dict[int, str]:
     return dict(list(found.items())[:count])
 
 
-@torch.no_grad()
 def _afterwards(algorithm: Algorithm, rows: TensorDict) -> dict[str, Any]:
     """What the policy makes of the texts now that it has learned from them."""
-    network = algorithm.network.eval()
+    found = algorithm.network.compute(_read_again, rows)
+    _, own = algorithm.loss.gain(found["learned_logprobs"], rows["action_log_prob"], rows["advantage"][..., 0])
+    if (clipped := own.get("policy/clip_fraction")) is not None:
+        found["clipped"] = clipped
+    return found
+
+
+@torch.no_grad()
+def _read_again(network: Network, rows: TensorDict) -> dict[str, Any]:
+    network.eval()
+    rows = rows.to(network.head.weight.device)
     hidden = network.encode(rows.select("tokens", "state_position", "mask").clone(), critic=False)["hidden"]
     allowed = allowed_in(rows)
 
@@ -91,11 +101,7 @@ def _afterwards(algorithm: Algorithm, rows: TensorDict) -> dict[str, Any]:
         )
 
     whole = distribution()
-    learned = whole.log_prob(rows["action"])
-    found: dict[str, Any] = {"learned_logprobs": learned, "entropy": whole.entropy()}
-    _, own = algorithm.loss.gain(learned, rows["action_log_prob"], rows["advantage"][..., 0])
-    if (clipped := own.get("policy/clip_fraction")) is not None:
-        found["clipped"] = clipped
+    found: dict[str, Any] = {"learned_logprobs": whole.log_prob(rows["action"]), "entropy": whole.entropy()}
     if allowed is None:  # a mask says already what else there was
         found["alternatives"] = _alternatives(distribution, rows["mask"].shape[1])
     return found

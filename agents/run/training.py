@@ -21,9 +21,11 @@ from agents.config.files import (
     refuse_changes,
     save_config,
 )
+from agents.networks.ranks import Ranks
 from agents.report.display import Display
 from agents.report.log import MACHINE, METRICS
 from agents.run.interruption import Interruption, interruptible
+from agents.run.learners import follow, learning_together
 from agents.run.loop import CHECKPOINTS, Result, Training
 from agents.run.memory import keep_freed_memory
 from agents.run.parts import build, check_parts, threads_each
@@ -47,6 +49,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
             run was told in the beginning, only that may change which does not decide what it learns.
 
     Raises:
+        SystemExit: this is one of several processes that learn together, and the first has failed.
         ConfigError: the configuration cannot be used; or the folder holds a run already, or (with `resume`) one that
             was told otherwise.
         KeyboardInterrupt: Ctrl-C was pressed in the warm start; it can be resumed.
@@ -60,6 +63,15 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
         (True, ['eval/failed', 'eval/greedy', 'eval/length', 'eval/prompts', 'eval/sampled'])
     """
     keep_freed_memory()
+    with learning_together(config) as ranks:
+        if ranks.leads:
+            result = _train(config, resume, ranks)
+            ranks.dismiss(result)
+            return result
+        return follow(ranks)
+
+
+def _train(config: TrainConfig, resume: bool, ranks: Ranks) -> Result:
     with (
         _begun(config, resume) as config,
         Display(config.iterations, run_title(config), config.log.display) as display,
@@ -68,7 +80,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
         model = None
         if config.sft.steps:
             config, model = _warm_model(config, display, resume, asked)
-        run = build(config, model)
+        run = build(config, model, ranks)
         try:
             config = settle(config, run.speeds, display)
             with _leaving_cores(config):

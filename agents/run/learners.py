@@ -1,0 +1,63 @@
+"""A run in several processes that `torchrun` has started: `torchrun --nproc-per-node 2 -m agents.cli train ...`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from agents.config import TrainConfig
+from agents.config.files import ConfigError
+from agents.networks.ranks import Ranks, launched
+from agents.run.loop import Result
+from agents.run.parts import Invitation, join
+
+
+@contextlib.contextmanager
+def learning_together(config: TrainConfig) -> Iterator[Ranks]:
+    """The processes that `torchrun` has started, while they learn; or this one alone."""
+    ranks = launched()
+    try:
+        if ranks.size > 1:
+            _check(config, ranks.size)
+        yield ranks
+    except BaseException:
+        if ranks.leads:
+            ranks.dismiss()
+        raise
+    finally:
+        ranks.parts.clear()
+
+
+def follow(ranks: Ranks) -> Result:
+    """Do what the first process asks for until the run has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one decides when to stop
+    heard = ranks.hear()
+    if isinstance(heard, Invitation):
+        with tempfile.TemporaryDirectory() as nowhere:  # what there is to be kept, the first one keeps
+            algorithm = join(Invitation(heard.config.replace(out=Path(nowhere)), heard.source), ranks)
+            heard = ranks.follow()
+            del algorithm
+    if not isinstance(heard, Result):
+        raise SystemExit(1)
+    return heard
+
+
+def _check(config: TrainConfig, size: int) -> None:
+    """Raise if so many processes cannot share the work."""
+    for name, settings in (("actor", config.actor), ("critic", config.critic)):
+        rows = config.rollout.batch_size
+        if rows % (settings.minibatches * size):
+            raise ConfigError(
+                f"--rollout.batch-size is {rows} and --{name}.minibatches {settings.minibatches}, but there are {size} "
+                f"processes, each of which reads as many texts of a mini-batch: use a multiple of "
+                f"{settings.minibatches * size} for the batch"
+            )
+    if config.device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is {config.device}, but each process has a GPU of its own: use cuda")
+    if config.model.compile:
+        raise ConfigError(
+            "--model.compile is on, but a model in parts is not compiled: leave it out, or use one process"
+        )
