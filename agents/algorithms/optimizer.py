@@ -140,13 +140,8 @@ class Optimizer:
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on where another optimizer of the same weights was."""
-        stepped = [weight for group in self.adam.param_groups for weight in group["params"]]
         of_adam = {name: tensor for name, tensor in tensors.items() if not name.startswith(_MASTER)}
-        for key, tensor in of_adam.items():  # averages are as large as the weights that they are of
-            kind, index, _ = key.split(".", 2)
-            if kind == "state" and tensor.ndim:
-                of_adam[key] = like(tensor, stepped[int(index)])
-        load_optimizer_state(self.adam, of_adam, state["adam"])
+        load_optimizer_state(self.adam, of_adam, state["adam"], like)
         for place, (weight, master) in self._masters.items():
             kept = tensors.get(f"{_MASTER}{place}")
             master.copy_(weight.detach() if kept is None else like(kept, master))

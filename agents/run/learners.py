@@ -20,12 +20,13 @@ def learning_together(config: TrainConfig) -> Iterator[Ranks]:
     """The processes that `torchrun` has started, while they learn; or this one alone."""
     ranks = launched()
     try:
-        if ranks.size > 1:
+        if ranks.size > 1 and ranks.leads:
             _check(config, ranks.size)
         yield ranks
     except BaseException:
         if ranks.leads:
-            ranks.dismiss()
+            with contextlib.suppress(RuntimeError):  # nobody is left to hear it, which may be why
+                ranks.dismiss()
         raise
     finally:
         ranks.parts.clear()
@@ -55,6 +56,11 @@ def _check(config: TrainConfig, size: int) -> None:
                 f"processes, each of which reads as many texts of a mini-batch: use a multiple of "
                 f"{settings.minibatches * size} for the batch"
             )
+    if config.rollout.engine != "transformers" and not config.workers:
+        raise ConfigError(
+            f"--rollout.engine is {config.rollout.engine} and --workers 0, but an engine with processes of its own "
+            "cannot be where several learn together: let another process write, --workers 1"
+        )
     if config.device not in ("cpu", "cuda"):
         raise ConfigError(f"--device is {config.device}, but each process has a GPU of its own: use cuda")
     if config.model.compile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,29 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    like: Callable[[Tensor, Tensor], Tensor] = lambda tensor, parameter: tensor,
 ) -> None:
-    """Put back what `optimizer_state` gave, into an optimizer over parameters of the same shapes in the same groups."""
+    """Put back what `optimizer_state` gave, into an optimizer over parameters of the same shapes in the same groups.
+
+    Args:
+        optimizer: goes on where the other was.
+        tensors: what it gave.
+        state: the rest of it.
+        like: makes of what is kept for a parameter, such as an average, what lies beside that parameter here.
+    """
     shapes = _shapes(optimizer)
     if shapes != state["shapes"]:
         raise CheckpointError(_misfit(state["shapes"], shapes))
     groups = [dict(group) for group in state["groups"]]
     values: dict[int, dict[str, Any]] = {int(index): dict(inner) for index, inner in state["state"].items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         kind, index, key = name.split(".", 2)
+        if kind == "state" and tensor.ndim:
+            tensor = like(tensor, parameters[int(index)])
         # Cloned: torch would keep these very tensors, and step them.
         (groups if kind == "group" else values)[int(index)][key] = tensor.clone()
     for group, own in zip(groups, optimizer.param_groups, strict=True):

@@ -128,6 +128,9 @@ def test_work_that_cannot_be_shared_is_refused(config: Config) -> None:
         _check(config(rollout__batch_size=16), 3)
     with pytest.raises(ConfigError, match=r"--model.compile"):
         _check(config(model__compile=True), 2)
+    _check(config(rollout__engine="vllm", workers=1), 2)
+    with pytest.raises(ConfigError, match=r"--rollout.engine is vllm .* --workers 1"):
+        _check(config(rollout__engine="vllm"), 2)
     with pytest.raises(ConfigError, match=r"--device is cuda:1"):
         _check(config().replace(device="cuda:1"), 2)
 
