@@ -15,7 +15,7 @@ from rewards.registry import did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the built-in tokenizer does without
     import torch
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TINY_CHARACTERS = "\n" + "".join(chr(code) for code in range(0x20, 0x7F))
 TINY_SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -44,16 +44,24 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     if name == "tiny":
         return _tiny_tokenizer()
-    source = _source(name)
     from transformers import AutoTokenizer
 
-    try:
-        return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source, trust_remote_code=False))
-    except OSError as error:
-        raise OSError(
-            f"the model {name!r} could not be loaded: expected a built-in one ({', '.join(model_names())}), the folder "
-            f"of one, or its id on the Hugging Face hub. {error}"
-        ) from error
+    return cast("PreTrainedTokenizerBase", _loaded(AutoTokenizer, name))
+
+
+def model_config(name: str) -> PretrainedConfig:
+    """The configuration of a model: its sizes, and no weights.
+
+    Args:
+        name: a built-in name (see `model_names`), a folder, or a hub id such as "org/model".
+
+    Examples:
+        >>> model_config("tiny").num_hidden_layers
+        4
+    """
+    from transformers import AutoConfig
+
+    return cast("PretrainedConfig", _loaded(AutoConfig, name))
 
 
 def load_vocabulary(name: str) -> Vocabulary:
@@ -128,6 +136,18 @@ def model_folder(name: str, *, seed: int = 0) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+
+
+def _loaded(kind: Any, name: str) -> Any:
+    """What transformers makes of the files of a model, or an error that names the model."""
+    source = _source(name)
+    try:
+        return kind.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        raise OSError(
+            f"the model {name!r} could not be loaded: expected a built-in one ({', '.join(model_names())}), the folder "
+            f"of one, or its id on the Hugging Face hub. {error}"
+        ) from error
 
 
 def _source(name: str) -> Path | str:

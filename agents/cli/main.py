@@ -34,6 +34,7 @@ Reinforcement learning on language models.
   rewards      list the rewards that any task can be given
   algorithms   list the algorithms
   metrics      list the numbers that a run logs, and what they mean
+  plan         whether a run fits into a machine, and how long an iteration takes, before it is begun
   doctor       what is installed, what this machine is good at, and whether everything works on it
 
 To begin:                       llm-env train --preset reverse-tiny
@@ -217,6 +218,12 @@ def _metrics(arguments: list[str]) -> None:
     print("\nCapital letters stand for a name that a task or your own code makes up.")
 
 
+def _plan(arguments: list[str]) -> None:
+    from agents.cli.plan import plan
+
+    plan(arguments)
+
+
 def _doctor(arguments: list[str]) -> None:
     _expect_nothing("doctor", arguments)
     if {"-h", "--help"} & set(arguments):
@@ -272,6 +279,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "rewards": _rewards,
     "algorithms": _algorithms,
     "metrics": _metrics,
+    "plan": _plan,
     "doctor": _doctor,
 }
 

@@ -43,9 +43,20 @@ class Options:
 
 
 def read_options(
-    arguments: Sequence[str], program: str = "llm-env train", defaults: TrainConfig | None = None
+    arguments: Sequence[str],
+    program: str = "llm-env train",
+    defaults: TrainConfig | None = None,
+    *,
+    begins: bool = True,
 ) -> Options:
-    """What a command line asks for, checked. A run that is resumed keeps its own configuration."""
+    """What a command line asks for, checked. A run that is resumed keeps its own configuration.
+
+    Args:
+        arguments: the flags.
+        program: the command, as help names it.
+        defaults: what holds where neither flags nor a preset nor a file say otherwise.
+        begins: whether a run is begun, for which its folder must be free.
+    """
     preset, file = value_of(arguments, "--preset"), value_of(arguments, "--config")
     if preset is not None and preset not in PRESETS:
         hint = did_you_mean(preset, PRESETS, count=1, cutoff=0.3)
@@ -64,7 +75,8 @@ def read_options(
         # The folder may have been moved since.
         options = replace(options, settings=options.settings.replace(out=out))
     else:
-        refuse_a_second_run(out)
+        if begins:
+            refuse_a_second_run(out)
         if (fitting := _as_the_flags_want_it(base, options.settings)) != base:
             options = _parse(arguments, fitting, program)
     check_config(options.settings)
@@ -103,6 +115,7 @@ _WHAT = {
     "llm-env train": "Train a language model on a task.",
     "llm-env sft": "Only the warm start of a run.",
     "llm-env rlhf": "How the policy learns that is to please reward models.",
+    "llm-env plan": "The run that is planned.",
 }
 
 

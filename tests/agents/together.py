@@ -1,4 +1,4 @@
-"""Runs in several processes: `torchrun --nproc-per-node 2 together.py PICKLE`, where there are configurations to train."""
+"""Runs in several processes: `torchrun --nproc-per-node 2 together.py PICKLE`, a list of configurations to train."""
 
 from __future__ import annotations
 

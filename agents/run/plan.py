@@ -1,0 +1,246 @@
+"""What a run needs of a machine: memory by what it is for, and time, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from agents.config import TrainConfig
+from agents.config.machine import Machine
+from agents.networks.distribution import LOGITS_BYTES
+from llm_env.models import model_config
+
+BYTES = {"float32": 4, "bfloat16": 2}
+ADAM = 8
+"""Two averages of a gradient, in float32."""
+UNDER_AUTOCAST, IN_BFLOAT16 = 0.67, 0.55
+"""What layers keep for the backward pass, as a share of what they keep in float32; some of it stays in float32."""
+ROOM = 0.9
+"""The share of a GPU's memory that a plan may fill; the rest is for what lies between tensors, and for libraries."""
+AS_IT_IS = "as it is"
+LOSS_COPIES = 3
+"""How often the logits of a chunk are there at once: themselves, their probabilities, their gradient."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A language model, in numbers.
+
+    Attributes:
+        parameters: all of them; a layer that is tied to another counts once.
+        trunk: those that a critic of its own has, too: all but an output layer that is not tied.
+        layers: how many blocks there are.
+        width: of the hidden states.
+        inner: of the layer within a block.
+        cached: numbers that a block keeps for each token that it has read: keys, or as many values.
+        vocabulary: rows of the output layer.
+        linear: the sum of the widths of all linear layers but the output layer, in and out.
+        attention: of those that belong to the attention.
+
+    Examples:
+        >>> shape = Shape.of("tiny")
+        >>> shape.layers, shape.width, shape.parameters
+        (4, 128, 1060096)
+    """
+
+    parameters: int
+    trunk: int
+    layers: int
+    width: int
+    inner: int
+    cached: int
+    vocabulary: int
+    linear: int
+    attention: int
+
+    @classmethod
+    def of(cls, source: str) -> Shape:
+        """That of a built-in model, a folder, or an id on the hub; only its configuration is read."""
+        from transformers import AutoModelForCausalLM
+
+        config: Any = model_config(source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        text = config.get_text_config()
+        head = model.get_output_embeddings()
+        sizes = {
+            name: part.in_features + part.out_features
+            for name, part in model.named_modules()
+            if isinstance(part, nn.Linear) and part is not head
+        }
+        heads = text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // heads
+        return cls(
+            parameters=sum(weight.numel() for weight in model.parameters()),
+            trunk=sum(weight.numel() for weight in model.base_model.parameters()),
+            layers=text.num_hidden_layers,
+            width=text.hidden_size,
+            inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+            cached=width * (getattr(text, "num_key_value_heads", None) or heads),
+            vocabulary=len(head.weight),
+            linear=sum(sizes.values()),
+            attention=sum(size for name, size in sizes.items() if "att" in name),
+        )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is written and read: at most so many tokens of a prompt, and so many that the policy chooses."""
+
+    prompt: int
+    new: int
+
+    @property
+    def whole(self) -> int:
+        """Tokens of a text."""
+        return self.prompt + self.new
+
+
+def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> dict[str, float]:
+    """Bytes on the fullest GPU, by what they are for. It is the first one, which also writes the texts.
+
+    Examples:
+        >>> found = memory(TrainConfig(), Shape.of("tiny"), Texts(prompt=12, new=8))
+        >>> found["weights"] == 4 * 1060096 and found["optimizer"] == 8 * 1060096
+        True
+    """
+    model, rollout = config.model, config.rollout
+    size = BYTES[model.dtype]
+    lora, separate = model.lora.rank > 0, model.critic == "separate"
+    adapter = model.lora.rank * (shape.linear if model.lora.targets == "all" else shape.attention)
+    of_actor = adapter if lora else shape.parameters
+    of_critic = (adapter if lora else shape.trunk) if separate else 0
+    learned = of_actor + of_critic
+    reference = config.keeps_reference and not lora
+    of_engine = BYTES[rollout.engine_dtype or model.dtype]
+    alone = _writes_with_its_weights(config, gpus)
+    tokens = _in_memory(config, gpus) * texts.whole
+    found: dict[str, float] = {
+        "weights": shape.parameters * size / gpus,
+        "critic": 0 if lora else of_critic * size / gpus,
+        "adapters": learned * size * lora / gpus,
+        "reference": reference * shape.parameters * BYTES[model.reference_dtype or model.dtype] / gpus,
+        # The critic's are there after the actor's. Of weights in bfloat16 they are made into float32.
+        "gradients": max(of_actor, of_critic) * 4 / gpus,
+        "optimizer": learned * (ADAM + 4 * (size < 4)) / gpus,
+        "way back": of_actor * 4 * (config.loss.target_kl is not None) / gpus,
+        "layer at work": 0 if gpus == 1 else 2 * size * shape.trunk / shape.layers,
+        "what layers keep": tokens * _kept(config, shape),
+        "logits": LOSS_COPIES * min(LOGITS_BYTES, tokens * shape.vocabulary * 4),
+        "writing: weights": 0 if alone else shape.parameters * of_engine * max(1, config.workers),
+        "writing: keys and values": 2 * shape.cached * shape.layers * of_engine * texts.whole * _side_by_side(config),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def seconds(config: TrainConfig, shape: Shape, texts: Texts, machine: Machine) -> dict[str, float]:
+    """Of an iteration: writing, scoring and learning, if nothing had to wait for anything else.
+
+    Operations are counted as two for each weight and token forward, and as many again for the gradient of what a layer
+    was given, and for that of its weights.
+
+    Examples:
+        >>> found = seconds(TrainConfig(), Shape.of("tiny"), Texts(12, 8), Machine())
+        >>> list(found)
+        ['writing', 'scoring', 'learning']
+    """
+    model, rollout, rows = config.model, config.rollout, config.rollout.batch_size
+    speed = 1e12 * machine.tflops * (1.0 if _computes_in_bfloat16(config) else 0.5)
+    forward = 2 * shape.parameters
+    epochs = config.actor.epochs + (config.critic.epochs if model.critic == "separate" else 0)
+    passes = 2 + (model.lora.rank == 0) + model.gradient_checkpointing
+    read = 1 + config.keeps_reference + (model.critic == "separate")
+    writers = max(1, config.workers)
+    of_engine = BYTES[rollout.engine_dtype or model.dtype]
+    steps = texts.new * -(-rows // (_side_by_side(config) * (writers if config.workers else 1)))
+    # Each token reads all weights from memory; with many texts side by side, computing takes longer.
+    step = max(
+        shape.parameters * of_engine / (1e9 * machine.bandwidth),
+        min(rows, _side_by_side(config)) * forward / (1e12 * machine.tflops * (1.0 if of_engine == 2 else 0.5)),
+    )
+    return {
+        "writing": steps * step,
+        "scoring": rows * texts.whole * forward * read / (speed * machine.gpus),
+        "learning": rows * texts.whole * forward * passes * epochs / (speed * machine.gpus),
+    }
+
+
+def options(config: TrainConfig, gpus: int = 1) -> Iterator[tuple[str, TrainConfig]]:
+    """The configuration, and others that need less, each with the flags that make it of the one given.
+
+    Examples:
+        >>> [flags for flags, _ in options(TrainConfig())][:2]
+        ['as it is', '--actor.micro-batch-size 4']
+    """
+    yield AS_IT_IS, config
+    model, few = config.model, max(1, _in_memory(config, gpus) // 4)
+    separate, frozen = model.critic == "separate", config.keeps_reference and not model.lora.rank
+    portions: dict[str, object] = {"actor__micro_batch_size": few}
+    steps: list[Step] = [(f"--actor.micro-batch-size {few}", portions)] * (few < _in_memory(config, gpus))
+    if steps and separate:
+        steps = [(f"{steps[0][0]} --critic.micro-batch-size {few}", {**portions, "critic__micro_batch_size": few})]
+    if model.dtype == "float32" and config.rollout.engine_dtype is None and not _writes_with_its_weights(config, gpus):
+        steps.append(("--rollout.engine-dtype bfloat16", {"rollout__engine_dtype": "bfloat16"}))
+    again: Step = ("--model.gradient-checkpointing", {"model__gradient_checkpointing": True})
+    whole = [*steps, *[again] * (not model.gradient_checkpointing)]
+    if frozen and model.dtype == "float32" and model.reference_dtype is None:
+        whole.append(("--model.reference-dtype bfloat16", {"model__reference_dtype": "bfloat16"}))
+    yield from _one_on_top_of_the_other(config, whole)
+    if not model.lora.rank:
+        adapters: list[Step] = [("--model.lora.rank 16", {"model__lora__rank": 16, "model__reference_dtype": None})]
+        if model.dtype == "float32":
+            adapters.append(("--model.dtype bfloat16", {"model__dtype": "bfloat16", "model__autocast": "off"}))
+        adapters += [again] * (not model.gradient_checkpointing)
+        made = list(_one_on_top_of_the_other(config, [*steps, *adapters]))
+        yield from made[len(steps) :]
+
+
+Step = tuple[str, dict[str, object]]
+
+
+def _one_on_top_of_the_other(config: TrainConfig, steps: list[Step]) -> Iterator[tuple[str, TrainConfig]]:
+    said: list[str] = []
+    for flags, changes in steps:
+        config = config.replace(**changes)
+        said.append(flags)
+        yield " ".join(said), config
+
+
+def _writes_with_its_weights(config: TrainConfig, gpus: int) -> bool:
+    """Whether the engine has no weights of its own."""
+    rollout = config.rollout
+    return rollout.engine == "transformers" and rollout.engine_dtype is None and not config.workers and gpus == 1
+
+
+def _in_memory(config: TrainConfig, gpus: int) -> int:
+    """Texts of a pass forward and backward in each process."""
+    shares = [
+        settings.micro_batch_size or -(-config.rollout.batch_size // (settings.minibatches * gpus))
+        for settings in (config.actor, config.critic)
+    ]
+    return shares[0] if config.model.critic != "separate" else max(shares)
+
+
+def _side_by_side(config: TrainConfig) -> int:
+    """Texts that are written at a time."""
+    return config.rollout.slots or config.rollout.batch_size
+
+
+def _kept(config: TrainConfig, shape: Shape) -> float:
+    """Bytes for each token that is learned from; measured on Llama's layers, and near for those like them."""
+    layer = 4 * (4 * shape.inner + 8.3 * shape.width + 2 * shape.cached)
+    if config.model.dtype == "bfloat16":
+        layer *= IN_BFLOAT16
+    elif _computes_in_bfloat16(config):
+        layer *= UNDER_AUTOCAST
+    if config.model.gradient_checkpointing:  # what each layer was given, and one layer at a time
+        return 4 * shape.width * (shape.layers + 2) + layer
+    return shape.layers * layer
+
+
+def _computes_in_bfloat16(config: TrainConfig) -> bool:
+    return config.model.dtype == "bfloat16" or config.model.autocast != "off"
