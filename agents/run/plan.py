@@ -119,17 +119,20 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
     of_engine = BYTES[rollout.engine_dtype or model.dtype]
     alone = _writes_with_its_weights(config, gpus)
     tokens = _in_memory(config, gpus) * texts.whole
+    layers, gradients = tokens * _kept(config, shape), max(of_actor, of_critic) * 4 / gpus
+    if _in_one_go(config, gpus):  # they come as what layers kept goes
+        layers = max(0.0, layers - gradients)
     found: dict[str, float] = {
         "weights": shape.parameters * size / gpus,
         "critic": 0 if lora else of_critic * size / gpus,
         "adapters": learned * size * lora / gpus,
         "reference": reference * shape.parameters * BYTES[model.reference_dtype or model.dtype] / gpus,
-        # The critic's are there after the actor's. Of weights in bfloat16 they are made into float32.
-        "gradients": max(of_actor, of_critic) * 4 / gpus,
+        # The critic's come when the actor's have gone. Of weights in bfloat16 they are made into float32.
+        "gradients": gradients,
         "optimizer": learned * (ADAM + 4 * (size < 4)) / gpus,
         "way back": of_actor * 4 * (config.loss.target_kl is not None) / gpus,
         "layer at work": 0 if gpus == 1 else 2 * size * shape.trunk / shape.layers,
-        "what layers keep": tokens * _kept(config, shape),
+        "what layers keep": layers,
         "logits": LOSS_COPIES * min(LOGITS_BYTES, tokens * shape.vocabulary * 4),
         "writing: weights": 0 if alone else shape.parameters * of_engine * max(1, config.workers),
         "writing: keys and values": 2 * shape.cached * shape.layers * of_engine * texts.whole * _side_by_side(config),
@@ -223,6 +226,12 @@ def _in_memory(config: TrainConfig, gpus: int) -> int:
         for settings in (config.actor, config.critic)
     ]
     return shares[0] if config.model.critic != "separate" else max(shares)
+
+
+def _in_one_go(config: TrainConfig, gpus: int) -> bool:
+    """Whether a step reads all its texts in one pass, so that no gradients are there while it reads."""
+    rows = config.rollout.batch_size // (config.actor.minibatches * gpus)
+    return _in_memory(config, gpus) >= rows
 
 
 def _side_by_side(config: TrainConfig) -> int:

@@ -13,7 +13,8 @@ Kinds, for SmolLM2-135M with 32 x (24+32) tokens, written by the transformers en
     forward     no learning: one model reads the same texts once, all logits, no gradients
 
 `extra_mb` is the most memory this process has ever held, less what it held when all was imported (on a GPU: the most
-that torch has had allocated there); `weights_mb` is the size of one model's weights.
+that torch has had allocated there); `weights_mb` is the size of one model's weights, and `planned_mb` what
+`llm-env plan` says of such a run, with `--iterations 2`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from ppo_shared import DTYPES, SHAPES, configuration, open_run
 
 from agents.config import TrainConfig
+from agents.run.plan import Shape as ModelShape
+from agents.run.plan import Texts, memory
 from llm_env.models import load_model
 
 
@@ -62,13 +65,21 @@ def resident() -> tuple[float, float]:
     return now, peak
 
 
-def iteration(config: TrainConfig) -> float:
-    """A whole iteration; MB of one model's weights."""
+def iterate(config: TrainConfig, count: int) -> float:
+    """Whole iterations; MB of one model's weights."""
     run = open_run(config)
-    run.algorithm.step()
+    for _ in range(count):
+        run.algorithm.step()
     size = megabytes(run.algorithm.network.engine_model())
     run.close()
     return size
+
+
+def planned(config: TrainConfig) -> float:
+    """MB that `llm-env plan` foretells."""
+    shape = SHAPES["smollm2" if config.model.name.startswith("smollm2") else config.model.name]
+    needs = memory(config, ModelShape.of(config.model.name), Texts(shape.prompt, shape.response))
+    return sum(needs.values()) / MB
 
 
 @torch.no_grad()
@@ -92,6 +103,9 @@ def main() -> None:
     parser.add_argument("--model", choices=SHAPES, default="smollm2")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--iterations", type=int, default=1, help="from the second on there are the optimizer's averages"
+    )
     args = parser.parse_args()
 
     config = configuration(
@@ -102,11 +116,15 @@ def main() -> None:
         **KINDS[args.kind],
     )
     start, _ = resident()
-    weights = (forward if args.kind == "forward" else iteration)(config)
+    reads_only = args.kind == "forward"
+    weights = forward(config) if reads_only else iterate(config, args.iterations)
     extra = resident()[1] - start
     if args.device != "cpu":
         extra = torch.cuda.max_memory_allocated(args.device) / MB
-    print(json.dumps({"weights_mb": round(weights, 1), "extra_mb": round(extra, 1), "start_mb": round(start, 1)}))
+    found = {"weights_mb": weights, "extra_mb": extra, "start_mb": start}
+    if not reads_only:
+        found["planned_mb"] = planned(config)
+    print(json.dumps({name: round(value, 1) for name, value in found.items()}))
 
 
 if __name__ == "__main__":

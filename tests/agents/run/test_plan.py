@@ -61,12 +61,12 @@ def test_weights_and_what_learns_them_take_what_was_said(config: Config, kind: s
 
 @pytest.mark.parametrize("changes", [{}, {"model__gradient_checkpointing": True}, {"model__dtype": "bfloat16"}])
 def test_layers_keep_about_what_was_said(config: Config, changes: dict[str, object]) -> None:
-    told = config(model__packing=False, model__name="tiny", **changes)
+    told = config(model__packing=False, model__name="tiny", actor__micro_batch_size=4, **changes)
     planned = memory(told, Shape.of("tiny"), TEXTS)["what layers keep"]
     with running(told) as run:
         network = run.algorithm.network.train()
         weights = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
-        tokens = torch.randint(4, 90, (8, TEXTS.whole))  # a mini-batch of such texts
+        tokens = torch.randint(4, 90, (4, TEXTS.whole))  # as many texts as are read at a time
         kept: dict[int, tuple[int, Tensor]] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -87,13 +87,22 @@ def test_layers_keep_about_what_was_said(config: Config, changes: dict[str, obje
 
 
 def test_parts_are_divided_by_those_who_learn(config: Config) -> None:
-    told = config(kl__beta=0.1)
+    told = config(kl__beta=0.1, rollout__batch_size=64, actor__micro_batch_size=4)
     alone, four = (memory(told, Shape.of(told.model.name), TEXTS, gpus) for gpus in (1, 4))
     for name in ("weights", "reference", "gradients", "optimizer"):
         assert four[name] == alone[name] / 4
-    assert four["what layers keep"] == alone["what layers keep"] / 4
+    assert four["what layers keep"] == alone["what layers keep"]  # each reads so many texts at a time
     assert "writing: weights" not in alone  # it writes with those that learn
     assert four["writing: weights"] == alone["weights"]
+
+
+def test_gradients_come_as_what_layers_keep_goes(config: Config) -> None:
+    at_once, in_portions = (
+        memory(config(rollout__batch_size=64, actor__micro_batch_size=size), Shape.of("tiny"), Texts(100, 100))
+        for size in (None, 16)
+    )
+    both = in_portions["gradients"] + at_once["what layers keep"]
+    assert both == 2 * in_portions["what layers keep"]  # 32 texts at a time, beside 16
 
 
 def test_time_is_counted_in_operations() -> None:
