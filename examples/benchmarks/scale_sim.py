@@ -7,7 +7,7 @@ an iteration would best take as long as with one (weak scaling). What keeps it f
 
     stragglers    a batch is there when the last process has written its last text: lengths are drawn (log-normal)
     one learner   the first process takes in, scores and packs all texts by itself
-    exchange      gradients are summed over all that learn, and weights sent to all that write
+    exchange      those that learn gather weights and sum gradients, and weights are sent to all that write
 
 A process writes n texts in `read * n + sum over steps of (step + text * texts that go on)` seconds. These numbers, what
 a text costs the first process, and what a token costs to learn from, are measured on the tiny model, one thread each;
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import pickle
 import statistics
 import time
@@ -53,7 +54,9 @@ class Parts:
         handle: a text, taken in, scored and packed by the first process.
         learn: a token, scored and learned from by one process.
         publish: the weights, sent to those that write.
-        exchange: the gradients, summed over two processes or more.
+        exchange: of all weights, gathered twice, and of their gradients, summed, in a pass over some of the texts; it
+            goes on while the model computes.
+        passes: of each process that learns.
     """
 
     read: float
@@ -63,6 +66,7 @@ class Parts:
     learn: float
     publish: float
     exchange: float = 0.0
+    passes: int = 1
 
 
 def simulate(parts: Parts, lengths: np.ndarray, prompt: int, *, learners: int) -> dict[str, float]:
@@ -78,8 +82,8 @@ def simulate(parts: Parts, lengths: np.ndarray, prompt: int, *, learners: int) -
     active = (lengths[:, :, None] > steps).sum(1)  # [processes, steps] texts that go on
     writing = parts.read * lengths.shape[1] + ((active > 0) * parts.step + parts.text * active).sum(1)
     handling = parts.handle * lengths.size
-    learning = parts.learn * (lengths.sum() + prompt * lengths.size) / learners
-    learning += parts.exchange * 2 * (learners - 1) / learners
+    computing = parts.learn * (lengths.sum() + prompt * lengths.size) / learners
+    learning = max(computing, parts.passes * parts.exchange * (learners - 1) / learners)
     # Texts are taken in while others are written; ahead, while the model learns, the next ones are written.
     return {
         "in turn": parts.publish + max(float(writing.max()), handling) + learning,
@@ -170,8 +174,11 @@ def two_processes(parts: Parts) -> tuple[float, float]:
     return simulate(parts, lengths, PROMPT, learners=1)["in turn"], took
 
 
-def planned(model: str, machine: Machine, link: float) -> Parts:
-    """By what `llm-env plan` counts: in bfloat16, a reference, a hundredth of a second of overhead in a step."""
+def planned(model: str, machine: Machine, link: float, texts: int) -> Parts:
+    """By what `llm-env plan` counts, in bfloat16, with a reference; and by three guesses.
+
+    Those are 10 ms of overhead in a step, 0.5 ms of the first process for a text, and 32 texts a pass.
+    """
     shape = ModelShape.of(model)
     rate, size = 1e12 * machine.tflops * machine.gpus, 2 * shape.parameters
     forward = 2 * shape.parameters / rate
@@ -181,8 +188,9 @@ def planned(model: str, machine: Machine, link: float) -> Parts:
         text=forward,
         handle=0.0005,
         learn=(3 + 2) * forward,
-        publish=size / (1e9 * link),
-        exchange=size / (1e9 * link),
+        publish=size / (1e9 * link * machine.gpus),
+        exchange=3 * size / (1e9 * link * machine.gpus),
+        passes=math.ceil(texts / 32),
     )
 
 
@@ -193,7 +201,9 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1, help="with --model: GPUs of a process that writes or learns")
     parser.add_argument("--tflops", type=float, default=300.0, help="with --model: of each")
     parser.add_argument("--bandwidth", type=float, default=2000.0, help="with --model: of the memory of each, GB/s")
-    parser.add_argument("--link", type=float, default=50.0, help="with --model: between processes, GB/s")
+    parser.add_argument(
+        "--link", type=float, default=50.0, help="with --model: of each GPU to those of other processes, GB/s"
+    )
     parser.add_argument("--texts", type=int, default=64, help="of each process that writes")
     parser.add_argument("--json", action="store_true", help="one flat object instead of the table")
     options = parser.parse_args()
@@ -201,7 +211,12 @@ def main() -> None:
     flat: Results = {}
     if options.model:
         machine = Machine(gpus=options.gpus, tflops=options.tflops, bandwidth=options.bandwidth)
-        parts, mean, longest, prompt = planned(options.model, machine, options.link), 400.0, 1024, 16 * PROMPT
+        parts, mean, longest, prompt = (
+            planned(options.model, machine, options.link, options.texts),
+            400.0,
+            1024,
+            16 * PROMPT,
+        )
     else:
         say("measuring the parts")
         parts, mean, longest, prompt = measured(), RESPONSE / 2, RESPONSE, PROMPT
