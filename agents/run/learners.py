@@ -63,6 +63,11 @@ def _check(config: TrainConfig, size: int) -> None:
         )
     if config.device not in ("cpu", "cuda"):
         raise ConfigError(f"--device is {config.device}, but each process has a GPU of its own: use cuda")
+    if config.model.refresh_reference and config.model.lora.rank:
+        raise ConfigError(
+            f"--model.refresh-reference is {config.model.refresh_reference}, which makes an adapter of the policy, and "
+            "weights in parts take no new ones: leave it or --model.lora.rank out, or use one process"
+        )
     if config.model.compile:
         raise ConfigError(
             "--model.compile is on, but a model in parts is not compiled: leave it out, or use one process"

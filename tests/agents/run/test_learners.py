@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 KINDS = {
     # Everything at once that lies in parts: adapters of two roles, a reference, masters in float32, a bounded step.
     "adapters": {"model__lora__rank": 2, "model__critic": "separate", "kl__beta": 0.05, "loss__target_kl": 0.01},
-    "whole": {"model__critic": "shared", "kl__beta": 0.05, "actor__micro_batch_size": 2},
+    "whole": {"model__critic": "shared", "kl__beta": 0.05, "model__refresh_reference": 2, "actor__micro_batch_size": 2},
     "fitted": {"model__critic": "fitted", "model__hints": True, "loss__target_kl": 1e-4},
 }
 
@@ -126,6 +126,8 @@ def test_work_that_cannot_be_shared_is_refused(config: Config) -> None:
     _check(config(rollout__batch_size=16), 4)
     with pytest.raises(ConfigError, match=r"--rollout.batch-size is 16 and --actor.minibatches 2, .* multiple of 6"):
         _check(config(rollout__batch_size=16), 3)
+    with pytest.raises(ConfigError, match=r"--model.refresh-reference is 2"):
+        _check(config(model__refresh_reference=2, model__lora__rank=2, kl__beta=0.1), 2)
     with pytest.raises(ConfigError, match=r"--model.compile"):
         _check(config(model__compile=True), 2)
     _check(config(rollout__engine="vllm", workers=1), 2)
