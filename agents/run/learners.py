@@ -1,4 +1,4 @@
-"""A run in several processes that `torchrun` has started: `torchrun --nproc-per-node 2 -m agents.cli train ...`."""
+"""A run in several processes that `torchrun` has started: `torchrun --no-python --nproc-per-node 2 llm-env train ...`."""
 
 from __future__ import annotations
 

@@ -219,10 +219,12 @@ def killed_at_random(config: Any, times: int) -> tuple[Any, int]:
         return run, pool.lost
 
 
-@pytest.mark.parametrize(("times", "workers"), [(1, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
-def test_processes_that_are_killed_change_nothing(model: Path, tmp_path: Path, times: int, workers: int) -> None:
+@pytest.mark.slow
+def test_processes_that_are_killed_change_nothing(model: Path, tmp_path: Path) -> None:
+    """Twenty of two; the tests above lose one."""
+    times = 20
     config = small_config(
-        tmp_path, model, task__name="VowelShare", task__args={}, iterations=10 * times, workers=workers, actor__epochs=1
+        tmp_path, model, task__name="VowelShare", task__args={}, iterations=10 * times, workers=2, actor__epochs=1
     )
     undisturbed, _ = learn(config)
     run, lost = killed_at_random(config, times)
