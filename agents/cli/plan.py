@@ -35,8 +35,12 @@ def plan(arguments: Sequence[str]) -> None:
     machine, rest = tyro.cli(Machine, args=given, return_unknown_args=True, **parser)
     complain(list(out_of_range(machine)))
     config = read_options(rest, "llm-env plan", begins=False).settings
-    from agents.run.parts import make_task_of  # imports torch: --help and slips in flags do without
+    from agents.run.learners import check_shareable  # imports torch: --help and slips in flags do without
+    from agents.run.parts import make_task_of
     from agents.run.plan import Shape, Texts
+
+    if machine.gpus > 1:
+        check_shareable(config, machine.gpus)
 
     task = make_task_of(config)
     new = config.task.max_new_tokens or task.max_new_tokens

@@ -1,4 +1,4 @@
-"""A run in several processes that `torchrun` has started: `torchrun --no-python --nproc-per-node 2 llm-env train ...`."""
+"""A run in several processes that `torchrun` has started."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def learning_together(config: TrainConfig) -> Iterator[Ranks]:
     ranks = launched()
     try:
         if ranks.size > 1 and ranks.leads:
-            _check(config, ranks.size)
+            check_shareable(config, ranks.size)
         yield ranks
     except BaseException:
         if ranks.leads:
@@ -46,7 +46,7 @@ def follow(ranks: Ranks) -> Result:
     return heard
 
 
-def _check(config: TrainConfig, size: int) -> None:
+def check_shareable(config: TrainConfig, size: int) -> None:
     """Raise if so many processes cannot share the work."""
     for name, settings in (("actor", config.actor), ("critic", config.critic)):
         rows = config.rollout.batch_size

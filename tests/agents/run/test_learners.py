@@ -19,7 +19,7 @@ from agents.config.files import ConfigError
 from agents.metrics import Average
 from agents.networks.ranks import ALONE, Ranks, together
 from agents.report.log import read_metrics
-from agents.run.learners import _check
+from agents.run.learners import check_shareable
 from agents.run.loop import CHECKPOINTS
 from agents.run.training import train
 from agents.state.checkpoint import latest_checkpoint
@@ -123,18 +123,18 @@ def test_of_a_run_whose_process_was_killed_nothing_is_lost(config: Config, tmp_p
 
 
 def test_work_that_cannot_be_shared_is_refused(config: Config) -> None:
-    _check(config(rollout__batch_size=16), 4)
+    check_shareable(config(rollout__batch_size=16), 4)
     with pytest.raises(ConfigError, match=r"--rollout.batch-size is 16 and --actor.minibatches 2, .* multiple of 6"):
-        _check(config(rollout__batch_size=16), 3)
+        check_shareable(config(rollout__batch_size=16), 3)
     with pytest.raises(ConfigError, match=r"--model.refresh-reference is 2"):
-        _check(config(model__refresh_reference=2, model__lora__rank=2, kl__beta=0.1), 2)
+        check_shareable(config(model__refresh_reference=2, model__lora__rank=2, kl__beta=0.1), 2)
     with pytest.raises(ConfigError, match=r"--model.compile"):
-        _check(config(model__compile=True), 2)
-    _check(config(rollout__engine="vllm", workers=1), 2)
+        check_shareable(config(model__compile=True), 2)
+    check_shareable(config(rollout__engine="vllm", workers=1), 2)
     with pytest.raises(ConfigError, match=r"--rollout.engine is vllm .* --workers 1"):
-        _check(config(rollout__engine="vllm"), 2)
+        check_shareable(config(rollout__engine="vllm"), 2)
     with pytest.raises(ConfigError, match=r"--device is cuda:1"):
-        _check(config().replace(device="cuda:1"), 2)
+        check_shareable(config().replace(device="cuda:1"), 2)
 
 
 def test_the_metrics_of_all_are_put_together() -> None:

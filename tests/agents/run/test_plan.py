@@ -145,3 +145,5 @@ def test_a_plan_says_what_fits(capsys: pytest.CaptureFixture[str], random_model:
     assert main(["plan", "--gpu", "0.0001"]) == 0
     assert "nothing of this fits" in capsys.readouterr().out
     assert main(["plan", "--gpu", "-1"]) == 2
+    assert main(["plan", "--gpus", "3"]) == 2
+    assert "use a multiple of 12" in capsys.readouterr().err
