@@ -77,6 +77,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python examples/benchmarks/ppo_throughput.py
 	$(BIN)/python examples/benchmarks/ragged.py
 	$(BIN)/python examples/benchmarks/workers.py
+	$(BIN)/python examples/benchmarks/scale_sim.py
 
 bench-learning: $(VENV)/.dev
 	$(BIN)/python examples/benchmarks/learning/run.py

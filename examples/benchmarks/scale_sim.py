@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from ppo_shared import Results, Shape, about, configuration, say
-from workers import _iterate
+from workers import iterate
 
 from agents.config.machine import Machine
 from agents.rollouts.packing import pack
@@ -139,7 +139,7 @@ def measured() -> Parts:
     read = max(0.0, (short - a_step_of_many * (RESPONSE // 8)) / TEXTS)
     run = build(configuration(Shape(MODEL, TEXTS, PROMPT, RESPONSE)))
     handle = timed(lambda: _take_in(run)) / TEXTS
-    rows = _iterate(run, 6)[1:]
+    rows = iterate(run, 6)[1:]
     learn = statistics.median(row["time/score"] + row["time/update"] for row in rows) / (TEXTS * (PROMPT + RESPONSE))
     run.close()
     run = build(configuration(Shape(MODEL, TEXTS, PROMPT, RESPONSE), workers=1))
@@ -162,9 +162,9 @@ def two_processes(parts: Parts) -> tuple[float, float]:
     """An iteration in which two write and one learns: foretold, and measured."""
     run = build(configuration(Shape(MODEL, 2 * TEXTS, PROMPT, RESPONSE), workers=2))
     start, iterations = 0.0, 8
-    rows = _iterate(run, 2)
+    rows = iterate(run, 2)
     start = time.perf_counter()
-    rows = _iterate(run, iterations)
+    rows = iterate(run, iterations)
     took = (time.perf_counter() - start) / iterations
     episodes = run.algorithm.batch
     assert episodes is not None

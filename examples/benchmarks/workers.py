@@ -70,9 +70,9 @@ def ahead_over_in_turn(name: str, rounds: int, iterations: int) -> Results:
     for _ in range(rounds):
         for ahead, of in seconds.items():
             run = build(config.replace(rollout__ahead=ahead))
-            _iterate(run, 2)
+            iterate(run, 2)
             start = clock("cpu")
-            _iterate(run, iterations)
+            iterate(run, iterations)
             of.append((clock("cpu") - start) / iterations)
             run.close()
     label = label_of(name)
@@ -87,13 +87,13 @@ def ahead_over_in_turn(name: str, rounds: int, iterations: int) -> Results:
 def _shares(config: TrainConfig, iterations: int) -> tuple[float, float]:
     """Seconds of an iteration that go into writing, and into all else."""
     run = build(config)
-    rows = _iterate(run, iterations + 1)[1:]
+    rows = iterate(run, iterations + 1)[1:]
     run.close()
     writes = statistics.median(row["time/rollout"] for row in rows)
     return writes, statistics.median(row["time/total"] - row["time/rollout"] for row in rows)
 
 
-def _iterate(run: Run, iterations: int) -> list[dict[str, float]]:
+def iterate(run: Run, iterations: int) -> list[dict[str, float]]:
     rows = []
     for _ in range(iterations):
         rows.append(run.algorithm.step())
