@@ -5,7 +5,7 @@
 Everything is done by the commands of `llm-env`, as you would; they are printed. The texts are words of an invented
 language. What people like of them is known here (`Words.score`, the gold reward), so that one can see what a policy has
 come to when it pleases a reward model: the pairs are compared by it, and every fourth is labelled the wrong way round.
-No other stage sees it. Ten minutes on two cores.
+No other stage sees it. Seven minutes on one core.
 """
 
 from __future__ import annotations

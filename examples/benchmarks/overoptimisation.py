@@ -46,7 +46,7 @@ from rewards import Ensemble, Reward, Rollout, Score, register_reward
 
 WAYS = {"single": 1, "ensemble": 5}
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
-SIZE = {"length": 16, "letters": 26}
+SIZE = {"length": 16, "letters": 20}
 TASK = ("--task.name", "Words", "--task.args", *(word for argument in SIZE.items() for word in argument))
 GOLD = Words(**SIZE)
 WINDOW = 8
