@@ -1,20 +1,31 @@
-"""PPO's update on texts of many lengths: read one behind the other, beside padded to the longest.
+"""PPO on texts of many lengths: the update without padding beside that with it, and iterations beside TRL's.
 
     python examples/benchmarks/ragged.py --json
 
-Lengths are uniform in 8 to 128 tokens. Both ways learn from the same batch in turns, in random mini-batches; the
-median of the rounds' own ratios counts. What packing can gain is what padding costs: the tokens with padding over
-those without (the padding ratio). Log-probs are computed for real tokens only, either way: there is nothing to gain in
-them, and they are a fifth of SmolLM2's work.
+The update: lengths are uniform in 8 to 128 tokens. Both ways learn from the same batch in turns, in random
+mini-batches; the median of the rounds' own ratios counts. What packing can gain is what padding costs: the tokens with
+padding over those without (the padding ratio). Log-probs are computed for real tokens only, either way: there is
+nothing to gain in them, and they are a fifth of SmolLM2's work.
+
+Iterations (`ragged_speedup_over_trl_*`): as in ppo_throughput.py, but texts end when the model ends them, after 128
+tokens at most. Of SmolLM2 a copy is taken that ends a text as readily as it writes a common word, so lengths are as
+ragged as can be; the tiny model's weights are random, and it ends one of a hundred tokens. Both sides draw their own
+texts: what counts are seconds for each token written. TRL 1.12 is in an environment of its own, see trl_side.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
+import torch
 from ppo_shared import (
+    DTYPES,
+    LEARNING_RATE,
     SHAPES,
     Results,
     Shape,
@@ -25,19 +36,26 @@ from ppo_shared import (
     label_of,
     median,
     open_run,
+    prompt_ids,
     ratio_of,
     say,
     take_turns,
     texts,
+    trl_workers,
+    vllm_version,
 )
+from trl_side import TRLWorker
 
 from agents.algorithms.scoring import GRAPH
-from agents.run.parts import Run
+from agents.run.parts import Run, build
+from llm_env.models import load_model, load_tokenizer, model_folder
 
 SHORTEST, LONGEST, PROMPT = 8, 128, 4
 BATCH = {"tiny": 128, "smollm2": 32}
 MINIBATCH = {"tiny": 32, "smollm2": 8}
 REPEATS = {"tiny": 3, "smollm2": 1}
+COMMON = " the"
+CRITICS = {"same_work": "separate", "default": "shared"}
 
 
 def measure(name: str, rounds: int, device: str, dtype: str) -> Results:
@@ -80,6 +98,63 @@ def _turn(run: Run, data: object, packed: bool, repeats: int, device: str) -> Tu
     return turn
 
 
+def beside_trl(name: str, rounds: int, dtype: str, worker: TRLWorker, folder: Path) -> Results:
+    """Seconds of an iteration for each token written, beside TRL's: a critic of its own in both, and our default."""
+    model = folder if name == "smollm2" else model_folder(SHAPES[name].model)
+    if name == "smollm2":
+        end_often(SHAPES[name].model, model)
+    shape = Shape(SHAPES[name].model if name == "tiny" else str(model), BATCH[name], PROMPT, LONGEST - PROMPT)
+    engine = "vllm" if name == "smollm2" and vllm_version() else "transformers"
+    how = configuration(shape, model__dtype=DTYPES[dtype], rollout__engine=engine)
+    runs = {way: build(how.replace(model__critic=critic)) for way, critic in CRITICS.items()}
+    prompts = prompt_ids(next(iter(runs.values())))
+    worker.setup(
+        model=str(model), prompts=prompts, answers=prompts, batch_size=shape.batch, response_length=shape.response,
+        epochs=1, minibatches=1, learning_rate=LEARNING_RATE, dtype=DTYPES[dtype], threads=torch.get_num_threads(),
+    )  # fmt: skip
+    written, lengths = [0], []
+
+    def theirs() -> float:
+        answer = worker.iterate()
+        tokens = answer["tokens"] - written[0]
+        written[0] = answer["tokens"]
+        return float(answer["seconds"]) / tokens
+
+    def ours(run: Run) -> float:
+        start = clock("cpu")
+        run.algorithm.step()
+        run.update_engine()
+        took = clock("cpu") - start
+        assert run.algorithm.batch is not None
+        lengths.extend(PROMPT + episode.rollout.num_actions for episode in run.algorithm.batch.episodes)
+        return took / run.algorithm.batch.written_tokens
+
+    turns: dict[str, Turn] = {"trl": theirs}
+    turns |= {way: lambda run=run: ours(run) for way, run in runs.items()}  # type: ignore[misc]
+    seconds = take_turns(turns, rounds)
+    for run in runs.values():
+        run.close()
+    label = label_of(name)
+    return {
+        **{f"ragged_speedup_over_trl_{way}{label}": ratio_of(seconds["trl"], seconds[way]) for way in runs},
+        **{f"ragged_tokens_per_s_{way}{label}": round(1 / median(each), 1) for way, each in seconds.items()},
+        f"ragged_mean_length{label}": round(float(np.mean(lengths)), 1),
+        f"ragged_dtype{label}": dtype,
+    }
+
+
+def end_often(name: str, folder: Path) -> None:
+    """A copy of a model, in which the end of a text is as likely as a common word is."""
+    model, tokenizer = load_model(name, dtype=torch.float32), load_tokenizer(name)
+    (word,) = tokenizer(COMMON, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight
+        rows[tokenizer.eos_token_id] = rows[word]
+    tokenizer.pad_token = tokenizer.unk_token or "<|endoftext|>"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def main() -> None:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -87,12 +162,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of the two, in turns")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
+    parser.add_argument("--trl-dtype", choices=("fp32", "bf16"), default="bf16", help="of SmolLM2 beside TRL")
     parser.add_argument("--json", action="store_true", help="one flat object instead of the table")
     options = parser.parse_args()
     found: Results = {}
-    for name in options.models:
-        say(f"{name}: {BATCH[name]} texts of {SHORTEST} to {LONGEST} tokens")
-        found |= measure(name, options.rounds, options.device, options.dtype)
+    with contextlib.ExitStack() as stack:
+        # Before an engine binds threads, which a process started later would inherit.
+        workers = [] if options.no_trl or options.device != "cpu" else trl_workers(1, stack)
+        for name in options.models:
+            say(f"{name}: {BATCH[name]} texts of {SHORTEST} to {LONGEST} tokens")
+            found |= measure(name, options.rounds, options.device, options.dtype)
+            for worker in workers:
+                say(f"{name}: iterations beside TRL's")
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                found |= beside_trl(
+                    name, options.rounds, "fp32" if name == "tiny" else options.trl_dtype, worker, folder
+                )
     found |= about()
     if options.json:
         print(json.dumps(found))
