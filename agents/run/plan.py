@@ -44,7 +44,7 @@ class Shape:
     Examples:
         >>> shape = Shape.of("tiny")
         >>> shape.layers, shape.width, shape.parameters
-        (4, 128, 1060096)
+        (4, 128, 1062528)
     """
 
     parameters: int
@@ -105,7 +105,7 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
 
     Examples:
         >>> found = memory(TrainConfig(), Shape.of("tiny"), Texts(prompt=12, new=8))
-        >>> found["weights"] == 4 * 1060096 and found["optimizer"] == 8 * 1060096
+        >>> found["weights"] == 4 * 1062528 and found["optimizer"] == 8 * 1062528
         True
     """
     model, rollout = config.model, config.rollout
