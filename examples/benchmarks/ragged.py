@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import tempfile
 from pathlib import Path
@@ -106,11 +107,19 @@ def beside_trl(name: str, rounds: int, dtype: str, worker: TRLWorker, folder: Pa
     shape = Shape(SHAPES[name].model if name == "tiny" else str(model), BATCH[name], PROMPT, LONGEST - PROMPT)
     engine = "vllm" if name == "smollm2" and vllm_version() else "transformers"
     how = configuration(shape, model__dtype=DTYPES[dtype], rollout__engine=engine)
-    runs = {way: build(how.replace(model__critic=critic)) for way, critic in CRITICS.items()}
-    prompts = prompt_ids(next(iter(runs.values())))
+    found: Results = {f"ragged_dtype{label_of(name)}": dtype}
+    for way, critic in CRITICS.items():  # one of ours at a time: two, and TRL's, need more than 24 GB
+        found |= _one_way(way, build(how.replace(model__critic=critic)), shape, rounds, worker, label_of(name))
+        gc.collect()
+    return found
+
+
+def _one_way(way: str, run: Run, shape: Shape, rounds: int, worker: TRLWorker, label: str) -> Results:
+    prompts, config = prompt_ids(run), run.algorithm.config
     worker.setup(
-        model=str(model), prompts=prompts, answers=prompts, batch_size=shape.batch, response_length=shape.response,
-        epochs=1, minibatches=1, learning_rate=LEARNING_RATE, dtype=DTYPES[dtype], threads=torch.get_num_threads(),
+        model=str(model_folder(config.model.name)), prompts=prompts, answers=prompts, batch_size=shape.batch, epochs=1,
+        response_length=shape.response, minibatches=1, learning_rate=LEARNING_RATE, dtype=config.model.dtype,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
     written, lengths = [0], []
 
@@ -120,7 +129,7 @@ def beside_trl(name: str, rounds: int, dtype: str, worker: TRLWorker, folder: Pa
         written[0] = answer["tokens"]
         return float(answer["seconds"]) / tokens
 
-    def ours(run: Run) -> float:
+    def ours() -> float:
         start = clock("cpu")
         run.algorithm.step()
         run.update_engine()
@@ -129,17 +138,13 @@ def beside_trl(name: str, rounds: int, dtype: str, worker: TRLWorker, folder: Pa
         lengths.extend(PROMPT + episode.rollout.num_actions for episode in run.algorithm.batch.episodes)
         return took / run.algorithm.batch.written_tokens
 
-    turns: dict[str, Turn] = {"trl": theirs}
-    turns |= {way: lambda run=run: ours(run) for way, run in runs.items()}  # type: ignore[misc]
-    seconds = take_turns(turns, rounds)
-    for run in runs.values():
-        run.close()
-    label = label_of(name)
+    seconds = take_turns({"trl": theirs, way: ours}, rounds)
+    run.close()
     return {
-        **{f"ragged_speedup_over_trl_{way}{label}": ratio_of(seconds["trl"], seconds[way]) for way in runs},
-        **{f"ragged_tokens_per_s_{way}{label}": round(1 / median(each), 1) for way, each in seconds.items()},
-        f"ragged_mean_length{label}": round(float(np.mean(lengths)), 1),
-        f"ragged_dtype{label}": dtype,
+        f"ragged_speedup_over_trl_{way}{label}": ratio_of(seconds["trl"], seconds[way]),
+        f"ragged_tokens_per_s_{way}{label}": round(1 / median(seconds[way]), 1),
+        f"ragged_tokens_per_s_trl_{way}{label}": round(1 / median(seconds["trl"]), 1),
+        f"ragged_mean_length_{way}{label}": round(float(np.mean(lengths)), 1),
     }
 
 
