@@ -55,6 +55,8 @@ SHORTEST, LONGEST, PROMPT = 8, 128, 4
 BATCH = {"tiny": 128, "smollm2": 32}
 MINIBATCH = {"tiny": 32, "smollm2": 8}
 REPEATS = {"tiny": 3, "smollm2": 1}
+BESIDE_TRL = {"tiny": 128, "smollm2": 12}
+"""Texts beside TRL, which with 32 of SmolLM2's, and ours, needs more than 24 GB."""
 COMMON = " the"
 CRITICS = {"same_work": "separate", "default": "shared"}
 
@@ -104,11 +106,11 @@ def beside_trl(name: str, rounds: int, dtype: str, worker: TRLWorker, folder: Pa
     model = folder if name == "smollm2" else model_folder(SHAPES[name].model)
     if name == "smollm2":
         end_often(SHAPES[name].model, model)
-    shape = Shape(SHAPES[name].model if name == "tiny" else str(model), BATCH[name], PROMPT, LONGEST - PROMPT)
+    shape = Shape(SHAPES[name].model if name == "tiny" else str(model), BESIDE_TRL[name], PROMPT, LONGEST - PROMPT)
     engine = "vllm" if name == "smollm2" and vllm_version() else "transformers"
     how = configuration(shape, model__dtype=DTYPES[dtype], rollout__engine=engine)
     found: Results = {f"ragged_dtype{label_of(name)}": dtype}
-    for way, critic in CRITICS.items():  # one of ours at a time: two, and TRL's, need more than 24 GB
+    for way, critic in CRITICS.items():  # one of ours at a time, for they need much memory
         found |= _one_way(way, build(how.replace(model__critic=critic)), shape, rounds, worker, label_of(name))
         gc.collect()
     return found
