@@ -50,7 +50,10 @@ def start(runs: list[tuple[TrainConfig, bool]], folder: Path) -> subprocess.Pope
 def both(runs: list[tuple[TrainConfig, bool]], folder: Path) -> None:
     """The same, to their end."""
     process = start(runs, folder)
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.terminate()  # torchrun then ends those that it has started
     assert process.returncode == 0, output
 
 
