@@ -6,7 +6,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -24,6 +24,8 @@ from agents.config.files import ConfigError, check_config, load_config, read_val
 from agents.config.modules import import_module_of
 from agents.config.presets import PRESETS
 from rewards.registry import did_you_mean
+
+Own = TypeVar("Own")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,32 @@ def read_options(
 
     check_algorithm(options.settings)
     return options
+
+
+def split_options(
+    arguments: Sequence[str], own: Own, program: str, description: str, of_the_rest: str
+) -> tuple[Own, list[str]]:
+    """Flags of a command's own, and those that it has from `llm-env train`, which are left for `read_options`.
+
+    Args:
+        arguments: all flags.
+        own: its own options, with their defaults.
+        program: the command, as help names it.
+        description: what it does, for help.
+        of_the_rest: what help says of the other flags.
+    """
+    asks = {"-h", "--help"} & set(arguments)
+    parser: dict[str, Any] = {
+        "default": own,
+        "prog": program,
+        "registry": flag_registry(),
+        "description": description,
+    }
+    if asks:
+        print(f"{of_the_rest} Besides:\n")
+        tyro.cli(type(own), args=["--help"], **parser)
+    found, rest = tyro.cli(type(own), args=list(arguments), return_unknown_args=True, **parser)
+    return found, list(rest)
 
 
 def list_of_presets() -> str:

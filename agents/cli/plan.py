@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import tyro
-
-from agents.cli.options import flag_registry, read_options
+from agents.cli.options import read_options, split_options
 from agents.config import TrainConfig
 from agents.config.checks import out_of_range
 from agents.config.files import complain
@@ -21,18 +19,13 @@ GIB = 2**30
 
 def plan(arguments: Sequence[str]) -> None:
     """Run the command."""
-    asks = {"-h", "--help"} & set(arguments)
-    given = [argument for argument in arguments if argument not in asks]
-    parser: dict[str, Any] = {
-        "default": Machine(),
-        "prog": "llm-env plan",
-        "registry": flag_registry(),
-        "description": "What a run needs of memory and time. Nothing is loaded but the configuration of the model.",
-    }
-    if asks:
-        print("All flags of `llm-env train --help` say what is planned. Besides:\n")
-        tyro.cli(Machine, args=["--help"], **parser)
-    machine, rest = tyro.cli(Machine, args=given, return_unknown_args=True, **parser)
+    machine, rest = split_options(
+        arguments,
+        Machine(),
+        "llm-env plan",
+        "What a run needs of memory and time. Nothing is loaded but the configuration of the model.",
+        "All flags of `llm-env train --help` say what is planned.",
+    )
     complain(list(out_of_range(machine)))
     config = read_options(rest, "llm-env plan", begins=False).settings
     from agents.run.learners import check_shareable  # imports torch: --help and slips in flags do without
@@ -41,7 +34,6 @@ def plan(arguments: Sequence[str]) -> None:
 
     if machine.gpus > 1:
         check_shareable(config, machine.gpus)
-
     task = make_task_of(config)
     new = config.task.max_new_tokens or task.max_new_tokens
     texts = Texts((config.task.context or task.default_context(new)) - new, new)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import tyro
-
-from agents.cli.options import flag_registry, read_options
+from agents.cli.options import read_options, split_options
 from agents.config import TrainConfig
 from agents.config.preferences import RLHFConfig
 
@@ -17,22 +14,15 @@ DEFAULTS = TrainConfig().replace(out="runs/rlhf", kl__beta=0.05)
 
 def rlhf(arguments: Sequence[str]) -> None:
     """Run the command."""
-    asks = {"-h", "--help"} & set(arguments)
-    given = [argument for argument in arguments if argument not in asks]
-    parser: dict[str, Any] = {
-        "default": RLHFConfig(),
-        "prog": "llm-env rlhf",
-        "registry": flag_registry(),
-        "description": "In rounds: the policy writes, its texts are compared by the task's reward (or by a judge: "
+    how, rest = split_options(
+        arguments,
+        RLHFConfig(),
+        "llm-env rlhf",
+        "In rounds: the policy writes, its texts are compared by the task's reward (or by a judge: "
         "--task.reward judge), reward models learn from all pairs so far, and the policy learns from those.",
-    }
-    if asks:
-        print(
-            "All flags of `llm-env train --help` say how the policy learns, --iterations in each round, with "
-            f"--kl.beta {DEFAULTS.kl.beta:g}. Besides:\n"
-        )
-        tyro.cli(RLHFConfig, args=["--help"], **parser)
-    how, rest = tyro.cli(RLHFConfig, args=given, return_unknown_args=True, **parser)
+        "All flags of `llm-env train --help` say how the policy learns, --iterations in each round, with "
+        f"--kl.beta {DEFAULTS.kl.beta:g}.",
+    )
     options = read_options(rest, "llm-env rlhf", DEFAULTS)
     from agents.run.rlhf import train_rlhf  # imports torch: --help and slips in flags do without
 

@@ -38,9 +38,8 @@ def follow(ranks: Ranks) -> Result:
     heard = ranks.hear()
     if isinstance(heard, Invitation):
         with tempfile.TemporaryDirectory() as nowhere:  # what there is to be kept, the first one keeps
-            algorithm = join(Invitation(heard.config.replace(out=Path(nowhere)), heard.source), ranks)
+            join(Invitation(heard.config.replace(out=Path(nowhere)), heard.source), ranks)
             heard = ranks.follow()
-            del algorithm
     if not isinstance(heard, Result):
         raise SystemExit(1)
     return heard

@@ -162,7 +162,7 @@ def build_parts(config: TrainConfig, model: str | Path | None = None, ranks: Ran
     speeds = choose_precision(config, network, mdp) if undecided and how.dtype == "float32" else None
     ranks.say(Invitation(dataclasses.replace(config, model=network.config), source))
     network.shard(ranks)
-    shares = _is_plain(config) and not config.workers and ranks.size == 1
+    shares = shares_weights(config, ranks.size)
     tokenizer = load_tokenizer(source)
     engine: Engine | Workers
     slots = rollout.slots or rollout.batch_size
@@ -338,6 +338,11 @@ def make_writer(config: TrainConfig, mdp: TokenMDP, engine: Engine | Workers) ->
 def keeps_sessions(task: Task) -> bool:
     """Whether the task keeps something for each text, such as a game, which cannot go from process to process."""
     return task.overrides("session")
+
+
+def shares_weights(config: TrainConfig, learners: int = 1) -> bool:
+    """Whether the engine computes with the very weights that learn, and so needs none of its own."""
+    return _is_plain(config) and not config.workers and learners == 1
 
 
 def _is_plain(config: TrainConfig) -> bool:

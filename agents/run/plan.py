@@ -12,6 +12,7 @@ from torch import nn
 from agents.config import TrainConfig
 from agents.config.machine import Machine
 from agents.networks.distribution import LOGITS_BYTES
+from agents.run.parts import shares_weights
 from llm_env.models import model_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -117,7 +118,7 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
     learned = of_actor + of_critic
     reference = config.keeps_reference and not lora
     of_engine = BYTES[rollout.engine_dtype or model.dtype]
-    alone = _writes_with_its_weights(config, gpus)
+    alone = shares_weights(config, gpus)
     tokens = _in_memory(config, gpus) * texts.whole
     layers, gradients = tokens * _kept(config, shape), max(of_actor, of_critic) * 4 / gpus
     if _in_one_go(config, gpus):  # they come as what layers kept goes
@@ -186,7 +187,7 @@ def options(config: TrainConfig, gpus: int = 1) -> Iterator[tuple[str, TrainConf
     steps: list[Step] = [(f"--actor.micro-batch-size {few}", portions)] * (few < _in_memory(config, gpus))
     if steps and separate:
         steps = [(f"{steps[0][0]} --critic.micro-batch-size {few}", {**portions, "critic__micro_batch_size": few})]
-    if model.dtype == "float32" and config.rollout.engine_dtype is None and not _writes_with_its_weights(config, gpus):
+    if model.dtype == "float32" and config.rollout.engine_dtype is None and not shares_weights(config, gpus):
         steps.append(("--rollout.engine-dtype bfloat16", {"rollout__engine_dtype": "bfloat16"}))
     again: Step = ("--model.gradient-checkpointing", {"model__gradient_checkpointing": True})
     whole = [*steps, *[again] * (not model.gradient_checkpointing)]
@@ -211,12 +212,6 @@ def _one_on_top_of_the_other(config: TrainConfig, steps: list[Step]) -> Iterator
         config = config.replace(**changes)
         said.append(flags)
         yield " ".join(said), config
-
-
-def _writes_with_its_weights(config: TrainConfig, gpus: int) -> bool:
-    """Whether the engine has no weights of its own."""
-    rollout = config.rollout
-    return rollout.engine == "transformers" and rollout.engine_dtype is None and not config.workers and gpus == 1
 
 
 def _in_memory(config: TrainConfig, gpus: int) -> int:

@@ -34,7 +34,7 @@ from workers import iterate
 
 from agents.config.machine import Machine
 from agents.rollouts.packing import pack
-from agents.run.parts import Run, build
+from agents.run.parts import build
 from agents.run.plan import Shape as ModelShape
 from llm_env.engines import Sampling
 
@@ -92,7 +92,7 @@ def simulate(parts: Parts, lengths: np.ndarray, prompt: int, *, learners: int) -
 
 
 def weak_scaling(parts: Parts, mean: float, longest: int, texts: int, prompt: int) -> dict[str, dict[int, float]]:
-    """How many times as long an iteration takes with one as with n, by n; the mean of some iterations."""
+    """Seconds of an iteration by how many processes there are, the mean of some iterations."""
     found: dict[str, dict[int, float]] = {"in turn": {}, "ahead": {}}
     for count in COUNTS:
         rng = np.random.default_rng(0)
@@ -138,7 +138,11 @@ def measured() -> Parts:
     text = max(0.0, (many - few) / (0.75 * TEXTS * RESPONSE))
     read = max(0.0, (short - a_step_of_many * (RESPONSE // 8)) / TEXTS)
     run = build(configuration(Shape(MODEL, TEXTS, PROMPT, RESPONSE)))
-    handle = timed(lambda: _take_in(run)) / TEXTS
+    indices, mdp = np.arange(TEXTS), run.mdp
+    sent = pickle.dumps(run.algorithm.collector.writer.episodes(indices, indices, Sampling(seed=next(seeds))))
+    # What the first process does with texts that others have written.
+    taken = timed(lambda: pack(mdp.score_written(enumerate(pickle.loads(sent))), mdp.vocabulary.pad_token))
+    handle = taken / TEXTS
     rows = iterate(run, 6)[1:]
     learn = statistics.median(row["time/score"] + row["time/update"] for row in rows) / (TEXTS * (PROMPT + RESPONSE))
     run.close()
@@ -148,29 +152,17 @@ def measured() -> Parts:
     return Parts(read, a_step_of_many - text * TEXTS, text, handle, learn, publish)
 
 
-def _take_in(run: Run) -> None:
-    """What the first process does with texts that others have written."""
-    writer, mdp = run.algorithm.collector.writer, run.mdp
-    if not hasattr(run, "_sent"):
-        indices = np.arange(TEXTS)
-        object.__setattr__(run, "_sent", pickle.dumps(writer.episodes(indices, indices, Sampling(seed=0))))
-    written = pickle.loads(run._sent)  # type: ignore[attr-defined]
-    pack(mdp.score_written(enumerate(written)), mdp.vocabulary.pad_token)
-
-
 def two_processes(parts: Parts) -> tuple[float, float]:
     """An iteration in which two write and one learns: foretold, and measured."""
     run = build(configuration(Shape(MODEL, 2 * TEXTS, PROMPT, RESPONSE), workers=2))
-    start, iterations = 0.0, 8
-    rows = iterate(run, 2)
+    iterate(run, 2)
     start = time.perf_counter()
-    rows = iterate(run, iterations)
+    iterations = len(iterate(run, 8))
     took = (time.perf_counter() - start) / iterations
     episodes = run.algorithm.batch
     assert episodes is not None
     lengths = np.array([episode.rollout.num_actions for episode in episodes.episodes]).reshape(2, TEXTS)
     run.close()
-    assert len(rows) == iterations
     return simulate(parts, lengths, PROMPT, learners=1)["in turn"], took
 
 
