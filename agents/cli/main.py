@@ -16,6 +16,7 @@ usage: llm-env COMMAND [OPTIONS]
 Reinforcement learning on language models.
 
   train        train a model on a task
+  worker       write texts for a run on another machine
   sft          only the supervised warm start of a run
   best         keep the best of scored texts, to fine-tune on
   pairs        make pairs, of which one text is preferred, from texts and their scores
@@ -224,6 +225,12 @@ def _plan(arguments: list[str]) -> None:
     plan(arguments)
 
 
+def _worker(arguments: list[str]) -> None:
+    from agents.cli.worker import worker
+
+    worker(arguments)
+
+
 def _doctor(arguments: list[str]) -> None:
     _expect_nothing("doctor", arguments)
     if {"-h", "--help"} & set(arguments):
@@ -279,6 +286,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "rewards": _rewards,
     "algorithms": _algorithms,
     "metrics": _metrics,
+    "worker": _worker,
     "plan": _plan,
     "doctor": _doctor,
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 from agents.config import TrainConfig
+from agents.config.address import KEY, Address, new_key
 from agents.config.ranges import expected
 
 
@@ -68,16 +70,37 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
             f"--rollout.drop-uniform-groups needs groups of texts, and --rollout.completions-per-prompt is {group}: "
             f"use at least 2"
         )
-    if c.rollout.ahead and not c.workers:
-        yield (
-            f"--rollout.ahead is {c.rollout.ahead}, but texts are written in this process, which cannot learn "
-            f"meanwhile: use --workers 1 or more"
-        )
+    yield from _of_workers(c)
     if 0 < c.iterations <= c.critic_warmup:
         yield (
             f"--critic-warmup is {c.critic_warmup} of --iterations {c.iterations}: the policy would never learn. "
             f"Use fewer, or more iterations"
         )
+
+
+def _of_workers(c: TrainConfig) -> Iterator[str]:
+    if c.rollout.ahead and not c.workers:
+        yield (
+            f"--rollout.ahead is {c.rollout.ahead}, but texts are written in this process, which cannot learn "
+            f"meanwhile: use --workers 1 or more"
+        )
+    asked = {"worker_cpus": c.worker_cpus, "worker_gpus": c.worker_gpus or None, "ray": c.ray, "listen": c.listen}
+    for name, value in asked.items():
+        if value is not None and not c.workers:
+            yield f"{flag(name)} is {value}, but --workers is 0: use --workers 1 or more"
+    if c.ray and c.listen:
+        yield f"--ray is {c.ray} and --listen {c.listen}, but --workers come from one place: leave one of them out"
+    if c.listen:
+        try:
+            Address.read(c.listen)
+        except ValueError as error:
+            yield f"--listen is {c.listen}, {error}"
+        else:
+            if not os.environ.get(KEY):
+                yield (
+                    f"--listen is {c.listen}, but the environment variable {KEY} is empty: it must hold a secret that "
+                    f"only --workers know, as they can do what this program can. Use: export {KEY}={new_key()}"
+                )
 
 
 def flatten(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:

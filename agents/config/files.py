@@ -27,7 +27,10 @@ RUN_FILES = ("config.yaml", "metrics.jsonl", "checkpoints", "sft", "best", "mode
 DECAYS = ("actor.decay", "critic.decay", "loss.entropy_decay")
 
 # What a resumed run may be told anew. Everything else decides what it learns.
-FREE_ON_RESUME = ("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at", "sft.checkpoint_every")
+FREE_ON_RESUME = (
+    *("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at", "sft.checkpoint_every"),
+    *("worker_cpus", "worker_gpus", "ray", "listen"),
+)
 
 # Says that the run in this folder failed before its first checkpoint, and why: there is nothing to go on from.
 FAILED = "failed.txt"

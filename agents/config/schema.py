@@ -279,8 +279,20 @@ class TrainConfig:
     device: str = "cpu"
     """What to compute on: cpu, cuda, or one GPU of several, such as cuda:1."""
     workers: CountOrZero = 0
-    """How many other processes on this machine write the texts, each with an engine of its own. They write the same
-    texts as one; of one that dies another takes the place. 0 writes them in this process."""
+    """How many other processes write the texts, each with an engine of its own: on this machine, unless --ray or
+    --listen says otherwise. They write the same texts as one; of one that dies another takes the place. 0 writes them
+    in this process."""
+    worker_cpus: Count | None = None
+    """How many threads each of --workers computes with. None divides those of this machine; with --ray it is one."""
+    worker_gpus: CountOrZero = 0
+    """How many GPUs each of --workers has for itself, on this machine those after the learner's. 0 lets it compute on
+    --device, with --ray on the CPU."""
+    ray: str | None = None
+    """Let a Ray cluster start the --workers where it has room: auto (the one that this machine belongs to), local (one
+    of this machine alone, for this run), or its address."""
+    listen: str | None = None
+    """Let --workers come by themselves to this address, such as 0.0.0.0:7000, from wherever they are:
+    llm-env worker HOST:7000, with the same secret in LLM_ENV_KEY as here."""
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import math
+import os
 import random
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,18 +18,24 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from agents.algorithms.base import Algorithm
 from agents.algorithms.registry import algorithm_class, check_algorithm
 from agents.config import ModelConfig, TrainConfig
+from agents.config.address import KEY, Address
 from agents.config.arguments import nested
 from agents.config.files import ConfigError
 from agents.config.modules import import_module_of
 from agents.networks.network import Network
 from agents.networks.ranks import ALONE, Ranks
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform, part_below
-from agents.rollouts.worker import Scribe
 from agents.rollouts.workers import Workers
+from agents.rollouts.workers.gate import Gate, Visitors
+from agents.rollouts.workers.here import Here
+from agents.rollouts.workers.link import Links
+from agents.rollouts.workers.on_ray import OnRay
+from agents.rollouts.workers.worker import Scribe
 from agents.rollouts.writers import EngineWriter, PolicyWriter
 from agents.run.evaluate import Evaluator
 from agents.run.precision import Speeds, choose_precision
@@ -167,7 +174,7 @@ def build_parts(config: TrainConfig, model: str | Path | None = None, ranks: Ran
     engine: Engine | Workers
     slots = rollout.slots or rollout.batch_size
     if config.workers:
-        engine = make_workers(config, network, task, source, context=mdp.context)
+        engine = make_workers(config, network, task, source, context=mdp.context, learners=ranks.size)
     elif shares:
         engine = TransformersEngine(network.engine_model(), tokenizer, num_slots=slots, context=mdp.context)
     else:
@@ -295,7 +302,9 @@ def make_engine_apart(config: TrainConfig, source: str, *, context: int, slots: 
     return make_engine(rollout.engine, source, num_slots=slots, context=context, **options)
 
 
-def make_workers(config: TrainConfig, network: Network, task: Task, source: str, *, context: int) -> Workers:
+def make_workers(
+    config: TrainConfig, network: Network, task: Task, source: str, *, context: int, learners: int = 1
+) -> Workers:
     """Processes with an engine each, which write texts in parts of a batch."""
     slots = math.ceil((config.rollout.slots or config.rollout.batch_size) / config.workers)
     sent = copy.copy(task)
@@ -306,23 +315,41 @@ def make_workers(config: TrainConfig, network: Network, task: Task, source: str,
         config.workers,
         network.engine_weights(),
         context=context,
-        threads=threads_each(config),
+        links=make_links(config, learners),
         patience=config.rollout.patience,
         copies=config.rollout.ahead + 1,
     )
 
 
-def threads_each(config: TrainConfig) -> int:
-    """With how many threads each process computes: those that write at the same time share them, the learner too if
-    texts are written ahead.
+def make_links(config: TrainConfig, learners: int = 1) -> Links:
+    """Where processes that write texts come from."""
+    patience = config.rollout.patience
+    if config.ray is not None:
+        return OnRay(config.ray, cpus=config.worker_cpus or 1, gpus=config.worker_gpus, patience=patience)
+    if config.listen is not None:
+        return Visitors(Gate(Address.read(config.listen), os.environ[KEY].encode(), patience))
+    on_gpu = torch.device(config.device).type == "cuda"
+    return Here(share_of_threads(config)[1], config.worker_gpus, first_gpu=learners if on_gpu else 0)
+
+
+def share_of_threads(config: TrainConfig) -> tuple[int, int]:
+    """With how many threads the learner computes, and each process that writes texts on this machine. Those that do it
+    at the same time share them: the learner, too, if texts are written ahead.
     """
-    return max(1, torch.get_num_threads() // (config.workers + (config.rollout.ahead > 0)))
+    threads = torch.get_num_threads()
+    if not config.workers or config.ray is not None or config.listen is not None:
+        return threads, threads
+    each = config.worker_cpus or max(1, threads // (config.workers + (config.rollout.ahead > 0)))
+    return max(1, threads - config.workers * each) if config.rollout.ahead else threads, each
 
 
 def make_scribe(config: TrainConfig, task: Task, source: str, *, context: int, slots: int) -> Scribe:
     """What a process needs to write texts; to be called in it."""
+    disable_progress_bar()
     import_module_of(config)
     seed_everything(config.seed)
+    if config.worker_gpus or config.ray is not None:
+        config = config.replace(device="cuda" if config.worker_gpus else "cpu")
     engine = make_engine_apart(config, source, context=context, slots=slots)
     if not keeps_sessions(task):
         return Scribe(engine, task.bind(engine.vocabulary))

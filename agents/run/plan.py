@@ -119,6 +119,8 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
     reference = config.keeps_reference and not lora
     of_engine = BYTES[rollout.engine_dtype or model.dtype]
     alone = shares_weights(config, gpus)
+    elsewhere = config.ray is not None or config.listen is not None or config.worker_gpus > 0
+    writers_here = 0 if elsewhere else max(1, config.workers)
     tokens = _in_memory(config, gpus) * texts.whole
     layers, gradients = tokens * _kept(config, shape), max(of_actor, of_critic) * 4 / gpus
     if _in_one_go(config, gpus):  # they come as what layers kept goes
@@ -135,7 +137,7 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
         "layer at work": 0 if gpus == 1 else 2 * size * shape.trunk / shape.layers,
         "what layers keep": layers,
         "logits": LOSS_COPIES * min(LOGITS_BYTES, tokens * shape.vocabulary * 4),
-        "writing: weights": 0 if alone else shape.parameters * of_engine * max(1, config.workers),
+        "writing: weights": 0 if alone else shape.parameters * of_engine * writers_here,
         "writing: keys and values": 2 * shape.cached * shape.layers * of_engine * texts.whole * _side_by_side(config),
     }
     return {name: value for name, value in found.items() if value}

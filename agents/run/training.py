@@ -24,11 +24,12 @@ from agents.config.files import (
 from agents.networks.ranks import Ranks
 from agents.report.display import Display
 from agents.report.log import MACHINE, METRICS
+from agents.rollouts.workers import Workers
 from agents.run.interruption import Interruption, interruptible
 from agents.run.learners import follow, learning_together
 from agents.run.loop import CHECKPOINTS, Result, Training
 from agents.run.memory import keep_freed_memory
-from agents.run.parts import build, check_parts, threads_each
+from agents.run.parts import build, check_parts, share_of_threads
 from agents.run.precision import settle
 from agents.run.summary import before_and_after, run_title
 from agents.run.warm_start import SFT_CHECKPOINTS, forget_checkpoints, warm_start
@@ -83,6 +84,8 @@ def _train(config: TrainConfig, resume: bool, ranks: Ranks) -> Result:
         run = build(config, model, ranks)
         try:
             config = settle(config, run.speeds, display)
+            if isinstance(run.engine, Workers) and run.engine.links.announcement:
+                display.message(run.engine.links.announcement)
             with _leaving_cores(config):
                 return Training(config, run, display).go(resume, asked)
         finally:
@@ -196,8 +199,7 @@ def _warm_model(config: TrainConfig, display: Display, resume: bool, asked: Inte
 def _leaving_cores(config: TrainConfig) -> Iterator[None]:
     """Compute with fewer threads while others write ahead at the same time."""
     threads = torch.get_num_threads()
-    if config.rollout.ahead:
-        torch.set_num_threads(threads_each(config))
+    torch.set_num_threads(share_of_threads(config)[0])
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "speed and memory": (
         *("device", "rollout.slots", "model.compile", "model.gradient_checkpointing", "model.reference"),
         *("actor.micro_batch_size", "critic.micro_batch_size", "workers", "rollout.patience"),
+        *("worker_cpus", "worker_gpus", "ray", "listen"),
     ),
     "names of what is used, and their arguments": (
         *("algo", "algo_args", "module", "task.name", "task.args", "task.reward", "model.name", "rollout.engine"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.rollouts.worker import Scribe
+from agents.rollouts.workers.worker import Scribe
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.models import load_tokenizer
 from llm_env.tasks import Task

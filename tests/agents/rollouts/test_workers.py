@@ -21,10 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.config.checks import problems
-from agents.rollouts.shards import split_evenly
-from agents.rollouts.worker import Scribe
-from agents.rollouts.worker_process import WorkerError, WorkerLostError
 from agents.rollouts.workers import Workers
+from agents.rollouts.workers.link import WorkerLostError
+from agents.rollouts.workers.process import WorkerError
+from agents.rollouts.workers.shards import split_evenly
+from agents.rollouts.workers.worker import Scribe
 from agents.run.training import train
 from llm_env.engines import Job, Sampling
 from llm_env.models import load_vocabulary
@@ -111,7 +112,7 @@ def test_another_takes_the_place_of_one_that_is_lost(pool: Workers, folder: Path
 
 
 def test_texts_that_nobody_survives_are_given_up(pool: Workers, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.rollouts.workers.MOST_TRIES", 2)
+    monkeypatch.setattr("agents.rollouts.workers.crew.MOST_TRIES", 2)
     (folder / "die").write_text("always")
     try:
         with pytest.raises(WorkerLostError, match=r"2 processes were lost .*killed by SIGKILL.* --workers 0"):
@@ -203,11 +204,11 @@ def killed_at_random(config: Any, times: int) -> tuple[Any, int]:
 
         def kill() -> None:
             while not stop.is_set() and pool.lost < times:
-                process = pool._processes[chance.randrange(config.workers)]
-                if process is not None and process._is_ready:
+                process = pool._crew.processes[chance.randrange(config.workers)]
+                if process is not None and process.is_ready:
                     time.sleep(chance.uniform(0, 0.2))
-                    if process.popen.poll() is None:
-                        process.popen.kill()
+                    if process.link.popen.poll() is None:
+                        process.link.popen.kill()
                 time.sleep(0.05)
 
         killer = threading.Thread(target=kill)
@@ -260,7 +261,7 @@ def test_they_end_with_the_learner(model: Path, tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from tests.agents.runs import small_config; from agents.run.parts import build\n"
         f"run = build(small_config(Path({str(tmp_path)!r}), {str(model)!r}, workers=1)); run.algorithm.step()\n"
-        "print(*[process.popen.pid for process in run.engine._processes], flush=True); input()"
+        "print(*[process.link.popen.pid for process in run.engine._crew.processes], flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **SEES}

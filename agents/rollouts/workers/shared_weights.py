@@ -1,4 +1,4 @@
-"""Weights in memory that processes share: one copies them in, the others read them."""
+"""Weights in memory that processes share: one copies them in, the others read them. Or they are sent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -78,6 +79,15 @@ class SharedWeights:
     def view(self, copy: int) -> dict[str, torch.Tensor]:
         """The weights where they lie: read them, and let them be."""
         return dict(self._views[copy])
+
+    def bytes_of(self, copy: int) -> memoryview:
+        """One copy as it lies in memory, for one who has no part in it: see `receive`."""
+        memory: Any = self._memory
+        return memoryview(memory)[copy * self.size : (copy + 1) * self.size]
+
+    def receive(self, connection: Connection) -> None:
+        """Take what another has sent of its own into the first copy."""
+        connection.recv_bytes_into(self.bytes_of(0))
 
     def close(self) -> None:
         """Let go of the memory."""

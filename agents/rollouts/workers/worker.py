@@ -1,11 +1,13 @@
-"""The process that writes texts for a learner elsewhere: `python worker.py CONNECTION`, as `Workers` starts it.
+"""The process that writes texts for a learner elsewhere.
 
-It is started from scratch, neither forked (the program has threads) nor by `multiprocessing` (which would run the
-user's script again). The first message brings the program's `sys.path` and what to make; until then it can import the
-standard library only.
+On the learner's machine it is `python worker.py CONNECTION`, started from scratch, neither forked (the program has
+threads) nor by `multiprocessing` (which would run the user's script again). The first message brings the program's
+`sys.path` and what to make; until then it can import the standard library only. From another machine it comes by
+itself, see `visit`.
 
-    program -> worker    sys.path, the shared memory, a pickled function that makes a `Scribe`
+    program -> worker    sys.path, room for the weights, a pickled function that makes a `Scribe`
     worker  -> program   Ready, or Failed
+    program -> worker    WeightsFollow and the weights, if it has no part in the memory that they lie in
     program -> worker    a Shard, again and again
     worker  -> program   a Text for each of its jobs, Alive in between, then Done; or Failed
 
@@ -26,8 +28,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.rollouts.shards import Answer, Failed, Shard
-    from agents.rollouts.shared_weights import SharedWeights
+    from agents.rollouts.workers.shards import Answer, Failed, Shard
+    from agents.rollouts.workers.shared_weights import SharedWeights
     from llm_env.engines import Engine, Job
     from llm_env.mdp.core import TokenMDP
     from llm_env.tasks import Task
@@ -51,6 +53,18 @@ class Scribe:
     mdp: TokenMDP | None = None
 
 
+def serve(connection: Connection, *, is_here: bool) -> None:
+    """Write what is asked for until the connection is closed.
+
+    Args:
+        connection: to the program.
+        is_here: this process is on the program's machine, and finds modules where that does. Elsewhere it finds them
+            where it does, and then there.
+    """
+    with contextlib.suppress(EOFError, ConnectionError):
+        _Worker(connection).run(is_here)
+
+
 class _Worker:
     """Answers until the connection is closed."""
 
@@ -58,10 +72,10 @@ class _Worker:
         self.connection = connection
         self.sending = threading.Lock()
 
-    def run(self) -> None:
+    def run(self, is_here: bool) -> None:
         start = pickle.loads(self.connection.recv_bytes())
-        sys.path[:] = start["path"]
-        from agents.rollouts.shards import Ready
+        sys.path[:] = start["path"] if is_here else dict.fromkeys([*sys.path, *start["path"]])
+        from agents.rollouts.workers.shards import Ready, WeightsFollow
 
         try:
             weights = pickle.loads(start["weights"])()
@@ -72,16 +86,19 @@ class _Worker:
         self.say(Ready())
         self.watch(scribe.engine)
         while True:
-            shard = pickle.loads(self.connection.recv_bytes())
+            message = pickle.loads(self.connection.recv_bytes())
+            if isinstance(message, WeightsFollow):
+                weights.receive(self.connection)
+                continue
             try:
-                self.write(shard, scribe, weights)
+                self.write(message, scribe, weights)
             except (BrokenPipeError, ConnectionError):
                 return
             except BaseException as error:
                 self.say(_failed(error))
 
     def write(self, shard: Shard, scribe: Scribe, weights: SharedWeights) -> None:
-        from agents.rollouts.shards import Done, Text
+        from agents.rollouts.workers.shards import Done, Text
 
         engine = scribe.engine
         if engine.version != shard.version:
@@ -99,7 +116,7 @@ class _Worker:
 
     def watch(self, engine: Any) -> None:
         """Say now and then that the model goes on; of a process that hangs nothing is heard."""
-        from agents.rollouts.shards import Alive
+        from agents.rollouts.workers.shards import Alive
 
         steps, advance = [0], engine.advance
 
@@ -151,7 +168,7 @@ def _counts(scribe: Scribe) -> dict[str, int]:
 
 
 def _failed(error: BaseException) -> Failed:
-    from agents.rollouts.shards import Failed
+    from agents.rollouts.workers.shards import Failed
 
     trace = traceback.format_exc()
     try:
@@ -164,6 +181,5 @@ def _failed(error: BaseException) -> Failed:
 
 if __name__ == "__main__":
     # As a module of its name, so that what is pickled here is found there.
-    sys.modules["agents.rollouts.worker"] = sys.modules["__main__"]
-    with contextlib.suppress(EOFError, ConnectionError):
-        _Worker(Connection(int(sys.argv[1]))).run()
+    sys.modules["agents.rollouts.workers.worker"] = sys.modules["__main__"]
+    serve(Connection(int(sys.argv[1])), is_here=True)

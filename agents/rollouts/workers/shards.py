@@ -38,6 +38,11 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsFollow:
+    """The next message is the weights to write with from now on, as they lie in memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The process has what it needs to write."""
 

@@ -1,34 +1,29 @@
-"""Texts are written by other processes on this machine, each with an engine of its own."""
+"""Texts are written by other processes, each with an engine of its own."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import pickle
 import queue
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import torch
 
-from agents.rollouts.shards import Done, Shard, Text, split_evenly
-from agents.rollouts.shared_weights import SharedWeights, layout
-from agents.rollouts.worker import Scribe
-from agents.rollouts.worker_process import WorkerLostError, WorkerProcess
+from agents.rollouts.workers.crew import Crew
+from agents.rollouts.workers.here import Here
+from agents.rollouts.workers.link import Links
+from agents.rollouts.workers.process import WorkerProcess
+from agents.rollouts.workers.shards import Done, Shard, Text, split_evenly
+from agents.rollouts.workers.shared_weights import SharedWeights, layout
+from agents.rollouts.workers.worker import Scribe
 from llm_env.engines import Job, Sampling
 from llm_env.tasks import Task
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import TokenizedPrompts
-
-logger = logging.getLogger("agents")
-
-MOST_TRIES = 5
-"""How many processes may be lost over the same texts."""
 
 
 class Workers:
@@ -46,13 +41,12 @@ class Workers:
         count: of processes.
         weights: those of the model, for their names, shapes and number formats.
         context: how many tokens a text may have.
-        threads: that each process computes with.
+        links: where they come from; by default they are started on this machine.
         patience: seconds in which a process that writes must be heard of.
         copies: how many versions of the weights there is room for.
 
     Attributes:
         version: of the weights that are written with from now on.
-        lost: how many processes had to be replaced.
     """
 
     def __init__(
@@ -62,7 +56,7 @@ class Workers:
         weights: Mapping[str, torch.Tensor],
         *,
         context: int,
-        threads: int = 1,
+        links: Links | None = None,
         patience: float = 600.0,
         copies: int = 1,
     ) -> None:
@@ -70,10 +64,9 @@ class Workers:
             raise ValueError(f"there must be at least one process to write texts, got {count}")
         self.context = context
         self.version = 0
-        self.lost = 0
         self.count = count
         self.patience = patience
-        self.threads = threads
+        self.links = Here() if links is None else links
         places, size = layout(weights)
         self._weights = SharedWeights(places, size, copies=copies)
         self._copy = 0
@@ -87,21 +80,20 @@ class Workers:
                 "connections and open files out of it (open them where they are needed first), or write texts in this "
                 "process (--workers 0)"
             ) from error
-        inherited = functools.partial(SharedWeights, places, size, copies=copies, handle=self._weights.handle)
-        self._start = cloudpickle.dumps({"path": list(sys.path), "weights": pickle.dumps(inherited), "make": payload})
-        self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
-        self._changed = threading.Condition()
-        self._open: dict[int, Shard] = {}
+        shares = self.links.shares_memory
+        room = functools.partial(SharedWeights, places, size, copies=copies if shares else 1)
+        if shares:
+            room = functools.partial(room, handle=self._weights.handle)
+        start = cloudpickle.dumps({"path": list(sys.path), "weights": pickle.dumps(room), "make": payload})
         self._numbers = 0
-        self._closing = False
-        self._processes: list[WorkerProcess | None] = [self._new_process() for _ in range(count)]
-        self._threads = [
-            threading.Thread(target=_serve, args=(weakref.ref(self), self._asked, place), daemon=True)
-            for place in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
-        weakref.finalize(self, _dismiss, self._asked, count)
+        begin = functools.partial(_begin, self.links, start, self._weights, patience)
+        self._crew = Crew(begin, count)
+        self._finalizer = weakref.finalize(self, _close, self._crew, self.links)
+
+    @property
+    def lost(self) -> int:
+        """How many processes had to be replaced."""
+        return self._crew.lost
 
     def load_weights(self, named_tensors: Mapping[str, torch.Tensor], version: int) -> None:
         """Write with these weights from now on; what was begun before goes on with those that it was begun with."""
@@ -110,9 +102,8 @@ class Workers:
                 f"there is room for {self._weights.copies} versions of the weights, and texts that were begun with "
                 "them are not taken yet: take those first, or give more copies"
             )
-        with self._changed:
-            self._changed.wait_for(lambda: self._free_copy() is not None)
-            copy = self._free_copy()
+        self._crew.wait_until(lambda: self._free_copy() is not None)
+        copy = self._free_copy()
         assert copy is not None
         self._weights.store(named_tensors, copy)
         self._copies[version] = self._copy = copy
@@ -161,20 +152,12 @@ class Workers:
                 max_new_tokens=max_new_tokens,
             )
             self._numbers += 1
-            with self._changed:
-                self._open[shard.number] = shard
-            self._asked.put(_Asked(shard, answers))
+            self._crew.ask(shard, answers)
         return self._answers(task, list(jobs), answers, len(parts), call)
 
     def close(self) -> None:
         """End the processes."""
-        self._closing = True
-        _dismiss(self._asked, self.count)
-        for process in self._processes:
-            if process is not None:
-                process.kill()
-        for thread in self._threads:
-            thread.join()
+        self._finalizer()
         self._weights.close()
 
     def _answers(
@@ -200,51 +183,8 @@ class Workers:
                 yield job, replace(answer.episode, prompt_index=job.prompt_index)
 
     def _free_copy(self) -> int | None:
-        used = {shard.copy for shard in self._open.values()} | {call.copy for call in self._calls}
+        used = self._crew.copies_in_use() | {call.copy for call in self._calls}
         return next((copy for copy in range(self._weights.copies) if copy not in used), None)
-
-    def _new_process(self) -> WorkerProcess:
-        return WorkerProcess(self._start, [self._weights.handle], self.threads, self.patience)
-
-    def _see_to(self, asked: _Asked, place: int) -> None:
-        """Have a shard written, by as many processes as it takes."""
-        reason = ""
-        try:
-            for _ in range(MOST_TRIES):
-                try:
-                    process = self._processes[place]
-                    if process is None:
-                        process = self._processes[place] = self._new_process()
-                    done = process.write(asked.shard, asked.answers.put)
-                    break
-                except WorkerLostError as error:
-                    if self._closing:
-                        raise
-                    reason = self._replace(place, str(error))
-            else:
-                raise WorkerLostError(
-                    f"{MOST_TRIES} processes were lost in turn over the same texts; the last one {reason}. Is there "
-                    "memory for --workers? With --workers 0 texts are written in this process"
-                )
-        except Exception as error:
-            self._settle(asked)
-            asked.answers.put(error)
-        else:
-            self._settle(asked)
-            asked.answers.put(done)
-
-    def _settle(self, asked: _Asked) -> None:
-        with self._changed:
-            del self._open[asked.shard.number]
-            self._changed.notify_all()
-
-    def _replace(self, place: int, what: str) -> str:
-        process = self._processes[place]
-        how = "it could not be started" if process is None else process.end()
-        self._processes[place] = None
-        self.lost += 1
-        logger.warning("process %d, which writes texts, %s (%s): another one writes them again", place, what, how)
-        return f"{what} ({how})"
 
 
 class _Call:
@@ -254,24 +194,12 @@ class _Call:
         self.copy = copy
 
 
-class _Asked:
-    """A shard, and where the answers go."""
-
-    def __init__(self, shard: Shard, answers: queue.SimpleQueue[Any]) -> None:
-        self.shard = shard
-        self.answers = answers
+def _begin(links: Links, start: bytes, weights: SharedWeights, patience: float, place: int) -> WorkerProcess:
+    if links.shares_memory:
+        return WorkerProcess(links.begin(place, [weights.handle]), start, None, patience)
+    return WorkerProcess(links.begin(place, []), start, weights, patience)
 
 
-def _dismiss(asked: queue.SimpleQueue[_Asked | None], count: int) -> None:
-    for _ in range(count):
-        asked.put(None)
-
-
-def _serve(workers: weakref.ref[Workers], asked: queue.SimpleQueue[_Asked | None], place: int) -> None:
-    """Take what is asked for, one after the other, for the process in this place."""
-    while (each := asked.get()) is not None:
-        pool = workers()
-        if pool is None:
-            return
-        pool._see_to(each, place)
-        del pool
+def _close(crew: Crew, links: Links) -> None:
+    crew.close()
+    links.close()

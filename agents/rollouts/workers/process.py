@@ -1,31 +1,21 @@
-"""One process that writes texts, as the program that has started it sees it."""
+"""One process that writes texts, as the program sees it."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from agents.rollouts import worker
-from agents.rollouts.shards import Alive, Answer, Done, Failed, Ready, Shard, Text
-from rewards.isolated import why_ended
+from agents.rollouts.workers.link import Link, WorkerLostError
+from agents.rollouts.workers.shards import Alive, Answer, Done, Failed, Ready, Shard, Text, WeightsFollow
+from agents.rollouts.workers.shared_weights import SharedWeights
 
 STARTING_SECONDS = 600.0
-ENDING_SECONDS = 0.5
-
-
-class WorkerLostError(RuntimeError):
-    """A process that writes texts has died, hangs, or says what makes no sense."""
 
 
 class WorkerError(RuntimeError):
@@ -33,43 +23,42 @@ class WorkerError(RuntimeError):
 
 
 class WorkerProcess:
-    """A process that writes texts. It ends with `end`, with this object, or with the program.
+    """A process that writes texts.
 
     Args:
-        start: the first message, see `agents.rollouts.worker`.
-        inherits: handles that it is to have.
-        threads: that it computes with.
+        link: the way to it.
+        start: the first message, see `agents.rollouts.workers.worker`.
+        weights: to send before it writes with them; None if it has the memory that they lie in.
         patience: seconds in which it must be heard of while it writes.
     """
 
-    def __init__(self, start: bytes, inherits: Sequence[int], threads: int, patience: float) -> None:
+    def __init__(self, link: Link, start: bytes, weights: SharedWeights | None, patience: float) -> None:
+        self.link = link
         self.patience = patience
-        self.connection, other = multiprocessing.Pipe()
-        with other:
-            handles = [other.fileno(), *inherits]
-            self.popen = subprocess.Popen(
-                [sys.executable, "-P", worker.__file__, str(other.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a task prints goes to standard error, not into the program's own output
-                pass_fds=handles,
-                # Not bound to cores: vLLM would bind each of several processes to the same.
-                env={"VLLM_CPU_OMP_THREADS_BIND": "nobind", **os.environ, "OMP_NUM_THREADS": str(threads)},
-                start_new_session=True,  # so that Ctrl-C reaches the program only
-            )
-        self._finalizer = weakref.finalize(self, _end, self.popen, self.connection)
-        self._send(start)
-        self._is_ready = False
+        self.is_ready = False
+        self._start = start
+        self._weights = weights
+        self._version: int | None = None
+        self._connection: Connection | None = None
 
     def wait_until_ready(self) -> None:
-        """Raise unless it can write."""
-        if self._is_ready:
+        """Raise unless it can write.
+
+        Raises:
+            NobodyCameError: it is not there yet; ask again.
+            WorkerLostError: it has died or hangs.
+        """
+        if self.is_ready:
             return
+        if self._connection is None:
+            self._connection = self.link.connect()
+            self._send(self._start)
         answer = self._heard(STARTING_SECONDS)
         if isinstance(answer, Failed):
             raise error_of(answer)
         if not isinstance(answer, Ready):
             raise WorkerLostError(f"said {answer!r} before it was ready")
-        self._is_ready = True
+        self.is_ready = True
 
     def write(self, shard: Shard, take: Callable[[Text], None]) -> Done:
         """Let it write.
@@ -82,6 +71,12 @@ class WorkerProcess:
             WorkerLostError: if nothing sensible came back; another may be asked.
         """
         self.wait_until_ready()
+        if self._weights is not None:
+            if self._version != shard.version:
+                self._send(pickle.dumps(WeightsFollow()))
+                self._send(self._weights.bytes_of(shard.copy))
+                self._version = shard.version
+            shard = replace(shard, copy=0)
         self._send(cloudpickle.dumps(shard))  # metadata may hold what the main script defines
         left = {job.request for job in shard.jobs}
         while True:
@@ -102,30 +97,30 @@ class WorkerProcess:
 
     def end(self) -> str:
         """Kill it, if it lives, and say how it ended."""
-        try:
-            died: int | None = self.popen.wait(ENDING_SECONDS)  # the connection of one that dies is closed a bit before
-        except subprocess.TimeoutExpired:
-            died = None
+        how = self.link.how_it_ended()
         self.kill()
-        return "it was ended" if died is None else why_ended(died)
+        return how
 
     def kill(self) -> None:
         """End it at once; once more does no harm."""
-        self._finalizer()
+        self.is_ready = False
+        self.link.kill()
 
-    def _send(self, message: bytes) -> None:
+    def _send(self, message: bytes | memoryview) -> None:
+        assert self._connection is not None
         try:
-            self.connection.send_bytes(message)
+            self._connection.send_bytes(message)
         except OSError as error:
             raise WorkerLostError(f"could not be asked: {error}") from error
 
     def _heard(self, patience: float) -> Answer:
+        assert self._connection is not None
         deadline = time.monotonic() + patience
         try:
-            while not self.connection.poll(max(0.0, min(1.0, deadline - time.monotonic()))):
+            while not self._connection.poll(max(0.0, min(1.0, deadline - time.monotonic()))):
                 if time.monotonic() >= deadline:
                     raise WorkerLostError(f"was not heard of for {patience:g} seconds")
-            answer: Answer = pickle.loads(self.connection.recv_bytes())
+            answer: Answer = pickle.loads(self._connection.recv_bytes())
         except WorkerLostError:
             raise
         except (EOFError, OSError) as error:
@@ -139,17 +134,10 @@ def error_of(failed: Failed) -> Exception:
     """What a process raised, to be raised here."""
     error: Exception | None = None
     if failed.pickled is not None:
-        loaded = pickle.loads(failed.pickled)
-        error = loaded if isinstance(loaded, Exception) else None
+        with contextlib.suppress(Exception):  # what it is made of may not be here, if it comes from another machine
+            loaded = pickle.loads(failed.pickled)
+            error = loaded if isinstance(loaded, Exception) else None
     if error is None:
         error = WorkerError(f"a process that writes texts raised {failed.error}")
     error.add_note(f"In a process that writes texts:\n{failed.trace}")
     return error
-
-
-def _end(popen: subprocess.Popen[bytes], connection: Connection) -> None:
-    connection.close()
-    if popen.poll() is None:  # else its number may be another's by now
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(popen.pid, signal.SIGKILL)
-    popen.wait()
