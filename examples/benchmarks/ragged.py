@@ -10,7 +10,9 @@ nothing to gain in them, and they are a fifth of SmolLM2's work.
 Iterations (`ragged_speedup_over_trl_*`): as in ppo_throughput.py, but texts end when the model ends them, after 128
 tokens at most. Of SmolLM2 a copy is taken that ends a text as readily as it writes a common word, so lengths are as
 ragged as can be; the tiny model's weights are random, and it ends one of a hundred tokens. Both sides draw their own
-texts: what counts are seconds for each token written. TRL 1.12 is in an environment of its own, see trl_side.py.
+texts: what counts are seconds for each token written. TRL 1.12 is in an environment of its own, see trl_side.py. Each
+round begins both anew, one after the other, and times their second iterations: with SmolLM2, both at once need more
+memory than many machines have.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import argparse
 import contextlib
 import gc
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from ppo_shared import (
     DTYPES,
     LEARNING_RATE,
     SHAPES,
+    OddIds,
     Results,
     Shape,
     Turn,
@@ -37,7 +41,6 @@ from ppo_shared import (
     label_of,
     median,
     open_run,
-    prompt_ids,
     ratio_of,
     say,
     take_turns,
@@ -48,16 +51,17 @@ from ppo_shared import (
 from trl_side import TRLWorker
 
 from agents.algorithms.scoring import GRAPH
+from agents.config import TrainConfig
+from agents.rollouts.collector import Batch
 from agents.run.parts import Run, build
-from llm_env.models import load_model, load_tokenizer, model_folder
+from llm_env.models import load_model, load_tokenizer, load_vocabulary, model_folder
 
 SHORTEST, LONGEST, PROMPT = 8, 128, 4
 BATCH = {"tiny": 128, "smollm2": 32}
 MINIBATCH = {"tiny": 32, "smollm2": 8}
 REPEATS = {"tiny": 3, "smollm2": 1}
-BESIDE_TRL = {"tiny": 128, "smollm2": 12}
-"""Texts beside TRL, which with 32 of SmolLM2's, and ours, needs more than 24 GB."""
 COMMON = " the"
+CORES = os.sched_getaffinity(0)
 CRITICS = {"same_work": "separate", "default": "shared"}
 
 
@@ -101,53 +105,67 @@ def _turn(run: Run, data: object, packed: bool, repeats: int, device: str) -> Tu
     return turn
 
 
-def beside_trl(name: str, rounds: int, dtype: str, worker: TRLWorker, folder: Path) -> Results:
+def beside_trl(name: str, rounds: int, dtype: str, folder: Path) -> Results:
     """Seconds of an iteration for each token written, beside TRL's: a critic of its own in both, and our default."""
     model = folder if name == "smollm2" else model_folder(SHAPES[name].model)
     if name == "smollm2":
         end_often(SHAPES[name].model, model)
-    shape = Shape(SHAPES[name].model if name == "tiny" else str(model), BESIDE_TRL[name], PROMPT, LONGEST - PROMPT)
+    shape = Shape(SHAPES[name].model if name == "tiny" else str(model), BATCH[name], PROMPT, LONGEST - PROMPT)
     engine = "vllm" if name == "smollm2" and vllm_version() else "transformers"
     how = configuration(shape, model__dtype=DTYPES[dtype], rollout__engine=engine)
-    found: Results = {f"ragged_dtype{label_of(name)}": dtype}
-    for way, critic in CRITICS.items():  # one of ours at a time, for they need much memory
-        found |= _one_way(way, build(how.replace(model__critic=critic)), shape, rounds, worker, label_of(name))
-        gc.collect()
-    return found
-
-
-def _one_way(way: str, run: Run, shape: Shape, rounds: int, worker: TRLWorker, label: str) -> Results:
-    prompts, config = prompt_ids(run), run.algorithm.config
-    worker.setup(
-        model=str(model_folder(config.model.name)), prompts=prompts, answers=prompts, batch_size=shape.batch, epochs=1,
-        response_length=shape.response, minibatches=1, learning_rate=LEARNING_RATE, dtype=config.model.dtype,
-        threads=torch.get_num_threads(),
-    )  # fmt: skip
-    written, lengths = [0], []
-
-    def theirs() -> float:
-        answer = worker.iterate()
-        tokens = answer["tokens"] - written[0]
-        written[0] = answer["tokens"]
-        return float(answer["seconds"]) / tokens
-
-    def ours() -> float:
-        start = clock("cpu")
-        run.algorithm.step()
-        run.update_engine()
-        took = clock("cpu") - start
-        assert run.algorithm.batch is not None
-        lengths.extend(PROMPT + episode.rollout.num_actions for episode in run.algorithm.batch.episodes)
-        return took / run.algorithm.batch.written_tokens
-
-    seconds = take_turns({"trl": theirs, way: ours}, rounds)
-    run.close()
+    seconds: dict[str, list[float]] = {"trl": [], **{way: [] for way in CRITICS}}
+    lengths: list[int] = []
+    for number in range(rounds):
+        seconds["trl"].append(_theirs(how.replace(seed=number), shape))
+        for way, critic in CRITICS.items():
+            seconds[way].append(_ours(how.replace(seed=number, model__critic=critic), lengths))
+            gc.collect()
+    label = label_of(name)
     return {
-        f"ragged_speedup_over_trl_{way}{label}": ratio_of(seconds["trl"], seconds[way]),
-        f"ragged_tokens_per_s_{way}{label}": round(1 / median(seconds[way]), 1),
-        f"ragged_tokens_per_s_trl_{way}{label}": round(1 / median(seconds["trl"]), 1),
-        f"ragged_mean_length_{way}{label}": round(float(np.mean(lengths)), 1),
+        f"ragged_dtype{label}": dtype,
+        f"ragged_mean_length{label}": round(float(np.mean(lengths)), 1),
+        f"ragged_tokens_per_s_trl{label}": round(1 / median(seconds["trl"]), 1),
+        **{f"ragged_speedup_over_trl_{way}{label}": ratio_of(seconds["trl"], seconds[way]) for way in CRITICS},
+        **{f"ragged_tokens_per_s_{way}{label}": round(1 / median(seconds[way]), 1) for way in CRITICS},
     }
+
+
+def _theirs(config: TrainConfig, shape: Shape) -> float:
+    """Seconds for a token of TRL's second iteration, in a process that then ends."""
+    task = OddIds(shape.prompt, shape.response, shape.model)
+    vocabulary = load_vocabulary(config.model.name)
+    prompts = [vocabulary.encode(prompt.text).tolist() for prompt in task.prompts("train")]
+    os.sched_setaffinity(0, CORES)  # an engine may have bound this process to one, which the other would inherit
+    with TRLWorker() as worker:
+        worker.setup(
+            model=str(model_folder(config.model.name)), prompts=prompts, answers=prompts, batch_size=shape.batch,
+            epochs=1, response_length=shape.response, minibatches=1, learning_rate=LEARNING_RATE,
+            dtype=config.model.dtype, threads=torch.get_num_threads(), seed=config.seed,
+        )  # fmt: skip
+        before = worker.iterate()
+        after = worker.iterate()
+    return float(after["seconds"]) / (after["tokens"] - before["tokens"])
+
+
+def _ours(config: TrainConfig, lengths: list[int]) -> float:
+    """The same of ours."""
+    run = build(config)
+    try:
+        iterate(run)
+        start = clock("cpu")
+        batch = iterate(run)
+        took = clock("cpu") - start
+    finally:
+        run.close()
+    lengths.extend(PROMPT + episode.rollout.num_actions for episode in batch.episodes)
+    return took / batch.written_tokens
+
+
+def iterate(run: Run) -> Batch:
+    run.algorithm.step()
+    run.update_engine()
+    assert run.algorithm.batch is not None
+    return run.algorithm.batch
 
 
 def end_often(name: str, folder: Path) -> None:
@@ -170,22 +188,23 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
+    parser.add_argument("--only-trl", action="store_true", help="leave the update out")
     parser.add_argument("--trl-dtype", choices=("fp32", "bf16"), default="bf16", help="of SmolLM2 beside TRL")
     parser.add_argument("--json", action="store_true", help="one flat object instead of the table")
     options = parser.parse_args()
     found: Results = {}
     with contextlib.ExitStack() as stack:
-        # Before an engine binds threads, which a process started later would inherit.
-        workers = [] if options.no_trl or options.device != "cpu" else trl_workers(1, stack)
-        for name in options.models:
+        # Tried before anything is measured.
+        has_trl = not options.no_trl and options.device == "cpu" and bool(trl_workers(1, stack))
+    for name in options.models:
+        if not options.only_trl:
             say(f"{name}: {BATCH[name]} texts of {SHORTEST} to {LONGEST} tokens")
             found |= measure(name, options.rounds, options.device, options.dtype)
-            for worker in workers:
-                say(f"{name}: iterations beside TRL's")
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                found |= beside_trl(
-                    name, options.rounds, "fp32" if name == "tiny" else options.trl_dtype, worker, folder
-                )
+        if has_trl:
+            say(f"{name}: iterations beside TRL's")
+            with tempfile.TemporaryDirectory() as folder:
+                dtype = "fp32" if name == "tiny" else options.trl_dtype
+                found |= beside_trl(name, options.rounds, dtype, Path(folder))
     found |= about()
     if options.json:
         print(json.dumps(found))
