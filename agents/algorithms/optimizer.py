@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from agents.algorithms.schedules import Decay, share_left
+from agents.networks.few_bits import need_bitsandbytes
 from agents.networks.ranks import ALONE, Ranks
 from agents.networks.sharding import all_whole, like, whole
 from agents.state.checkpoint import load_optimizer_state, optimizer_state
@@ -36,6 +37,7 @@ class Optimizer:
         weight_decay: AdamW's.
         betas: AdamW's.
         max_gradient_norm: longer gradients are shortened to this.
+        state_bits: of AdamW's averages; 8 need bitsandbytes.
 
     Attributes:
         steps: where the schedule is; the next step is of this number, the first of 0.
@@ -58,6 +60,7 @@ class Optimizer:
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         max_gradient_norm: float = 1.0,
+        state_bits: Literal[32, 8] = 32,
     ) -> None:
         self.weights = list(weights.values())
         self.learning_rate = learning_rate
@@ -80,9 +83,12 @@ class Optimizer:
         decayed = [weight for weight in self._stepped if weight.ndim > 1]
         others = [weight for weight in self._stepped if weight.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True
-        )
+        groups = [group for group in groups if group["params"]]
+        self.adam: torch.optim.Optimizer
+        if state_bits == 32:
+            self.adam = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+        else:
+            self.adam = need_bitsandbytes("averages in 8 bits").optim.AdamW8bit(groups, lr=learning_rate, betas=betas)
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step number `step`, the first being 0."""

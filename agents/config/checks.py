@@ -60,6 +60,16 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
             f"--model.reference-dtype is {c.model.reference_dtype}, but with LoRA the reference is the model itself, "
             f"without its adapters: leave it out, or use --model.lora.rank 0"
         )
+    if c.model.frozen_bits and not (c.model.lora.rank or c.keeps_reference):
+        yield (
+            f"--model.frozen-bits is {c.model.frozen_bits}, but all weights learn: use --model.lora.rank 16, or leave "
+            f"it out"
+        )
+    if c.model.frozen_bits and c.model.refresh_reference and not c.model.lora.rank:
+        yield (
+            f"--model.refresh-reference is {c.model.refresh_reference}, but the reference is kept in "
+            f"{c.model.frozen_bits} bits, which takes no new weights: leave --model.frozen-bits out, or use LoRA"
+        )
     if group >= 1 and size % group:
         yield (
             f"--rollout.batch-size is {size}, expected a multiple of --rollout.completions-per-prompt, {group}: "

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from agents.config import LoraConfig
+from agents.networks.few_bits import hush_bitsandbytes
 
 ACTOR, CRITIC, REFERENCE = "actor", "critic", "reference"
 
 
 def add_adapters(model: Any, config: LoraConfig, names: list[str]) -> Any:
     """The model with an adapter of each name; its own weights are frozen. All adapters begin as no change at all."""
+    hush_bitsandbytes()  # which peft imports if it is there
     try:
         import peft
     except ModuleNotFoundError as error:

@@ -20,7 +20,8 @@ class Backbone(nn.Module):
     """Hidden states of a language model at chosen positions, from one causal pass over whole texts.
 
     Texts are padded on the right, where causal attention does not look, so there is no attention mask. Where there is
-    much padding, and the model can do without, the texts are read one behind the other.
+    much padding, or prompts are there several times, and the model can do without, the texts are read one behind the
+    other.
 
     Args:
         model: the whole model (its adapters are chosen through it), or the body itself.
@@ -51,9 +52,9 @@ class Backbone(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """`[B, S, H]` from `[B, L]` tokens and `[B, S]` positions; state `s` has read all up to its position."""
-        lengths = positions.amax(1) + 1
-        if self.packing and is_worth_it(tokens, lengths):
-            ragged = Ragged.of(tokens, lengths)
+        lengths, prompts = positions.amax(1) + 1, positions[:, 0] + 1
+        if self.packing and is_worth_it(tokens, lengths, prompts):
+            ragged = Ragged.of(tokens, lengths, prompts)
             with reading(self.body.config.get_text_config(), ragged):
                 return ragged.states(self.read(ragged.tokens, position_ids=ragged.positions), positions)
         hidden = self.read(tokens)

@@ -33,6 +33,7 @@ from agents.networks.adapters import (
 )
 from agents.networks.backbone import Backbone, recomputing
 from agents.networks.distribution import TokenDistribution
+from agents.networks.few_bits import keep_in_few_bits
 from agents.networks.ragged import can_read
 from agents.networks.ranks import ALONE, Ranks, together
 from agents.networks.sharding import all_whole, like, shard
@@ -143,9 +144,13 @@ class Network(nn.Module):
             self._reference = copy.deepcopy(model).eval().requires_grad_(False)
             if config.reference_dtype:
                 self._reference.to(getattr(torch, config.reference_dtype))
+            if config.frozen_bits:
+                keep_in_few_bits(self._reference, config.frozen_bits, but=self._reference.get_output_embeddings())
         critic_body = copy.deepcopy(body) if separate and not lora else None
         if lora:
             model = add_adapters(model, config.lora, [ACTOR, CRITIC] if separate else [ACTOR])
+            if config.frozen_bits:
+                keep_in_few_bits(model, config.frozen_bits, but=self.head)
         self.model = model
         self._with_adapters = adapted_layers(model)
         self._reference_adapter: str | None = None

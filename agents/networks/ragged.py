@@ -1,4 +1,7 @@
-"""Texts of different lengths one behind the other: a model computes nothing for the padding between them."""
+"""Texts of different lengths one behind the other: a model computes nothing for the padding between them.
+
+Nor twice for a prompt that several of them have: all layers but attention read it once.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +33,22 @@ class Bucket:
     """Neighbours of about the same length, which attention sees side by side.
 
     Attributes:
-        size: how many tokens they have together.
+        begin: where their tokens begin.
+        size: how many tokens they have of their own, together.
         shape: how many texts, and the length of the longest.
-        fill: `[texts * longest]` which of the tokens stands where, any one for padding; None if all are as long.
-        real: `[size]` where the tokens then are.
+        fill: `[texts * longest]` which of all tokens stands where, any one for padding; None if these are the tokens of
+            the bucket as they come.
+        real: `[size]` where its own tokens then are.
     """
 
+    begin: int
     size: int
     shape: tuple[int, int]
-    fill: Tensor | None
-    real: Tensor | None
+    fill: Tensor | None = None
+    real: Tensor | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """`[size, heads, dim]` of as many queries, keys and values."""
+        """`[size, heads, dim]` of the queries, keys and values of all tokens."""
         query, key, value = (self._side_by_side(each) for each in (query, key, value))
         shared = query.shape[1] != key.shape[1]  # several heads with the keys of one
         found = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
@@ -50,52 +56,117 @@ class Bucket:
         return found if self.real is None else found.index_select(0, self.real)
 
     def _side_by_side(self, each: Tensor) -> Tensor:
-        """`[texts, heads, longest, dim]` of `[size, heads, dim]`."""
-        padded = each if self.fill is None else each.index_select(0, self.fill)
-        return padded.view(*self.shape, *padded.shape[1:]).transpose(1, 2)
+        """`[texts, heads, longest, dim]` of `[N, heads, dim]`."""
+        own = each[self.begin : self.begin + self.size] if self.fill is None else each.index_select(0, self.fill)
+        return own.view(*self.shape, *own.shape[1:]).transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class Ragged:
     """Texts of a padded batch one behind the other, the shortest first.
 
+    Of texts that begin alike, the first one brings what they share, and the others only what comes after it.
+
     Attributes:
         tokens: `[1, N]`.
         positions: `[1, N]` of each token in its text.
-        begin: `[B]` where each text of the batch begins.
+        shared: `[B]` how many tokens at the beginning of a text another one brings.
+        origin: `[B]` where these begin.
+        begin: `[B]` where the whole text would begin, were they its own.
         buckets: of all texts, in order.
     """
 
     tokens: Tensor
     positions: Tensor
+    shared: Tensor
+    origin: Tensor
     begin: Tensor
     buckets: list[Bucket]
 
     @classmethod
-    def of(cls, tokens: Tensor, lengths: Tensor) -> Ragged:
+    def of(cls, tokens: Tensor, lengths: Tensor, prompts: Tensor | None = None) -> Ragged:
         """Those of `[B, L]` tokens, padded on the right, of which the first `[B]` count.
 
+        Args:
+            tokens: of the texts.
+            lengths: of the texts.
+            prompts: `[B]` how many tokens of each are a prompt, which others may share.
+
         Examples:
-            >>> ragged = Ragged.of(torch.tensor([[7, 8, 9], [5, 0, 0]]), torch.tensor([3, 1]))
-            >>> ragged.tokens.tolist(), ragged.positions.tolist(), ragged.begin.tolist()
-            ([[5, 7, 8, 9]], [[0, 0, 1, 2]], [1, 0])
+            >>> texts, lengths = torch.tensor([[7, 8, 9], [7, 8, 0], [5, 0, 0]]), torch.tensor([3, 2, 1])
+            >>> Ragged.of(texts, lengths).tokens.tolist()
+            [[5, 7, 8, 7, 8, 9]]
+            >>> ragged = Ragged.of(texts, lengths, prompts=torch.tensor([1, 1, 1]))
+            >>> ragged.tokens.tolist(), ragged.positions.tolist(), ragged.shared.tolist()
+            ([[5, 7, 8, 8, 9]], [[0, 0, 1, 1, 2]], [1, 0, 0])
         """
         order = lengths.argsort(stable=True)
-        ordered = lengths[order]
-        places = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        kept = places < ordered[:, None]
+        leader, shared = _first_alike(tokens, order.tolist(), prompts)
+        own = (lengths - shared)[order]
         begin = torch.empty_like(lengths)
-        begin[order] = ordered.cumsum(0) - ordered
-        return cls(tokens[order][kept][None], places[kept][None], begin, _buckets(ordered.tolist(), tokens.device))
+        begin[order] = own.cumsum(0) - own
+        origin = begin[leader]
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        kept = (places >= shared[order][:, None]) & (places < lengths[order][:, None])
+        begin = begin - shared
+        found = cls(tokens[order][kept][None], places[kept][None], shared, origin, begin, [])
+        found.buckets.extend(found._buckets(order, lengths))
+        return found
 
     def states(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """`[B, S, H]` at `[B, S]` positions of texts, of `[1, N, H]` hidden states."""
-        return hidden[0].index_select(0, (self.begin[:, None] + positions).flatten()).view(*positions.shape, -1)
+        places = self._places(slice(None), positions)
+        return hidden[0].index_select(0, places.flatten()).view(*positions.shape, -1)
+
+    def _places(self, rows: Tensor | slice, positions: Tensor) -> Tensor:
+        """Where the tokens at these positions of some texts lie."""
+        is_shared = positions < self.shared[rows, None]
+        return torch.where(is_shared, self.origin[rows, None], self.begin[rows, None]) + positions
+
+    def _buckets(self, order: Tensor, lengths: Tensor) -> Iterator[Bucket]:
+        sizes, shared = lengths[order].tolist(), self.shared[order].tolist()
+        first = start = 0
+        for end in range(1, len(sizes) + 1):
+            if end == len(sizes) or sizes[end] > WASTE * sizes[first]:
+                own = sum(sizes[first:end]) - sum(shared[first:end])
+                shape = (end - first, sizes[end - 1])
+                if sizes[first] == sizes[end - 1] and not any(shared[first:end]):
+                    yield Bucket(start, own, shape)
+                else:
+                    yield self._filled(start, own, shape, order[first:end], lengths)
+                first, start = end, start + own
+
+    def _filled(self, begin: int, size: int, shape: tuple[int, int], rows: Tensor, lengths: Tensor) -> Bucket:
+        positions = torch.arange(shape[1], device=rows.device).expand(shape)
+        is_text = positions < lengths[rows, None]
+        is_own = is_text & (positions >= self.shared[rows, None])
+        fill = (self._places(rows, positions) * is_text).flatten()
+        return Bucket(begin, size, shape, fill, is_own.flatten().nonzero()[:, 0])
 
 
-def is_worth_it(tokens: Tensor, lengths: Tensor) -> bool:
-    """Whether a padded batch has enough padding to be read without."""
-    return tokens.numel() >= WORTH * int(lengths.sum())
+def _first_alike(tokens: Tensor, order: Sequence[int], prompts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`[B]` which text brings the prompt of each, and how many tokens of it are then not the text's own."""
+    leader = torch.arange(len(tokens))
+    shared = torch.zeros(len(tokens), dtype=torch.long)
+    if prompts is not None:
+        texts, sizes = tokens.cpu().numpy(), prompts.tolist()
+        first: dict[bytes, int] = {}
+        for row in order:
+            found = first.setdefault(texts[row, : sizes[row]].tobytes(), row)
+            if found != row:
+                leader[row], shared[row] = found, sizes[row]
+    return leader.to(tokens.device), shared.to(tokens.device)
+
+
+def tokens_to_read(tokens: Tensor, lengths: Tensor, prompts: Tensor) -> int:
+    """How many tokens there are without padding, and with each prompt once."""
+    _, shared = _first_alike(tokens, range(len(tokens)), prompts)
+    return int((lengths - shared).sum())
+
+
+def is_worth_it(tokens: Tensor, lengths: Tensor, prompts: Tensor) -> bool:
+    """Whether a padded batch has enough padding, and prompts that are there several times, to be read without."""
+    return tokens.numel() >= WORTH * tokens_to_read(tokens, lengths, prompts)
 
 
 @torch.no_grad()
@@ -107,38 +178,20 @@ def can_read(body: Any) -> bool:
     config = body.config.get_text_config()
     if not can_pack(body) or not attends_plainly(config):
         return False
-    tokens = torch.arange(8, device=body.device).view(2, 4) % config.vocab_size
+    tokens = torch.tensor([[0, 1, 0, 0], [0, 2, 3, 4]], device=body.device) % config.vocab_size
     lengths = torch.tensor([2, 4], device=body.device)
-    ragged = Ragged.of(tokens, lengths)
+    ragged = Ragged.of(tokens, lengths, prompts=torch.ones_like(lengths))
     try:
         with reading(config, ragged):
             read = body(input_ids=ragged.tokens, position_ids=ragged.positions, use_cache=False).last_hidden_state
     except Exception:
         return False  # a model that is told what it does not know says so in many ways
+    places = torch.arange(tokens.shape[1], device=body.device).expand_as(tokens)
+    found = ragged.states(read, places.clamp_max(lengths[:, None] - 1))
     each = [body(input_ids=row[None, :length], use_cache=False) for row, length in zip(tokens, lengths, strict=True)]
-    expected = torch.cat([each[row].last_hidden_state for row in ragged.begin.argsort().tolist()], 1)
+    expected = torch.cat([one.last_hidden_state[0] for one in each])
     near = NEAR.get(read.dtype, 0.02) * expected.abs().max()
-    return bool((read - expected).abs().max() <= near)
-
-
-def _buckets(lengths: Sequence[int], device: torch.device) -> list[Bucket]:
-    found, begin = [], 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or lengths[end] > WASTE * lengths[begin]:
-            found.append(_bucket(lengths[begin:end], device))
-            begin = end
-    return found
-
-
-def _bucket(lengths: Sequence[int], device: torch.device) -> Bucket:
-    shape, size = (len(lengths), lengths[-1]), sum(lengths)
-    if lengths[0] == lengths[-1]:
-        return Bucket(size, shape, None, None)
-    each = torch.tensor(lengths, device=device)
-    real = (torch.arange(shape[1], device=device) < each[:, None]).flatten()
-    fill = torch.zeros(real.shape, dtype=torch.long, device=device)
-    fill[real] = torch.arange(size, device=device)
-    return Bucket(size, shape, fill, real.nonzero()[:, 0])
+    return bool((found[places < lengths[:, None]] - expected).abs().max() <= near)
 
 
 # What a model calls in place of its own attention.
@@ -155,11 +208,9 @@ def _attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    buckets = _reading.get()[1].buckets
-    sizes = [bucket.size for bucket in buckets]
-    queries, keys, values = (torch.split(each[0].transpose(0, 1), sizes) for each in (query, key, value))
-    parts = zip(buckets, queries, keys, values, strict=True)
-    return torch.cat([bucket.attend(q, k, v, scaling) for bucket, q, k, v in parts])[None], None
+    queries, keys, values = (each[0].transpose(0, 1) for each in (query, key, value))
+    found = [bucket.attend(queries, keys, values, scaling) for bucket in _reading.get()[1].buckets]
+    return torch.cat(found)[None], None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -67,6 +67,11 @@ def check_shareable(config: TrainConfig, size: int) -> None:
             f"--model.refresh-reference is {config.model.refresh_reference}, which makes an adapter of the policy, and "
             "weights in parts take no new ones: leave it or --model.lora.rank out, or use one process"
         )
+    if config.model.frozen_bits or 8 in (config.actor.state_bits, config.critic.state_bits):
+        raise ConfigError(
+            "weights and averages in few bits are not divided among processes: leave --model.frozen-bits, "
+            "--actor.state-bits and --critic.state-bits out, or use one process"
+        )
     if config.model.compile:
         raise ConfigError(
             "--model.compile is on, but a model in parts is not compiled: leave it out, or use one process"

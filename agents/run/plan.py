@@ -16,8 +16,8 @@ from agents.run.parts import shares_weights
 from llm_env.models import model_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
-ADAM = 8
-"""Two averages of a gradient, in float32."""
+ADAM = {32: 8, 8: 2 * (1 + 4 / 256)}
+"""Two averages of a gradient, in float32; or in 8 bits, with a scale for each 256."""
 UNDER_AUTOCAST, IN_BFLOAT16 = 0.67, 0.55
 """What layers keep for the backward pass, as a share of what they keep in float32; some of it stays in float32."""
 ROOM = 0.9
@@ -41,6 +41,8 @@ class Shape:
         vocabulary: rows of the output layer.
         linear: the sum of the widths of all linear layers but the output layer, in and out.
         attention: of those that belong to the attention.
+        dense: weights of all linear layers but the output layer.
+        rows: of these layers' weights.
 
     Examples:
         >>> shape = Shape.of("tiny")
@@ -57,6 +59,8 @@ class Shape:
     vocabulary: int
     linear: int
     attention: int
+    dense: int
+    rows: int
 
     @classmethod
     def of(cls, source: str) -> Shape:
@@ -68,11 +72,9 @@ class Shape:
             model = AutoModelForCausalLM.from_config(config)
         text = config.get_text_config()
         head = model.get_output_embeddings()
-        sizes = {
-            name: part.in_features + part.out_features
-            for name, part in model.named_modules()
-            if isinstance(part, nn.Linear) and part is not head
-        }
+        parts = model.named_modules()
+        layers = {name: part for name, part in parts if isinstance(part, nn.Linear) and part is not head}
+        sizes = {name: part.in_features + part.out_features for name, part in layers.items()}
         heads = text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // heads
         return cls(
@@ -85,6 +87,8 @@ class Shape:
             vocabulary=len(head.weight),
             linear=sum(sizes.values()),
             attention=sum(size for name, size in sizes.items() if "att" in name),
+            dense=sum(part.weight.numel() for part in layers.values()),
+            rows=sum(part.out_features for part in layers.values()),
         )
 
 
@@ -117,7 +121,9 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
     of_critic = (adapter if lora else shape.trunk) if separate else 0
     learned = of_actor + of_critic
     reference = config.keeps_reference and not lora
+    averages = of_actor * ADAM[config.actor.state_bits] + of_critic * ADAM[config.critic.state_bits]
     of_engine = BYTES[rollout.engine_dtype or model.dtype]
+    of_reference = BYTES[model.reference_dtype or model.dtype]
     alone = shares_weights(config, gpus)
     elsewhere = config.ray is not None or config.listen is not None or config.worker_gpus > 0
     writers_here = 0 if elsewhere else max(1, config.workers)
@@ -126,13 +132,13 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
     if _in_one_go(config, gpus):  # they come as what layers kept goes
         layers = max(0.0, layers - gradients)
     found: dict[str, float] = {
-        "weights": shape.parameters * size / gpus,
+        "weights": (_frozen(shape, size, model.frozen_bits) if lora else shape.parameters * size) / gpus,
         "critic": 0 if lora else of_critic * size / gpus,
-        "adapters": learned * size * lora / gpus,
-        "reference": reference * shape.parameters * BYTES[model.reference_dtype or model.dtype] / gpus,
+        "adapters": learned * 4 * lora / gpus,  # peft keeps them in float32
+        "reference": reference * _frozen(shape, of_reference, model.frozen_bits) / gpus,
         # The critic's come when the actor's have gone. Of weights in bfloat16 they are made into float32.
         "gradients": gradients,
-        "optimizer": learned * (ADAM + 4 * (size < 4)) / gpus,
+        "optimizer": (averages + learned * 4 * (size < 4 and not lora)) / gpus,
         "way back": of_actor * 4 * (config.loss.target_kl is not None) / gpus,
         "layer at work": 0 if gpus == 1 else 2 * size * shape.trunk / shape.layers,
         "what layers keep": layers,
@@ -201,19 +207,28 @@ def options(config: TrainConfig, gpus: int = 1) -> Iterator[tuple[str, TrainConf
         if model.dtype == "float32":
             adapters.append(("--model.dtype bfloat16", {"model__dtype": "bfloat16", "model__autocast": "off"}))
         adapters += [again] * (not model.gradient_checkpointing)
+        adapters += [(f"--model.frozen-bits {bits}", {"model__frozen_bits": bits}) for bits in (8, 4)]
         made = list(_one_on_top_of_the_other(config, [*steps, *adapters]))
         yield from made[len(steps) :]
+
+
+def _frozen(shape: Shape, size: int, bits: int | None) -> float:
+    """Bytes of a model that does not learn: with few bits, a scale for each row or for each 64 weights beside them."""
+    if bits is None:
+        return shape.parameters * size
+    scales = shape.rows * size if bits == 8 else shape.dense / 64 * 4
+    return (shape.parameters - shape.dense) * size + shape.dense * bits / 8 + scales
 
 
 Step = tuple[str, dict[str, object]]
 
 
 def _one_on_top_of_the_other(config: TrainConfig, steps: list[Step]) -> Iterator[tuple[str, TrainConfig]]:
-    said: list[str] = []
+    said: dict[str, str] = {}
     for flags, changes in steps:
         config = config.replace(**changes)
-        said.append(flags)
-        yield " ".join(said), config
+        said[flags.partition(" ")[0]] = flags
+        yield " ".join(said.values()), config
 
 
 def _in_memory(config: TrainConfig, gpus: int) -> int:

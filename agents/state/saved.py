@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import warnings
@@ -45,7 +46,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
     def split(place: str, values: Mapping[str, Any]) -> dict[str, Any]:
         tensors.update({f"{place}.{name}": value for name, value in values.items() if isinstance(value, Tensor)})
-        return {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        rest = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        return {
+            name: split(f"{place}.{name}", value) if isinstance(value, Mapping) else value
+            for name, value in rest.items()
+        }
 
     return tensors, {
         "shapes": _shapes(optimizer),
@@ -71,15 +76,18 @@ def load_optimizer_state(
     shapes = _shapes(optimizer)
     if shapes != state["shapes"]:
         raise CheckpointError(_misfit(state["shapes"], shapes))
-    groups = [dict(group) for group in state["groups"]]
-    values: dict[int, dict[str, Any]] = {int(index): dict(inner) for index, inner in state["state"].items()}
+    groups: list[dict[str, Any]] = copy.deepcopy(state["groups"])
+    values: dict[int, dict[str, Any]] = {int(index): inner for index, inner in copy.deepcopy(state["state"]).items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         kind, index, key = name.split(".", 2)
         if kind == "state" and tensor.ndim:
             tensor = like(tensor, parameters[int(index)])
-        # Cloned: torch would keep these very tensors, and step them.
-        (groups if kind == "group" else values)[int(index)][key] = tensor.clone()
+        inside = (groups if kind == "group" else values)[int(index)]
+        *parts, last = key.split(".")
+        for part in parts:
+            inside = inside[part]
+        inside[last] = tensor.clone()  # torch would keep these very tensors, and step them
     for group, own in zip(groups, optimizer.param_groups, strict=True):
         group.update(
             {key: tuple(group[key]) for key, value in own.items() if isinstance(value, tuple) and key in group}

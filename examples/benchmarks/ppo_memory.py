@@ -8,7 +8,10 @@ Kinds, for SmolLM2-135M with 32 x (24+32) tokens, written by the transformers en
     lora_micro  the same, 4 texts at a time in the passes forward and backward
     lora_again  the same, and layers are computed again in the backward pass (--model.gradient-checkpointing)
     lora_least  the same with one text at a time
+    lora_8      as lora_again, the frozen weights in 8 bits
+    lora_4      the same in 4 bits
     shared      full fine-tuning, a value head on the policy's hidden states, a frozen copy as the reference
+    shared_8    the same with the reference and the optimizer's averages in 8 bits
     separate    full fine-tuning of two models, and a frozen copy as the reference
     forward     no learning: one model reads the same texts once, all logits, no gradients
 
@@ -47,7 +50,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora_micro": {**LORA, **micro(4)},
     "lora_again": {**LORA, **micro(4), "model__gradient_checkpointing": True},
     "lora_least": {**LORA, **micro(1), "model__gradient_checkpointing": True},
+    **{
+        f"lora_{bits}": {**LORA, **micro(4), "model__gradient_checkpointing": True, "model__frozen_bits": bits}
+        for bits in (8, 4)
+    },
     "shared": {"model__critic": "shared"},
+    "shared_8": {"model__critic": "shared", "model__frozen_bits": 8, "actor__state_bits": 8},
     "separate": {"model__critic": "separate"},
     "forward": {},
 }

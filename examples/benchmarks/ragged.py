@@ -7,6 +7,10 @@ mini-batches; the median of the rounds' own ratios counts. What packing can gain
 padding over those without (the padding ratio). Log-probs are computed for real tokens only, either way: there is
 nothing to gain in them, and they are a fifth of SmolLM2's work.
 
+Groups (`shared_over_apart`): eight texts after each prompt, which all layers but attention then read once, beside as
+many texts after prompts of their own; prompts of 96 tokens, texts of 8 to 64. `tokens_apart_over_shared` is what that
+can gain.
+
 Iterations (`ragged_speedup_over_trl_*`): as in ppo_throughput.py, but texts end when the model ends them, after 128
 tokens at most. Of SmolLM2 a copy is taken that ends a text as readily as it writes a common word, so lengths are as
 ragged as can be; the tiny model's weights are random, and it ends one of a hundred tokens. Both sides draw their own
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import json
 import os
@@ -60,6 +65,7 @@ SHORTEST, LONGEST, PROMPT = 8, 128, 4
 BATCH = {"tiny": 128, "smollm2": 32}
 MINIBATCH = {"tiny": 32, "smollm2": 8}
 REPEATS = {"tiny": 3, "smollm2": 1}
+GROUP, GROUPS, LONG_PROMPT = 8, {"tiny": 16, "smollm2": 2}, 96
 COMMON = " the"
 CORES = os.sched_getaffinity(0)
 CRITICS = {"same_work": "separate", "default": "shared"}
@@ -91,6 +97,27 @@ def measure(name: str, rounds: int, device: str, dtype: str) -> Results:
         f"padding_ratio{label}": round(padding, 3),
         f"packed_over_padded_per_padding_ratio{label}": round(gained / padding, 3),
         **{f"{way}_update_tokens_per_s{label}": round(sum(lengths) / median(of), 1) for way, of in seconds.items()},
+    }
+
+
+def groups(name: str, rounds: int, device: str, dtype: str) -> Results:
+    """What it gains to read a prompt once that several texts have."""
+    rng = np.random.default_rng(0)
+    count = GROUP * GROUPS[name]
+    shape = Shape(SHAPES[name].model, count, LONG_PROMPT, 64)
+    run = open_run(configuration(shape, model__autocast="on" if dtype == "bf16" else "off", device=device))
+    batch = texts(run, [(LONG_PROMPT, size) for size in rng.integers(8, 65, size=count).tolist()])
+    data = {"apart": batch, "shared": dataclasses.replace(batch, data=batch.data.clone())}
+    tokens = data["shared"].data["tokens"]
+    tokens[:, :LONG_PROMPT] = tokens[::GROUP, :LONG_PROMPT].repeat_interleave(GROUP, 0)
+    scored = {way: run.algorithm.score(each).exclude(*GRAPH) for way, each in data.items()}
+    seconds = take_turns({way: _turn(run, each, True, 1, device) for way, each in scored.items()}, rounds)
+    run.close()
+    whole = int(batch.data["length"].sum())
+    label = label_of(name, dtype)
+    return {
+        f"shared_over_apart{label}": ratio_of(seconds["apart"], seconds["shared"]),
+        f"tokens_apart_over_shared{label}": round(whole / (whole - (count - GROUPS[name]) * LONG_PROMPT), 3),
     }
 
 
@@ -200,6 +227,7 @@ def main() -> None:
         if not options.only_trl:
             say(f"{name}: {BATCH[name]} texts of {SHORTEST} to {LONGEST} tokens")
             found |= measure(name, options.rounds, options.device, options.dtype)
+            found |= groups(name, options.rounds, options.device, options.dtype)
         if has_trl:
             say(f"{name}: iterations beside TRL's")
             with tempfile.TemporaryDirectory() as folder:

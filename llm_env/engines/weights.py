@@ -73,6 +73,7 @@ def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The weights of a model with LoRA adapters, as they are with the adapters merged, by the base model's names.
 
     The model is left as it is: merging in place and taking it back would round its weights a little at every update.
+    Of layers that keep their weights in fewer bits (they have a method `in_full`), these are what the bits stand for.
 
     Args:
         model: of peft, or any other (its parameters are returned, then).
@@ -91,13 +92,16 @@ def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             if any(getattr(module, "use_dora", {}).values()):
                 raise ValueError(f"{name} uses DoRA, which does not just add to the weight: merge it yourself")
             tensors = {part: tensor.detach() for part, tensor in module.base_layer.named_parameters()}
+            if hasattr(module.base_layer, "in_full"):
+                tensors["weight"] = module.base_layer.in_full()
             for adapter in [] if module.merged or module.disable_adapters else module.active_adapters:
                 if adapter in module.lora_A or adapter in module.lora_embedding_A:
                     tensors["weight"] = tensors["weight"] + module.get_delta_weight(adapter)
             merged |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}
             adapted.append(f"{name}.")
-    others = {name: weight for name, weight in base.named_parameters() if not name.startswith(tuple(adapted))}
-    return merged | {name: weight.detach() for name, weight in others.items()}
+        others = {name: weight.detach() for name, weight in base.named_parameters()}
+        others |= {f"{name}.weight": part.in_full() for name, part in base.named_modules() if hasattr(part, "in_full")}
+    return merged | {name: weight for name, weight in others.items() if not name.startswith(tuple(adapted))}
 
 
 def _some(names: list[str]) -> str:

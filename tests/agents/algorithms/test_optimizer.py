@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from typing import Literal
 
 import pytest
 import torch
@@ -107,3 +109,47 @@ def test_weights_that_somebody_else_has_set_are_what_it_steps_from() -> None:
         weights["matrix"][0] = 1.0
     take(optimizer, range(3, 4))
     torch.testing.assert_close(weights["matrix"][0].detach(), torch.ones(8, dtype=BFLOAT16), atol=1e-2, rtol=0)
+
+
+class TestInEightBits:
+    """Averages of bitsandbytes; weights of fewer than 4,096 numbers keep theirs in 32."""
+
+    @staticmethod
+    def steps(bits: Literal[32, 8], number: range, optimizer: Optimizer | None = None) -> Optimizer:
+        if optimizer is None:
+            generator = torch.Generator().manual_seed(0)
+            shapes = {"matrix": (80, 64), "bias": (80,)}
+            weights = {name: nn.Parameter(torch.randn(*of, generator=generator)) for name, of in shapes.items()}
+            optimizer = Optimizer(weights, 1e-3, total_steps=100, state_bits=bits)
+        for step in number:
+            generator = torch.Generator().manual_seed(step)
+            optimizer.zero_grad()
+            for weight in optimizer.weights:
+                weight.grad = 0.3 + torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        return optimizer
+
+    def test_it_goes_nearly_the_same_way(self) -> None:
+        pytest.importorskip("bitsandbytes")
+        begin, exact, few = (self.steps(bits, range(count)) for bits, count in ((32, 0), (32, 40), (8, 40)))
+        way, other = ((each.weights[0] - begin.weights[0]).detach() for each in (exact, few))
+        assert 0 < (way - other).norm() < 0.05 * way.norm()
+        torch.testing.assert_close(exact.weights[1], few.weights[1], atol=1e-6, rtol=1e-5)
+        assert few.adam.state[few.weights[0]]["state1"].dtype == torch.uint8
+
+    def test_it_goes_on_where_another_was(self) -> None:
+        pytest.importorskip("bitsandbytes")
+        whole, early, late = self.steps(8, range(9)), self.steps(8, range(4)), self.steps(8, range(0))
+        tensors, state = early.state()
+        with torch.no_grad():
+            for weight, was in zip(late.weights, early.weights, strict=True):
+                weight.copy_(was)
+        late.load_state({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(state)))
+        self.steps(8, range(4, 9), late)
+        for one, other in zip(whole.weights, late.weights, strict=True):
+            assert torch.equal(one, other)
+
+    def test_without_bitsandbytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+        with pytest.raises(ModuleNotFoundError, match=r"averages in 8 bits need bitsandbytes: pip install"):
+            self.steps(8, range(0))

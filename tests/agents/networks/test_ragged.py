@@ -52,32 +52,42 @@ def network_of(name: str, **settings: Any) -> Network:
     return network
 
 
-def batch_of(lengths: list[int]) -> TensorDict:
-    """Texts of so many tokens; each chooses its tokens from the second on."""
+def batch_of(lengths: list[int], alike: int = 0) -> TensorDict:
+    """Texts of so many tokens; each chooses its tokens from the second on. Or after a prompt that every other has."""
     torch.manual_seed(1)
-    longest = max(lengths)
+    longest, size = max(lengths) + alike, torch.tensor(lengths) + alike
     tokens = torch.randint(1, 32, (len(lengths), longest))
-    steps = torch.arange(longest - 1).expand(len(lengths), -1)
-    mask = steps < torch.tensor(lengths)[:, None] - 1
+    tokens[:, :alike] = tokens[:2, :alike].repeat(len(lengths), 1)[: len(lengths)]
+    first = max(alike - 1, 0)
+    steps = torch.arange(first, longest - 1).expand(len(lengths), -1)
+    mask = steps < size[:, None] - 1
+    position = torch.where(mask, steps, first)
     return TensorDict(
-        {"tokens": tokens, "state_position": steps * mask, "mask": mask, "action": tokens[:, 1:]}, [len(lengths)]
+        {"tokens": tokens, "state_position": position, "mask": mask, "action": tokens[:, first + 1 :]}, [len(lengths)]
     )
 
 
+@pytest.mark.parametrize("alike", [0, 6])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_as_each_text_alone(name: str) -> None:
+def test_as_each_text_alone(name: str, alike: int) -> None:
     """Log-probs and the reference's; and the gradient is the sum of those of the texts."""
-    network, data = network_of(name), batch_of(LENGTHS)
-    assert is_worth_it(data["tokens"], data["state_position"].amax(1) + 1)
+    network, data = network_of(name), batch_of(LENGTHS, alike)
+    positions, first = data["state_position"], max(alike - 1, 0)
+    assert is_worth_it(data["tokens"], positions.amax(1) + 1, positions[:, 0] + 1)
+    read: list[int] = []
+    network.model.get_input_embeddings().register_forward_hook(lambda *given: read.append(given[1][0].numel()))
     found = network.actor.get_dist(data.clone()).log_prob(data["action"])
     found.sum().backward()
+    prompts = data["tokens"][:, : first + 1]
+    assert read == [int((positions.amax(1) + 1).sum()) - (len(prompts) - len(prompts.unique(dim=0))) * (first + 1)]
     gradients = {weight: values.grad.clone() for weight, values in network.model.named_parameters()}
     network.zero_grad()
     for row, length in enumerate(LENGTHS):
+        length += alike - first
         if length == 1:
             continue
         alone = TensorDict({key: value[row : row + 1, : length - 1] for key, value in data.items()}, [1])
-        alone["tokens"] = data["tokens"][row : row + 1, :length]
+        alone["tokens"] = data["tokens"][row : row + 1, : length + first]
         expected = network.actor.get_dist(alone.clone()).log_prob(alone["action"])
         expected.sum().backward()
         torch.testing.assert_close(found[row, : length - 1], expected[0], rtol=1e-5, atol=1e-5)
@@ -130,21 +140,34 @@ def test_no_text_sees_another() -> None:
     assert (after[4] - before[4]).abs().max() > 0.1
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
-def test_every_token_has_its_place(lengths: list[int]) -> None:
-    """Whatever the lengths: each text lies in one piece, each bucket holds its own, and none is much padded."""
-    tokens = torch.arange(len(lengths) * max(lengths)).view(len(lengths), -1)
-    ragged = Ragged.of(tokens, torch.tensor(lengths))
-    for row, (begin, length) in enumerate(zip(ragged.begin.tolist(), lengths, strict=True)):
-        assert ragged.tokens[0, begin : begin + length].tolist() == tokens[row, :length].tolist()
-        assert ragged.positions[0, begin : begin + length].tolist() == list(range(length))
-    assert sum(bucket.size for bucket in ragged.buckets) == sum(lengths) == ragged.tokens.numel()
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=12), st.booleans())
+def test_every_token_has_its_place(texts: list[tuple[int, int]], share: bool) -> None:
+    """Whatever the lengths and prompts: each text can be had whole, is attended to whole, and is little padded."""
+    lengths = torch.tensor([length for length, _ in texts])
+    kinds = torch.tensor([kind for _, kind in texts])
+    prompts = lengths.clamp_max(4 * kinds + 1)
+    places = torch.arange(int(lengths.max())).expand(len(texts), -1)
+    own = 1000 * torch.arange(1, len(texts) + 1)[:, None] + places
+    tokens = torch.where(places < prompts[:, None], 100 * kinds[:, None] + places, own)
+    ragged = Ragged.of(tokens, lengths, prompts if share else None)
+    read = ragged.states(ragged.tokens[..., None], places.clamp_max(lengths[:, None] - 1))[..., 0]
+    assert torch.equal(read[places < lengths[:, None]], tokens[places < lengths[:, None]])
+    where = ragged.states(ragged.positions[..., None], places.clamp_max(lengths[:, None] - 1))[..., 0]
+    assert torch.equal(where[places < lengths[:, None]], places[places < lengths[:, None]])
+
+    different = {tuple(row[:prompt]) for row, prompt in zip(tokens.tolist(), prompts.tolist(), strict=True)}
+    needed = int((lengths - prompts).sum()) + sum(map(len, different)) if share else int(lengths.sum())
+    assert sum(bucket.size for bucket in ragged.buckets) == needed == ragged.tokens.numel()
+    rows, found = iter(lengths.argsort(stable=True).tolist()), []
     for bucket in ragged.buckets:
-        assert bucket.size >= bucket.shape[0] * bucket.shape[1] / WASTE
-        values = torch.arange(bucket.size)[:, None, None].float()
-        padded = bucket._side_by_side(values)[:, 0, :, 0].flatten()
-        assert (padded if bucket.real is None else padded[bucket.real]).tolist() == list(range(bucket.size))
+        side = bucket._side_by_side(ragged.tokens[0][:, None, None])[:, 0, :, 0]
+        for text in side:
+            row = next(rows)
+            assert text[: lengths[row]].tolist() == tokens[row, : lengths[row]].tolist()
+            assert bucket.shape[1] <= WASTE * lengths[row]
+        found += (side.flatten() if bucket.real is None else side.flatten()[bucket.real]).tolist()
+    assert found == ragged.tokens[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -178,6 +201,6 @@ def test_afterwards_the_model_is_as_it_was() -> None:
     with pytest.raises(ZeroDivisionError), reading(config, ragged):
         network.model(ragged.tokens)
     assert config._attn_implementation == "sdpa"
-    assert not is_worth_it(torch.ones(4, 20), torch.tensor([20, 20, 19, 18]))
+    assert not is_worth_it(torch.ones(4, 20), torch.tensor([20, 20, 19, 18]), torch.zeros(4, dtype=torch.long))
     compiled = dataclasses.replace(network.config, compile=True)
     assert not Network(model_of(FAMILIES["Qwen2"]), compiled).backbone.packing

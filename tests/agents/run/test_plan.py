@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.cli import main
 from agents.config import TrainConfig
 from agents.config.machine import Machine
+from agents.networks.few_bits import FewBits
 from agents.run.plan import AS_IT_IS, Shape, Texts, memory, options, seconds
 from tests.agents.runs import Config, running
 
@@ -22,6 +23,9 @@ KINDS = {
     "reference": {"kl__beta": 0.1, "model__reference_dtype": "bfloat16"},
     "halves": {"model__dtype": "bfloat16", "kl__beta": 0.1},
     "adapters": {"model__lora__rank": 4, "model__critic": "separate", "kl__beta": 0.1},
+    "eight": {"model__lora__rank": 4, "kl__beta": 0.1, "model__frozen_bits": 8},
+    "four": {"model__lora__rank": 4, "model__dtype": "bfloat16", "model__frozen_bits": 4},
+    "reference in eight": {"kl__beta": 0.1, "model__reference_dtype": "bfloat16", "model__frozen_bits": 8},
     "attention": {"model__lora__rank": 4, "model__lora__targets": "attention"},
 }
 TEXTS = Texts(prompt=12, new=5)
@@ -30,6 +34,13 @@ TEXTS = Texts(prompt=12, new=5)
 def size(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors, each counted once."""
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.numel()}.values())
+
+
+def kept_by(model: nn.Module) -> list[Tensor]:
+    """Its weights, and those in few bits with their scales."""
+    few = [layer for layer in model.modules() if isinstance(layer, FewBits)]
+    packed = [each for layer in few for name, each in layer.named_buffers(recurse=False)]
+    return [*model.parameters(), *packed, *(layer.state.absmax for layer in few if layer.state is not None)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,10 +52,10 @@ def test_weights_and_what_learns_them_take_what_was_said(config: Config, kind: s
         network, learner = run.algorithm.network, run.algorithm.learner
         head = set(network.value_head.parameters())  # which a plan leaves out: it has one weight for each of the width
         adapters = [weight for name, weight in network.named_parameters() if "lora_" in name]
-        reference = () if network._reference is None else network._reference.parameters()
+        reference = () if network._reference is None else kept_by(network._reference)
         critic = network.critic_backbone
         apart = [] if critic is None or adapters else list(critic.parameters())
-        assert planned["weights"] == size(network.engine_model().parameters()) - size(adapters)
+        assert planned["weights"] == size(kept_by(network.engine_model())) - size(adapters)
         assert planned.get("adapters", 0) == size(adapters)
         assert planned.get("critic", 0) == size(apart)
         assert planned.get("reference", 0) == size(reference)
@@ -107,7 +118,7 @@ def test_gradients_come_as_what_layers_keep_goes(config: Config) -> None:
 
 def test_time_is_counted_in_operations() -> None:
     """By hand: a model of 1,000 weights, 4 texts of 2 + 3 tokens, two epochs."""
-    shape = Shape(1000, 1000, 2, 8, 32, 8, 16, 100, 50)
+    shape = Shape(1000, 1000, 2, 8, 32, 8, 16, 100, 50, 800, 80)
     told = TrainConfig().replace(rollout__batch_size=4, actor__epochs=2, kl__beta=0.1, model__dtype="bfloat16")
     found = seconds(told, shape, Texts(2, 3), Machine(tflops=1e-9, bandwidth=1.0))  # a thousand operations a second
     forward = 4 * 5 * 2 * 1000 / 1000
@@ -129,7 +140,7 @@ def test_each_option_needs_less_than_the_one_before(config: Config) -> None:
     assert len(set(sizes)) == len(sizes)
     assert found[-1][0] == (
         "--actor.micro-batch-size 2 --critic.micro-batch-size 2 --rollout.engine-dtype bfloat16 --model.lora.rank 16 "
-        "--model.dtype bfloat16 --model.gradient-checkpointing"
+        "--model.dtype bfloat16 --model.gradient-checkpointing --model.frozen-bits 4"
     )
 
 
