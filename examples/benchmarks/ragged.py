@@ -15,8 +15,8 @@ Iterations (`ragged_speedup_over_trl_*`): as in ppo_throughput.py, but texts end
 tokens at most. Of SmolLM2 a copy is taken that ends a text as readily as it writes a common word, so lengths are as
 ragged as can be; the tiny model's weights are random, and it ends one of a hundred tokens. Both sides draw their own
 texts: what counts are seconds for each token written. TRL 1.12 is in an environment of its own, see trl_side.py. Each
-round begins both anew, one after the other, and times their second iterations: with SmolLM2, both at once need more
-memory than many machines have.
+round begins both anew in processes of their own, one after the other, and times their second iterations: with SmolLM2,
+both at once need more memory than many machines have.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import gc
 import json
-import os
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,6 @@ MINIBATCH = {"tiny": 32, "smollm2": 8}
 REPEATS = {"tiny": 3, "smollm2": 1}
 GROUP, GROUPS, LONG_PROMPT = 8, {"tiny": 16, "smollm2": 2}, 96
 COMMON = " the"
-CORES = os.sched_getaffinity(0)
 CRITICS = {"same_work": "separate", "default": "shared"}
 
 
@@ -145,8 +144,11 @@ def beside_trl(name: str, rounds: int, dtype: str, folder: Path) -> Results:
     for number in range(rounds):
         seconds["trl"].append(_theirs(how.replace(seed=number), shape))
         for way, critic in CRITICS.items():
-            seconds[way].append(_ours(how.replace(seed=number, model__critic=critic), lengths))
-            gc.collect()
+            with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+                took, written = apart.submit(_ours, how.replace(seed=number, model__critic=critic)).result()
+            seconds[way].append(took)
+            lengths += written
+        say(f"round {number + 1}: {', '.join(f'{way} {of[-1]:.4f}' for way, of in seconds.items())} s a token")
     label = label_of(name)
     return {
         f"ragged_dtype{label}": dtype,
@@ -162,7 +164,6 @@ def _theirs(config: TrainConfig, shape: Shape) -> float:
     task = OddIds(shape.prompt, shape.response, shape.model)
     vocabulary = load_vocabulary(config.model.name)
     prompts = [vocabulary.encode(prompt.text).tolist() for prompt in task.prompts("train")]
-    os.sched_setaffinity(0, CORES)  # an engine may have bound this process to one, which the other would inherit
     with TRLWorker() as worker:
         worker.setup(
             model=str(model_folder(config.model.name)), prompts=prompts, answers=prompts, batch_size=shape.batch,
@@ -174,18 +175,16 @@ def _theirs(config: TrainConfig, shape: Shape) -> float:
     return float(after["seconds"]) / (after["tokens"] - before["tokens"])
 
 
-def _ours(config: TrainConfig, lengths: list[int]) -> float:
-    """The same of ours."""
+def _ours(config: TrainConfig) -> tuple[float, list[int]]:
+    """The same of ours, and the lengths of its texts."""
     run = build(config)
-    try:
-        iterate(run)
-        start = clock("cpu")
-        batch = iterate(run)
-        took = clock("cpu") - start
-    finally:
-        run.close()
-    lengths.extend(PROMPT + episode.rollout.num_actions for episode in batch.episodes)
-    return took / batch.written_tokens
+    iterate(run)
+    start = clock("cpu")
+    batch = iterate(run)
+    took = clock("cpu") - start
+    lengths = [PROMPT + episode.rollout.num_actions for episode in batch.episodes]
+    run.close()
+    return took / batch.written_tokens, lengths
 
 
 def iterate(run: Run) -> Batch:
