@@ -216,27 +216,27 @@ def figures(found: dict[int, dict[str, dict[str, list[float]]]]) -> dict[str, fl
 
 
 def draw(found: dict[int, dict[str, dict[str, list[float]]]], path: Path) -> None:
-    """Gold (full) and proxy rewards (dashed) of PPO by iterations, and of the best of n."""
+    """Gold and proxy rewards of PPO by iterations, and gold rewards of the best of n."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=False)
+    left, middle, right = figure.subplots(1, 3)
     for name, color in (("single", "#db2777"), ("ensemble", "#2563eb")):
         title = {"single": "one reward model", "ensemble": "five, on a fifth of the pairs each"}[name]
         for number, ways in enumerate(found.values()):
-            label = {"label": f"{title}: what it stands for"} if not number else {}
+            label = {} if number else {"label": title}
             left.plot(smooth(ways[name]["gold"]), color=color, linewidth=1.8, **label)
-            label = {"label": f"{title}: what is learned from"} if not number else {}
-            left.plot(smooth(ways[name]["proxy"]), color=color, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6, **label)
+            middle.plot(smooth(ways[name]["proxy"]), color=color, linewidth=1.8)
             right.plot(COUNTS, ways[name]["gold of n"], color=color, marker="o", markersize=3)
-    left.set(title="PPO", xlabel="iterations", ylabel="reward")
-    right.set(title="the best of n texts, by what it stands for", xlabel="n", xscale="log", xticks=COUNTS)
+    left.set(title="PPO: what people like", xlabel="iterations", ylabel="reward")
+    middle.set(title="PPO: what is learned from", xlabel="iterations")
+    right.set(title="the best of n texts: what people like", xlabel="n", xscale="log", xticks=COUNTS)
     right.set_xticklabels([str(count) for count in COUNTS])
     right.minorticks_off()
     left.legend(frameon=False, fontsize=8)
-    for panel in (left, right):
+    for panel in (left, middle, right):
         panel.grid(color="#e5e7eb", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=140)
