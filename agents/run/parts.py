@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import functools
 import math
-import os
 import random
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,7 +22,6 @@ from transformers.utils.logging import disable_progress_bar
 from agents.algorithms.base import Algorithm
 from agents.algorithms.registry import algorithm_class, check_algorithm
 from agents.config import ModelConfig, TrainConfig
-from agents.config.address import KEY, Address
 from agents.config.arguments import nested
 from agents.config.files import ConfigError
 from agents.config.modules import import_module_of
@@ -31,13 +29,10 @@ from agents.networks.network import Network
 from agents.networks.ranks import ALONE, Ranks
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform, part_below
 from agents.rollouts.workers import Workers
-from agents.rollouts.workers.gate import Gate, Visitors
-from agents.rollouts.workers.here import Here
-from agents.rollouts.workers.link import Links
-from agents.rollouts.workers.on_ray import OnRay
 from agents.rollouts.workers.worker import Scribe
 from agents.rollouts.writers import EngineWriter, PolicyWriter
 from agents.run.evaluate import Evaluator
+from agents.run.links import check_links, make_links
 from agents.run.precision import Speeds, choose_precision
 from llm_env.engines import Engine, engine_names, make_engine
 from llm_env.engines.transformers import TransformersEngine
@@ -235,6 +230,7 @@ def seed_everything(seed: int) -> None:
 def check_parts(config: TrainConfig) -> None:
     """Raise if there is no such task, reward, model or engine; to be called before anything is written."""
     make_task_of(config)
+    check_links(config)
     try:
         load_tokenizer(config.model.name)
     except OSError as error:
@@ -319,28 +315,6 @@ def make_workers(
         patience=config.rollout.patience,
         copies=config.rollout.ahead + 1,
     )
-
-
-def make_links(config: TrainConfig, learners: int = 1) -> Links:
-    """Where processes that write texts come from."""
-    patience = config.rollout.patience
-    if config.ray is not None:
-        return OnRay(config.ray, cpus=config.worker_cpus or 1, gpus=config.worker_gpus, patience=patience)
-    if config.listen is not None:
-        return Visitors(Gate(Address.read(config.listen), os.environ[KEY].encode(), patience))
-    on_gpu = torch.device(config.device).type == "cuda"
-    return Here(share_of_threads(config)[1], config.worker_gpus, first_gpu=learners if on_gpu else 0)
-
-
-def share_of_threads(config: TrainConfig) -> tuple[int, int]:
-    """With how many threads the learner computes, and each process that writes texts on this machine. Those that do it
-    at the same time share them: the learner, too, if texts are written ahead.
-    """
-    threads = torch.get_num_threads()
-    if not config.workers or config.ray is not None or config.listen is not None:
-        return threads, threads
-    each = config.worker_cpus or max(1, threads // (config.workers + (config.rollout.ahead > 0)))
-    return max(1, threads - config.workers * each) if config.rollout.ahead else threads, each
 
 
 def make_scribe(config: TrainConfig, task: Task, source: str, *, context: int, slots: int) -> Scribe:

@@ -27,9 +27,10 @@ from agents.report.log import MACHINE, METRICS
 from agents.rollouts.workers import Workers
 from agents.run.interruption import Interruption, interruptible
 from agents.run.learners import follow, learning_together
+from agents.run.links import share_of_threads
 from agents.run.loop import CHECKPOINTS, Result, Training
 from agents.run.memory import keep_freed_memory
-from agents.run.parts import build, check_parts, share_of_threads
+from agents.run.parts import build, check_parts
 from agents.run.precision import settle
 from agents.run.summary import before_and_after, run_title
 from agents.run.warm_start import SFT_CHECKPOINTS, forget_checkpoints, warm_start

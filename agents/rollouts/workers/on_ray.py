@@ -31,13 +31,7 @@ class OnRay(Links):
         self._ray = _ray()
         self._is_mine = not self._ray.is_initialized()
         if self._is_mine:
-            try:
-                self._ray.init(address=cluster, logging_level=logging.WARNING)
-            except (ConnectionError, ValueError) as error:
-                raise ConnectionError(
-                    f"there is no Ray cluster {cluster!r} ({error}): start one by `ray start --head`, or use "
-                    f"--ray {NEW}, one of this machine alone"
-                ) from error
+            _connect(self._ray, cluster)
         self.gate = Gate(Address(self._ray.util.get_node_ip_address(), 0), new_key().encode(), patience)
         self.needs = f"{cpus} CPU" + f" and {gpus} GPU" * (gpus > 0)
         self._actor = self._ray.remote(
@@ -109,6 +103,24 @@ class RayVisitor(Visitor):
             except self._ray.exceptions.RayError as error:
                 self._why = " ".join(str(error).split())[:300]
         return bool(self._why)
+
+
+def check_cluster(cluster: str) -> None:
+    """Raise if there is no such Ray cluster, as far as that can be said before one is needed."""
+    ray = _ray()
+    if cluster != NEW and not ray.is_initialized():
+        _connect(ray, cluster)
+        ray.shutdown()
+
+
+def _connect(ray: Any, cluster: str) -> None:
+    try:
+        ray.init(address=cluster, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError) as error:
+        raise ConnectionError(
+            f"there is no Ray cluster {cluster!r} ({error}): start one by `ray start --head`, or use "
+            f"--ray {NEW}, one of this machine alone"
+        ) from error
 
 
 def _ray() -> Any:

@@ -23,13 +23,14 @@ from agents.cli import main
 from agents.config import TrainConfig
 from agents.config.address import KEY, Address
 from agents.config.checks import problems
+from agents.config.files import ConfigError
 from agents.rollouts.workers import Workers, gate
 from agents.rollouts.workers.gate import Gate, Visitor, Visitors
 from agents.rollouts.workers.here import Here
 from agents.rollouts.workers.link import NobodyCameError
 from agents.rollouts.workers.shards import Ready
 from agents.rollouts.workers.visit import about_me
-from agents.run.parts import make_links
+from agents.run.links import check_links, make_links
 from tests.agents.rollouts.scribes import CONTEXT, make_scribe, weights
 from tests.agents.rollouts.test_workers import SEES, ask, shown, taken
 
@@ -227,7 +228,10 @@ def test_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
+    check_links(config.replace(listen=address))
     visitors = make_links(config.replace(listen=address))
+    with pytest.raises(ConfigError, match=rf"--listen is {address}, but nothing can wait there .*use another port"):
+        check_links(config.replace(listen=address))
     assert visitors.announcement == f"waiting for processes to write texts: llm-env worker {address}"
     visitors.close()
 
@@ -238,7 +242,8 @@ def test_ray_starts_them(tmp_path: Path) -> None:
     from agents.rollouts.workers.on_ray import OnRay
 
     with pytest.raises(ConnectionError, match=r"there is no Ray cluster 'auto'.*--ray local"):
-        OnRay("auto")
+        check_links(TrainConfig(workers=1, ray="auto"))
+    check_links(TrainConfig(workers=1, ray="local"))
     pool = Workers(functools.partial(make_scribe, tmp_path), 2, weights(), context=CONTEXT, links=OnRay("local"))
     try:
         pool.load_weights(weights(), version=1)
