@@ -46,6 +46,6 @@ def worker(arguments: Sequence[str]) -> None:
         raise ConfigError(f"the environment variable {KEY} is empty: it must hold the secret that the run has there")
     from agents.rollouts.workers.visit import visit  # takes seconds to import
 
-    print(f"writing texts for {address}", flush=True)
+    print(f"going to write texts for the run at {address}", flush=True)
     visit(address, key.encode(), patience=options.patience)
     print("the run has ended")

@@ -17,6 +17,7 @@ def problems(config: TrainConfig) -> Iterator[str]:
     yield from out_of_range(config)
     yield from _contradictions(config)
     yield from _no_such_device(config.device)
+    yield from _too_few_gpus(config)
 
 
 def out_of_range(part: object, prefix: str = "") -> Iterator[str]:
@@ -39,6 +40,20 @@ def _no_such_device(name: str) -> Iterator[str]:
         return
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         yield f"--device is {name}, but torch finds {torch.cuda.device_count()} CUDA devices here: use --device cpu"
+
+
+def _too_few_gpus(c: TrainConfig) -> Iterator[str]:
+    if not c.worker_gpus or c.ray is not None or c.listen is not None:
+        return
+    import torch
+
+    needed, found = c.workers * c.worker_gpus + c.device.startswith("cuda"), torch.cuda.device_count()
+    if found < needed:
+        yield (
+            f"--worker-gpus is {c.worker_gpus} for each of --workers {c.workers}, which with the learner's makes "
+            f"{needed}, but torch finds {found} CUDA devices here: use fewer --workers, or let them share --device "
+            f"(--worker-gpus 0)"
+        )
 
 
 def _contradictions(c: TrainConfig) -> Iterator[str]:

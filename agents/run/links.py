@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 
 import torch
 
 from agents.config import TrainConfig
 from agents.config.address import KEY, Address
 from agents.config.files import ConfigError
-from agents.rollouts.workers.gate import Gate, Visitors
+from agents.rollouts.workers.gate import Gate, Visitors, listening_at
 from agents.rollouts.workers.here import Here
 from agents.rollouts.workers.link import Links
 from agents.rollouts.workers.on_ray import OnRay, check_cluster
@@ -22,7 +21,7 @@ def check_links(config: TrainConfig) -> None:
         check_cluster(config.ray)
     if config.listen is not None:
         try:
-            socket.create_server(Address.read(config.listen)).close()
+            listening_at(Address.read(config.listen)).close()
         except OSError as error:
             raise ConfigError(
                 f"--listen is {config.listen}, but nothing can wait there ({error}): use another port, and an address "

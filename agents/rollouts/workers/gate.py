@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -42,7 +41,7 @@ class Gate:
     def __init__(self, address: Address, key: bytes, patience: float = 600.0) -> None:
         self.key = key
         self.patience = patience
-        self._socket = socket.create_server((address.host, address.port))
+        self._socket = listening_at(address)
         self._socket.settimeout(0.5)
         self.address = address._replace(port=self._socket.getsockname()[1])
         self._waiting: list[tuple[str, Connection]] = []
@@ -71,9 +70,15 @@ class Gate:
 
     def _stand(self) -> None:
         while self._is_open:
-            with contextlib.suppress(TimeoutError):
+            try:
                 found, (host, *_) = self._socket.accept()
-                threading.Thread(target=self._greet, args=(found, host), daemon=True).start()
+            except TimeoutError:
+                continue
+            except OSError as error:  # such as too many open files
+                logger.warning("somebody could not be let in: %s", error)
+                time.sleep(1.0)
+                continue
+            threading.Thread(target=self._greet, args=(found, host), daemon=True).start()
 
     def _greet(self, found: socket.socket, host: str) -> None:
         """Let one in, or say why not."""
@@ -103,6 +108,8 @@ class Gate:
         with self._changed:
             self._waiting.append((str(said["ticket"]), connection))
             self._changed.notify_all()
+        if not self._is_open:
+            connection.close()
         if not said["ticket"]:
             logger.info("a process on %s has come to write texts", said["where"])
 
@@ -168,6 +175,12 @@ class Visitor(Link):
     def how_it_ended(self) -> str:
         """Of another machine nothing is known."""
         return "the connection is closed"
+
+
+def listening_at(address: Address) -> socket.socket:
+    """A socket that waits there."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return socket.create_server(address, family=family)
 
 
 def _nobody(address: Address) -> str:

@@ -78,7 +78,9 @@ def _reach(address: Address, patience: float) -> Connection:
     while True:
         try:
             found = socket.create_connection(address, timeout=10.0)
-        except (ConnectionRefusedError, TimeoutError) as error:
+        except socket.gaierror as error:
+            raise ConnectionError(f"there is no machine named {address.host!r} ({error})") from error
+        except OSError as error:
             if time.monotonic() > until:
                 raise TimeoutError(
                     f"nobody waits at {address} ({error}): is the program begun, with --listen, and can this machine "

@@ -102,6 +102,17 @@ def test_network_engine_and_export_agree(bits: Bits, targets: Any, tmp_path: Pat
     assert Sampling().temperature == 1
 
 
+def test_computing_in_bfloat16(bits: Bits) -> None:
+    """Gradients arrive at adapters below and above."""
+    config = ModelConfig(lora=LoraConfig(rank=2), frozen_bits=bits, autocast="on")
+    network = Network(character_model(width=64, layers=2, spread=0.2), config)
+    data = TensorDict({"tokens": torch.randint(4, 90, (3, 7)), "state_position": torch.arange(6).expand(3, 6)}, [3])
+    network.actor.get_dist(data).log_prob(data["tokens"][:, 1:]).sum().backward()
+    for name, weight in network.actor_parameters().items():
+        assert weight.grad is not None, name
+        assert weight.grad.abs().max() > 0 or "lora_A" in name, name  # B is 0 at first
+
+
 def log_probs(network: Network, data: TensorDict) -> Tensor:
     with torch.no_grad():
         found: Tensor = network.actor.get_dist(data.clone()).log_prob(data["action"])

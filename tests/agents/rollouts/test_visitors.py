@@ -189,6 +189,7 @@ def test_a_gpu_for_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     [
         ({"ray": "auto"}, "--ray is auto, but --workers is 0"),
         ({"worker_gpus": 1}, "--worker-gpus is 1, but --workers is 0"),
+        ({"worker_gpus": 2, "workers": 3}, "which with the learner's makes 6, but torch finds 0 CUDA devices here"),
         ({"workers": 1, "listen": "7000"}, "--listen is 7000, expected HOST:PORT"),
         ({"workers": 1, "listen": "host:70000"}, "--listen is host:70000, expected HOST:PORT"),
         ({"workers": 1, "listen": "0.0.0.0:7000"}, f"the environment variable {KEY} is empty: it must hold a secret"),
@@ -199,6 +200,7 @@ def test_what_contradicts_itself(
     changes: dict[str, Any], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(KEY, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert any(problem in each for each in problems(TrainConfig(out=tmp_path).replace(**changes)))
 
 
@@ -207,6 +209,7 @@ def test_what_contradicts_itself(
     [
         (["7000"], SECRET, "'7000' is no address: expected HOST:PORT, such as 10.0.0.1:7000"),
         (["127.0.0.1:7000"], "", f"the environment variable {KEY} is empty"),
+        (["no-such-machine.invalid:7000"], SECRET, "there is no machine named 'no-such-machine.invalid'"),
         (["127.0.0.1:1", "--patience", "0"], SECRET, "nobody waits at 127.0.0.1:1"),
     ],
 )
