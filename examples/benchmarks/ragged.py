@@ -15,8 +15,8 @@ Iterations (`ragged_speedup_over_trl_*`): as in ppo_throughput.py, but texts end
 tokens at most. Of SmolLM2 a copy is taken that ends a text as readily as it writes a common word, so lengths are as
 ragged as can be; the tiny model's weights are random, and it ends one of a hundred tokens. Both sides draw their own
 texts: what counts are seconds for each token written. TRL 1.12 is in an environment of its own, see trl_side.py. Each
-round begins both anew in processes of their own, one after the other, and times their second iterations: with SmolLM2,
-both at once need more memory than many machines have.
+round begins both anew in processes of their own, one after the other, and leaves out their first iterations: with
+SmolLM2, both at once need more memory than many machines have.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ BATCH = {"tiny": 128, "smollm2": 32}
 MINIBATCH = {"tiny": 32, "smollm2": 8}
 REPEATS = {"tiny": 3, "smollm2": 1}
 GROUP, GROUPS, LONG_PROMPT = 8, {"tiny": 16, "smollm2": 2}, 96
+TIMED = 2
+"""Iterations of a round beside TRL."""
 COMMON = " the"
 CRITICS = {"same_work": "separate", "default": "shared"}
 
@@ -160,7 +162,7 @@ def beside_trl(name: str, rounds: int, dtype: str, folder: Path) -> Results:
 
 
 def _theirs(config: TrainConfig, shape: Shape) -> float:
-    """Seconds for a token of TRL's second iteration, in a process that then ends."""
+    """Seconds for a token of TRL's, from its second iteration on, in a process that then ends."""
     task = OddIds(shape.prompt, shape.response, shape.model)
     vocabulary = load_vocabulary(config.model.name)
     prompts = [vocabulary.encode(prompt.text).tolist() for prompt in task.prompts("train")]
@@ -171,8 +173,8 @@ def _theirs(config: TrainConfig, shape: Shape) -> float:
             dtype=config.model.dtype, threads=torch.get_num_threads(), seed=config.seed,
         )  # fmt: skip
         before = worker.iterate()
-        after = worker.iterate()
-    return float(after["seconds"]) / (after["tokens"] - before["tokens"])
+        timed = [worker.iterate() for _ in range(TIMED)]
+    return sum(each["seconds"] for each in timed) / (timed[-1]["tokens"] - before["tokens"])
 
 
 def _ours(config: TrainConfig) -> tuple[float, list[int]]:
@@ -180,11 +182,11 @@ def _ours(config: TrainConfig) -> tuple[float, list[int]]:
     run = build(config)
     iterate(run)
     start = clock("cpu")
-    batch = iterate(run)
+    batches = [iterate(run) for _ in range(TIMED)]
     took = clock("cpu") - start
-    lengths = [PROMPT + episode.rollout.num_actions for episode in batch.episodes]
+    lengths = [PROMPT + episode.rollout.num_actions for batch in batches for episode in batch.episodes]
     run.close()
-    return took / batch.written_tokens, lengths
+    return took / sum(batch.written_tokens for batch in batches), lengths
 
 
 def iterate(run: Run) -> Batch:
