@@ -207,6 +207,8 @@ class Algorithm:
         }
         if self.collector.workers is not None:
             metrics |= {"rollout/behind": batch.behind, "rollout/lost": self.collector.workers.lost}
+        if self.collector.stream is not None:
+            metrics["rollout/behind"] = batch.behind
         metrics |= self._guarded()
         if "kl/sequence" in metrics:
             self.kl.update(metrics["kl/sequence"], len(batch.episodes))

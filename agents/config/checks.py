@@ -109,6 +109,8 @@ def _of_workers(c: TrainConfig) -> Iterator[str]:
             f"--rollout.ahead is {c.rollout.ahead}, but texts are written in this process, which cannot learn "
             f"meanwhile: use --workers 1 or more"
         )
+    if c.rollout.go_on:
+        yield from _of_streams(c)
     asked = {"worker_cpus": c.worker_cpus, "worker_gpus": c.worker_gpus or None, "ray": c.ray, "listen": c.listen}
     for name, value in asked.items():
         if value is not None and not c.workers:
@@ -126,6 +128,22 @@ def _of_workers(c: TrainConfig) -> Iterator[str]:
                     f"--listen is {c.listen}, but the environment variable {KEY} is empty: it must hold a secret that "
                     f"only --workers know, as they can do what this program can. Use: export {KEY}={new_key()}"
                 )
+
+
+def _of_streams(c: TrainConfig) -> Iterator[str]:
+    if c.workers:
+        yield (
+            f"--rollout.go-on is on, but texts are written by --workers {c.workers}, which end a part of a batch "
+            f"before they begin another: use --workers 0, or leave it out"
+        )
+    chooses = {
+        "drop_uniform_groups": c.rollout.drop_uniform_groups,
+        "drop_cut": c.rollout.drop_cut,
+        "drop_part": c.rollout.drop_part,
+        "over_sample": c.rollout.over_sample > 1,
+    }
+    for name in (name for name, chosen in chooses.items() if chosen):
+        yield f"--rollout.go-on is on, which leaves no texts to choose from: leave {flag('rollout.' + name)} out"
 
 
 def flatten(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -141,6 +141,9 @@ class RolloutConfig:
     ahead: CountOrZero = 0
     """How many batches --workers write ahead, while the model learns from those before: texts are then as many
     iterations behind the model as that, and no more, and --loss.importance-cap corrects for it."""
+    go_on: bool = False
+    """Learn from the texts that end first, and let the others go on with the new weights, instead of waiting for the
+    longest of a batch. Long texts are then by several policies, for which --loss.importance-cap corrects."""
     patience: Positive = 600.0
     """Seconds after which one of --workers that has not been heard of is replaced."""
     over_sample: AtLeastOne = 1.0

@@ -347,7 +347,7 @@ BUILT_IN = (
         name="rollout/behind",
         label="behind",
         meaning="How many iterations the weights that wrote the texts are behind those that learn, on average.",
-        needs="--workers",
+        needs="--workers or --rollout.go-on",
     ),
     Metric(
         name="rollout/lost",

@@ -196,7 +196,7 @@ def _mismatch(self: Warnings, metrics: Mapping[str, float]) -> str | None:
         "the policy learns from texts that are not quite its own. "
     )
     if metrics.get("rollout/behind", 0.0) > 0:
-        return said + "They were written ahead, by a policy of before: try a smaller --rollout.ahead."
+        return said + ("They were written by a policy of before: try a smaller --rollout.ahead, or --rollout.no-go-on.")
     return said + (
         "Try --rollout.engine-dtype float32, or --rollout.engine transformers to see whether it is the engine; "
         "--loss.importance-cap 2 limits the harm."

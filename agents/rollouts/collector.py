@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict
 
 from agents.rollouts.packing import pack
+from agents.rollouts.stream import Stream
 from agents.rollouts.workers import Workers
 from agents.rollouts.writers import EngineWriter, Finish, Writer
 from llm_env.engines import Sampling
@@ -84,6 +85,7 @@ class Collector:
         filters: each is given a packed batch and returns `[B]` bool, which episodes to keep. Groups of completions are
             kept or left out as a whole: one stays if all its episodes do.
         refuses: says of an episode whether it is to be left out, as filters do, and counted.
+        stream: gives the texts, those first that end first, in place of `writer`; nothing is left out then.
 
     Examples:
         >>> from agents.rollouts.writers import EngineWriter
@@ -108,6 +110,7 @@ class Collector:
         over_sample: float = 1.0,
         filters: Sequence[Filter] = (),
         refuses: Refuses | None = None,
+        stream: Stream | None = None,
     ) -> None:
         group = writer.mdp.sampler.completions_per_prompt
         if batch_size < 1 or batch_size % group:
@@ -123,6 +126,7 @@ class Collector:
                 f"ahead is {ahead}, but there are no Workers: in this process nothing is written meanwhile"
             )
         self.writer = writer
+        self.stream = stream
         self.batch_size = batch_size
         self.temperature = temperature
         self.seed = seed
@@ -141,6 +145,8 @@ class Collector:
     def collect(self) -> Batch:
         """The next batch."""
         start = time.perf_counter()
+        if self.stream is not None:
+            return self._streamed(self.stream, start)
         kept: list[Episode] = []
         left_out: list[Episode] = []
         refused = 0
@@ -170,10 +176,28 @@ class Collector:
             seconds=time.perf_counter() - start,
         )
 
+    def _streamed(self, stream: Stream, start: float) -> Batch:
+        episodes = stream.take(self.batch_size, version=self.iteration)
+        versions = [each.version if each.versions is None else float(np.mean(each.versions)) for each in episodes]
+        batch = Batch(
+            data=pack(episodes, self.writer.mdp.vocabulary.pad_token),
+            episodes=episodes,
+            written=len(episodes),
+            written_tokens=sum(episode.rollout.num_actions for episode in episodes),
+            refilled=0,
+            refused=0,
+            behind=self.iteration - float(np.mean(versions)),
+            seconds=time.perf_counter() - start,
+        )
+        self.iteration += 1
+        return batch
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on from here, as JSON can hold it; `tensors` has the rest."""
         mdp = self.writer.mdp
         state = {"iteration": self.iteration, "sampler": mdp.sampler.state_dict(), "task": mdp.task.state_dict()}
+        if self.stream is not None:
+            state["stream"] = self.stream.state_dict()
         if self.ahead and self.workers is not None:
             begun = [
                 {"indices": each.indices.tolist(), "groups": each.groups.tolist(), "version": each.version}
@@ -197,6 +221,8 @@ class Collector:
         self.writer.mdp.sampler.load_state_dict(state["sampler"])
         if task := state.get("task"):
             self.writer.mdp.task.load_state_dict(task)
+        if self.stream is not None:
+            self.stream.load_state_dict(state["stream"])
         self._begun.clear()
         if self.workers is None or "version" not in state:
             return

@@ -28,13 +28,15 @@ from agents.config.modules import import_module_of
 from agents.networks.network import Network
 from agents.networks.ranks import ALONE, Ranks
 from agents.rollouts.collector import Collector, Filter, not_cut, not_uniform, part_below
+from agents.rollouts.stream import Stream, stream_seed
 from agents.rollouts.workers import Workers
 from agents.rollouts.workers.worker import Scribe
 from agents.rollouts.writers import EngineWriter, PolicyWriter
 from agents.run.evaluate import Evaluator
 from agents.run.links import check_links, make_links
 from agents.run.precision import Speeds, choose_precision
-from llm_env.engines import Engine, engine_names, make_engine
+from llm_env.engines import Engine, Sampling, engine_names, make_engine
+from llm_env.engines.base import EngineBase
 from llm_env.engines.transformers import TransformersEngine
 from llm_env.mdp.core import TokenMDP
 from llm_env.mdp.options import MDPOptions
@@ -117,7 +119,7 @@ def build(config: TrainConfig, model: str | Path | None = None, ranks: Ranks = A
         config,
         parts.network,
         make_collector(config, parts),
-        trusted=_is_plain(config) and exact and not config.rollout.ahead,
+        trusted=_is_plain(config) and exact and not (config.rollout.ahead or config.rollout.go_on),
         **config.algo_args,
     )
     return Run(**{field.name: getattr(parts, field.name) for field in fields(parts)}, algorithm=algorithm)
@@ -207,6 +209,11 @@ def without_learning(config: TrainConfig) -> TrainConfig:
 def make_collector(config: TrainConfig, parts: Parts) -> Collector:
     """What collects batches of texts after the training prompts."""
     rollout = config.rollout
+    stream = None
+    if rollout.go_on:
+        assert isinstance(parts.engine, EngineBase)
+        sampling = Sampling(temperature=rollout.temperature, seed=stream_seed(config.seed))
+        stream = Stream(parts.mdp, parts.engine, rollout.slots or rollout.batch_size, sampling)
     filters: list[Filter] = [not_cut] * rollout.drop_cut + [not_uniform] * rollout.drop_uniform_groups
     return Collector(
         make_writer(config, parts.mdp, parts.engine),
@@ -217,6 +224,7 @@ def make_collector(config: TrainConfig, parts: Parts) -> Collector:
         over_sample=rollout.over_sample,
         filters=filters,
         refuses=None if rollout.drop_part is None else part_below(rollout.drop_part, rollout.drop_below),
+        stream=stream,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from llm_env.engines.checks import check_prompt
 from llm_env.engines.protocol import NamedTensors, Tokens
 from llm_env.engines.sampling import Sampling
 from llm_env.engines.slots import EngineSlots
-from llm_env.engines.writing import EngineChooser, Job, write
+from llm_env.engines.writing import EngineChooser, Job, Writing, write
 from llm_env.tasks.base import Task
 from llm_env.tasks.running import RunningEpisodes
 from llm_env.tokens.arrays import IntArray
@@ -121,6 +122,36 @@ class EngineBase(EngineSlots):
             )
         self._checked_prompts([prompts.tokens[index] for index in {job.prompt_index for job in jobs}], context)
         return self._write(task, prompts, jobs, sampling, context, max_new_tokens, None)
+
+    def begin(
+        self,
+        task: Task,
+        prompts: TokenizedPrompts,
+        jobs: Iterable[Job],
+        sampling: Sampling,
+        *,
+        rows: int,
+        context: int,
+        max_new_tokens: int | None = None,
+    ) -> tuple[Writing, EngineChooser]:
+        """As `write`, for one who takes the steps, and lets others have the slots in between.
+
+        Args:
+            task: see `write`.
+            prompts: see there; they must fit.
+            jobs: there may be no end of them.
+            sampling: see there.
+            rows: how many texts to write side by side.
+            context: see there.
+            max_new_tokens: see there.
+        """
+        self._check_open()
+        slots = self.claim(rows)
+        how: dict[str, Any] = {"num_rows": rows, "context": context, "max_new_tokens": max_new_tokens}
+        episodes = RunningEpisodes(task, prompts, self.vocabulary, **how)
+        longest = min(int(episodes.state.budget.max()), context)
+        chooser = EngineChooser(self, slots, sampling, longest)
+        return Writing(episodes, jobs, chooser), chooser
 
     def _checked_prompts(self, prompts: Sequence[Tokens], context: int) -> list[IntArray]:
         arrays = [as_token_ids(prompt, self.vocab_size, "a prompt") for prompt in prompts]

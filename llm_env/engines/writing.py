@@ -11,7 +11,7 @@ process seen one action at a time, and tests hold the two together.
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -72,6 +72,26 @@ class Chooser(Protocol):
         """The texts in these rows have ended."""
 
 
+class Part(NamedTuple):
+    """A text as far as it has been written: what it takes to go on with it, wherever.
+
+    Attributes:
+        job: what is being written.
+        row: where.
+        actions: the tokens that were chosen.
+        log_probs: of each of them.
+        versions: of the weights that chose them.
+        done: it has ended.
+    """
+
+    job: Job
+    row: int
+    actions: list[int]
+    log_probs: list[float]
+    versions: list[int]
+    done: bool = False
+
+
 def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> Iterator[tuple[Job, Episode]]:
     """Write texts, each handed out with its job as soon as it has ended, and not scored yet.
 
@@ -80,52 +100,116 @@ def write(episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> I
         jobs: what to write, in the order in which texts are to begin.
         chooser: chooses every token.
     """
-    state = episodes.state
-    to_do = deque(jobs)
-    job_of_row: list[Job | None] = [None] * episodes.num_rows
-    masks = _Masks(episodes.num_rows)
-    log_probs = np.zeros((episodes.num_rows, min(int(state.budget.max()), state.context)), dtype=np.float32)
+    writing = Writing(episodes, jobs, chooser)
     try:
-        while True:
-            running = np.flatnonzero(state.running)
-            fresh = np.flatnonzero(~(state.running | episodes.waiting))[: len(to_do)]
-            rows = np.concatenate([running, fresh])
-            if not len(rows) and not episodes.waiting.any():
-                return
-            if len(fresh):
-                begun = [to_do.popleft() for _ in fresh]
-                for row, job in zip(fresh.tolist(), begun, strict=True):
-                    job_of_row[row] = job
-                prompt_indices, groups = np.array([job[:2] for job in begun], dtype=np.int64).T
-                episodes.begin(fresh, prompt_indices, groups)
-                masks.begin(fresh)
-                chooser.begin(fresh, begun)
-            if len(rows):
-                allowed = episodes.action_mask(rows)
-                masks.note(rows, allowed)
-                tokens, chosen = chooser.choose(state, rows, allowed)
-                log_probs[rows, state.num_actions[rows]] = chosen
-                episodes.step(tokens, rows, wait=False)
-            settled = np.concatenate([rows[~episodes.waiting[rows]], episodes.answered(block=not len(rows))])
-            episodes.pay(settled)
-            ended = episodes.ended(settled)
-            chooser.end(ended)
-            for row in ended.tolist():
-                job = job_of_row[row]
-                assert job is not None
-                drawn = log_probs[row, : state.num_actions[row]].copy()
-                episode = episodes.episode(
-                    row,
-                    log_probs=drawn,
-                    completion_index=job.completion,
-                    version=chooser.version,
-                    action_masks=masks.of(row),
-                )
-                yield job, episode
+        while (ended := writing.step()) is not None:
+            yield from ((part.job, episode) for part, episode in ended)
     finally:
-        left = np.flatnonzero(state.running | episodes.waiting)
-        chooser.end(left)
-        episodes.leave(left)
+        writing.close()
+
+
+class Writing:
+    """Texts that are being written, a step at a time.
+
+    Args:
+        episodes: rows to write in; none of them may be running.
+        jobs: what to write, in the order in which texts are to begin; there may be no end of it.
+        chooser: chooses every token.
+    """
+
+    def __init__(self, episodes: RunningEpisodes, jobs: Iterable[Job], chooser: Chooser) -> None:
+        self.episodes = episodes
+        self.chooser = chooser
+        self._jobs = iter(jobs)
+        self._job_of_row: list[Job | None] = [None] * episodes.num_rows
+        self._masks = _Masks(episodes.num_rows)
+        shape = (episodes.num_rows, min(int(episodes.state.budget.max()), episodes.state.context))
+        self._log_probs = np.zeros(shape, dtype=np.float32)
+        self._versions: IntArray = np.zeros(shape, dtype=np.int64)
+
+    def step(self) -> list[tuple[Part, Episode]] | None:
+        """One token more in each text, and new texts in free rows. The texts that have ended; None if all have."""
+        episodes, state = self.episodes, self.episodes.state
+        running = np.flatnonzero(state.running)
+        fresh = np.flatnonzero(~(state.running | episodes.waiting))
+        begun = list(itertools.islice(self._jobs, len(fresh)))
+        fresh = fresh[: len(begun)]
+        rows = np.concatenate([running, fresh])
+        if not len(rows) and not episodes.waiting.any():
+            return None
+        if begun:
+            self._begin(fresh, begun)
+            self.chooser.begin(fresh, begun)
+        if len(rows):
+            allowed = episodes.action_mask(rows)
+            tokens, chosen = self.chooser.choose(state, rows, allowed)
+            self._note(rows, allowed, chosen, self.chooser.version)
+            episodes.step(tokens, rows, wait=False)
+        settled = np.concatenate([rows[~episodes.waiting[rows]], episodes.answered(block=not len(rows))])
+        episodes.pay(settled)
+        ended = episodes.ended(settled)
+        self.chooser.end(ended)
+        return [self._finished(row) for row in ended.tolist()]
+
+    def close(self) -> None:
+        """Give up the texts that have not ended."""
+        left = np.flatnonzero(self.episodes.state.running | self.episodes.waiting)
+        self.chooser.end(left)
+        self.episodes.leave(left)
+
+    def unfinished(self) -> list[Part]:
+        """What has been written of the texts that have not ended."""
+        left = np.flatnonzero(self.episodes.state.running | self.episodes.waiting)
+        return [self._part(row) for row in left.tolist()]
+
+    def go_on_with(self, part: Part) -> Episode | None:
+        """Begin again what somebody else has written, by the same tokens; the episode, if it ended with them."""
+        row = np.array([part.row])
+        self._begin(row, [part.job])
+        for action, log_prob, version in zip(part.actions, part.log_probs, part.versions, strict=True):
+            self._note(row, self.episodes.action_mask(row), np.array([log_prob], dtype=np.float32), version)
+            self.episodes.step([action], row)
+            self.episodes.pay(row)
+        if part.done:
+            return self._finished(part.row)[1]
+        self.chooser.begin(row, [part.job])
+        return None
+
+    def _begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
+        for row, job in zip(rows.tolist(), jobs, strict=True):
+            self._job_of_row[row] = job
+        prompt_indices, groups = np.array([job[:2] for job in jobs], dtype=np.int64).T
+        self.episodes.begin(rows, prompt_indices, groups)
+        self._masks.begin(rows)
+
+    def _note(self, rows: IntArray, allowed: BoolArray | None, log_probs: LogProbs, version: int) -> None:
+        self._masks.note(rows, allowed)
+        steps = self.episodes.state.num_actions[rows]
+        self._log_probs[rows, steps] = log_probs
+        self._versions[rows, steps] = version
+
+    def _part(self, row: int, done: bool = False) -> Part:
+        state = self.episodes.state
+        start, stop, count = int(state.prompt_length[row]), int(state.length[row]), int(state.num_actions[row])
+        tokens = state.tokens[row, start:stop]
+        actions = tokens if state.reply is None else tokens[state.is_action[row, start:stop]]
+        job = self._job_of_row[row]
+        assert job is not None
+        log_probs, versions = self._log_probs[row, :count].tolist(), self._versions[row, :count].tolist()
+        return Part(job, row, actions.tolist(), log_probs, versions, done)
+
+    def _finished(self, row: int) -> tuple[Part, Episode]:
+        part, count = self._part(row, done=True), self.episodes.state.num_actions[row]
+        versions = self._versions[row, :count].copy()
+        episode = self.episodes.episode(
+            row,
+            log_probs=self._log_probs[row, :count].copy(),
+            completion_index=part.job.completion,
+            version=int(versions[-1]),
+            action_masks=self._masks.of(row),
+        )
+        episode.versions = None if versions[0] == versions[-1] else versions
+        return part, episode
 
 
 class _Masks:
@@ -167,6 +251,12 @@ class SlotReader(Protocol):
     def stop(self, slots: IntArray) -> None:
         """Free slots."""
 
+    def claim(self, count: int) -> IntArray:
+        """Slots that nobody else has."""
+
+    def release(self, slots: IntArray) -> None:
+        """Give them back."""
+
 
 class EngineChooser:
     """A language model and a sampler. A text is drawn with the same random numbers in any row, beside any other.
@@ -183,7 +273,7 @@ class EngineChooser:
         assert sampling.seed is not None
         self.seed = sampling.seed
         self.sampling = sampling
-        self.version = engine.version
+        self.version = self._reads_with = engine.version
         self._engine = engine
         self._slots = slots
         self._random = np.zeros((len(slots), longest))
@@ -197,10 +287,10 @@ class EngineChooser:
 
     def choose(self, state: TokenState, rows: IntArray, allowed: BoolArray | None) -> tuple[IntArray, LogProbs]:
         """Read what is new in these rows, then draw the next token of each."""
-        if self._engine.version != self.version:
+        if self._engine.version != self._reads_with:
             raise RuntimeError(
-                f"the engine's weights were replaced (version {self.version}, now {self._engine.version}) while texts "
-                "were being written, whose slots are lost with that: finish or close the stream first"
+                f"the engine's weights were replaced (version {self._reads_with}, now {self._engine.version}) while "
+                "texts were being written, whose slots are lost with that: finish or close the stream first"
             )
         tokens, log_probs = choose(
             self._read_on(state, rows), self.sampling, self._random[rows, state.num_actions[rows]], allowed
@@ -210,6 +300,16 @@ class EngineChooser:
     def end(self, rows: IntArray) -> None:
         """The texts in these rows have ended: free their slots."""
         self._engine.stop(self._slots[rows])
+
+    def pause(self) -> None:
+        """Give the slots back for a while. What was read in them is read again, with the weights of then."""
+        self._engine.release(self._slots)
+
+    def go_on(self, version: int) -> None:
+        """Choose with the weights that the engine has now, and call them by this number."""
+        self._slots = self._engine.claim(len(self._slots))
+        self._read[:] = 0
+        self._reads_with, self.version = self._engine.version, version
 
     def _read_on(self, state: TokenState, rows: IntArray) -> torch.Tensor:
         """Let the engine read all that is new in the rows; the logits after it."""

@@ -31,7 +31,8 @@ class Episode:
         prompt_index: which prompt of the split (or of the call to `generate`) it answers.
         group: episodes of one group are to be compared with each other.
         completion_index: which of the texts that were asked for after this prompt.
-        version: of the weights that wrote it, as the engine counts them.
+        version: of the weights that wrote it, as the engine counts them; the last, if there were several.
+        versions: `[n]` of the weights that chose each of them, if there were several.
         failed_replies: how often the task's `reply` failed in it.
         action_masks: `[n]` what the task allowed at each of them, as the bits of `np.packbits`; equal ones are one
             object. None: all tokens, always.
@@ -46,6 +47,7 @@ class Episode:
     group: int
     completion_index: int = 0
     version: int = 0
+    versions: IntArray | None = None
     failed_replies: int = 0
     action_masks: tuple[bytes, ...] | None = None
 
