@@ -37,7 +37,7 @@ class Optimizer:
         weight_decay: AdamW's.
         betas: AdamW's.
         max_gradient_norm: longer gradients are shortened to this.
-        state_bits: of AdamW's averages; 8 need bitsandbytes.
+        state_bits: of AdamW's averages; 8 need bitsandbytes, none is float32.
 
     Attributes:
         steps: where the schedule is; the next step is of this number, the first of 0.
@@ -60,7 +60,7 @@ class Optimizer:
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         max_gradient_norm: float = 1.0,
-        state_bits: Literal[32, 8] = 32,
+        state_bits: Literal[8] | None = None,
     ) -> None:
         self.weights = list(weights.values())
         self.learning_rate = learning_rate
@@ -85,7 +85,7 @@ class Optimizer:
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
         self.adam: torch.optim.Optimizer
-        if state_bits == 32:
+        if state_bits is None:
             self.adam = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
         else:
             self.adam = need_bitsandbytes("averages in 8 bits").optim.AdamW8bit(groups, lr=learning_rate, betas=betas)

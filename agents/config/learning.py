@@ -149,9 +149,9 @@ class OptimizerConfig:
     """How strongly every step shrinks the weights (AdamW's weight decay), such as 0.01; 0 does not."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     """How slowly AdamW's averages of the gradient and of its square change; nearer to 1 is slower."""
-    state_bits: Literal[32, 8] = 32
+    state_bits: Literal[8] | None = None
     """In how many bits AdamW keeps its averages. 8 take a quarter of the memory (2 bytes a weight in place of 8), and
-    on a CPU many times as long."""
+    on a CPU many times as long. None keeps them in float32."""
     max_gradient_norm: Positive = 1.0
     """The longest gradient that is followed as it is; a longer one is shortened to this. 1 is usual."""
     epochs: Count = 4

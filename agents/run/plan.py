@@ -16,7 +16,7 @@ from agents.run.parts import shares_weights
 from llm_env.models import model_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
-ADAM = {32: 8, 8: 2 * (1 + 4 / 256)}
+ADAM = {None: 8, 8: 2 * (1 + 4 / 256)}
 """Two averages of a gradient, in float32; or in 8 bits, with a scale for each 256."""
 UNDER_AUTOCAST, IN_BFLOAT16 = 0.67, 0.55
 """What layers keep for the backward pass, as a share of what they keep in float32; some of it stays in float32."""

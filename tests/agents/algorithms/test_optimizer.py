@@ -115,7 +115,7 @@ class TestInEightBits:
     """Averages of bitsandbytes; weights of fewer than 4,096 numbers keep theirs in 32."""
 
     @staticmethod
-    def steps(bits: Literal[32, 8], number: range, optimizer: Optimizer | None = None) -> Optimizer:
+    def steps(bits: Literal[8] | None, number: range, optimizer: Optimizer | None = None) -> Optimizer:
         if optimizer is None:
             generator = torch.Generator().manual_seed(0)
             shapes = {"matrix": (80, 64), "bias": (80,)}
@@ -131,7 +131,7 @@ class TestInEightBits:
 
     def test_it_goes_nearly_the_same_way(self) -> None:
         pytest.importorskip("bitsandbytes")
-        begin, exact, few = (self.steps(bits, range(count)) for bits, count in ((32, 0), (32, 40), (8, 40)))
+        begin, exact, few = (self.steps(bits, range(count)) for bits, count in ((None, 0), (None, 40), (8, 40)))
         way, other = ((each.weights[0] - begin.weights[0]).detach() for each in (exact, few))
         assert 0 < (way - other).norm() < 0.05 * way.norm()
         torch.testing.assert_close(exact.weights[1], few.weights[1], atol=1e-6, rtol=1e-5)
