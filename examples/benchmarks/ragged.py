@@ -65,7 +65,7 @@ SHORTEST, LONGEST, PROMPT = 8, 128, 4
 BATCH = {"tiny": 128, "smollm2": 32}
 MINIBATCH = {"tiny": 32, "smollm2": 8}
 REPEATS = {"tiny": 3, "smollm2": 1}
-GROUP, GROUPS, LONG_PROMPT = 8, {"tiny": 16, "smollm2": 2}, 96
+GROUP, GROUPS, LONG_PROMPT = 8, {"tiny": 8, "smollm2": 2}, 96
 TIMED = 2
 """Iterations of a round beside TRL."""
 COMMON = " the"
