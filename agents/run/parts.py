@@ -211,7 +211,11 @@ def make_collector(config: TrainConfig, parts: Parts) -> Collector:
     rollout = config.rollout
     stream = None
     if rollout.go_on:
-        assert isinstance(parts.engine, EngineBase)
+        if not isinstance(parts.engine, EngineBase):
+            raise ConfigError(
+                f"--rollout.go-on is on, but the engine {rollout.engine} is no EngineBase, whose texts can be paused: "
+                "leave it out, or use --rollout.engine transformers"
+            )
         sampling = Sampling(temperature=rollout.temperature, seed=stream_seed(config.seed))
         stream = Stream(parts.mdp, parts.engine, rollout.slots or rollout.batch_size, sampling)
     filters: list[Filter] = [not_cut] * rollout.drop_cut + [not_uniform] * rollout.drop_uniform_groups
