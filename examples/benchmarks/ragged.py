@@ -11,6 +11,8 @@ Groups (`shared_over_apart`): eight texts after each prompt, which all layers bu
 many texts after prompts of their own; prompts of 96 tokens, texts of 8 to 64. `tokens_apart_over_shared` is what that
 can gain.
 
+Going on (`going_on_over_batches`, with `--going-on`): texts end when the model ends them, see below.
+
 Iterations (`ragged_speedup_over_trl_*`): as in ppo_throughput.py, but texts end when the model ends them, after 128
 tokens at most. Of SmolLM2 a copy is taken that ends a text as readily as it writes a common word, so lengths are as
 ragged as can be; the tiny model's weights are random, and it ends one of a hundred tokens. Both sides draw their own
@@ -133,12 +135,36 @@ def _turn(run: Run, data: object, packed: bool, repeats: int, device: str) -> Tu
     return turn
 
 
+def going_on(name: str, rounds: int, device: str, dtype: str, folder: Path) -> Results:
+    """Tokens written per second where texts go on with new weights, over those where a batch waits for its longest."""
+    how = configuration(_ends_by_itself(name, folder), model__dtype=DTYPES[dtype], device=device)
+    runs = {way: build(how.replace(rollout__go_on=way == "going_on")) for way in ("batches", "going_on")}
+    for run in runs.values():  # until long texts end, too
+        run.algorithm.collector.collect()
+
+    def turn(run: Run) -> float:
+        start = clock(device)
+        batch = run.algorithm.collector.collect()
+        return (clock(device) - start) / batch.written_tokens
+
+    seconds = take_turns({way: lambda run=run: turn(run) for way, run in runs.items()}, rounds)
+    for run in runs.values():
+        run.close()
+    return {f"going_on_over_batches{label_of(name, dtype)}": ratio_of(seconds["batches"], seconds["going_on"])}
+
+
+def _ends_by_itself(name: str, folder: Path) -> Shape:
+    """Texts that the model ends."""
+    if name == "tiny":
+        return Shape("tiny", BATCH[name], PROMPT, LONGEST - PROMPT)
+    if not (folder / "config.json").exists():
+        end_often(SHAPES[name].model, folder)
+    return Shape(str(folder), BATCH[name], PROMPT, LONGEST - PROMPT)
+
+
 def beside_trl(name: str, rounds: int, dtype: str, folder: Path) -> Results:
     """Seconds of an iteration for each token written, beside TRL's: a critic of its own in both, and our default."""
-    model = folder if name == "smollm2" else model_folder(SHAPES[name].model)
-    if name == "smollm2":
-        end_often(SHAPES[name].model, model)
-    shape = Shape(SHAPES[name].model if name == "tiny" else str(model), BATCH[name], PROMPT, LONGEST - PROMPT)
+    shape = _ends_by_itself(name, folder)
     engine = "vllm" if name == "smollm2" and vllm_version() else "transformers"
     how = configuration(shape, model__dtype=DTYPES[dtype], rollout__engine=engine)
     seconds: dict[str, list[float]] = {"trl": [], **{way: [] for way in CRITICS}}
@@ -216,8 +242,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
+    parser.add_argument("--going-on", action="store_true", help="measure writing with --rollout.go-on, too")
     parser.add_argument("--only-trl", action="store_true", help="leave the update out")
-    parser.add_argument("--trl-dtype", choices=("fp32", "bf16"), default="bf16", help="of SmolLM2 beside TRL")
+    parser.add_argument(
+        "--trl-dtype", choices=("fp32", "bf16"), default="bf16", help="of SmolLM2 beside TRL, and going on"
+    )
     parser.add_argument("--json", action="store_true", help="one flat object instead of the table")
     options = parser.parse_args()
     found: Results = {}
@@ -229,10 +258,13 @@ def main() -> None:
             say(f"{name}: {BATCH[name]} texts of {SHORTEST} to {LONGEST} tokens")
             found |= measure(name, options.rounds, options.device, options.dtype)
             found |= groups(name, options.rounds, options.device, options.dtype)
-        if has_trl:
-            say(f"{name}: iterations beside TRL's")
-            with tempfile.TemporaryDirectory() as folder:
-                dtype = "fp32" if name == "tiny" else options.trl_dtype
+        dtype = "fp32" if name == "tiny" else options.trl_dtype
+        with tempfile.TemporaryDirectory() as folder:
+            if options.going_on:
+                say(f"{name}: texts that go on with new weights")
+                found |= going_on(name, options.rounds, options.device, dtype, Path(folder))
+            if has_trl:
+                say(f"{name}: iterations beside TRL's")
                 found |= beside_trl(name, options.rounds, dtype, Path(folder))
     found |= about()
     if options.json:
