@@ -111,7 +111,7 @@ class Gate:
         if not self._is_open:
             connection.close()
         if not said["ticket"]:
-            logger.info("a process on %s has come to write texts", said["where"])
+            logger.warning("a process on %s has come to write texts", said["where"])  # so that it is seen
 
 
 class Visitors(Links):
