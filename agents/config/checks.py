@@ -47,6 +47,8 @@ def _too_few_gpus(c: TrainConfig) -> Iterator[str]:
         return
     import torch
 
+    if c.device.startswith("cuda:"):
+        yield f"--device is {c.device}, but with --worker-gpus the learner has the first GPU: use cuda"
     needed, found = c.workers * c.worker_gpus + c.device.startswith("cuda"), torch.cuda.device_count()
     if found < needed:
         yield (

@@ -218,11 +218,11 @@ class Collector:
     ) -> None:
         """Go on where another collector was. What it had begun is begun again, with the weights that it had."""
         self.iteration = state["iteration"]
+        if self.stream is not None:  # before the task's state, which asking it again may change
+            self.stream.load_state_dict(state["stream"])
         self.writer.mdp.sampler.load_state_dict(state["sampler"])
         if task := state.get("task"):
             self.writer.mdp.task.load_state_dict(task)
-        if self.stream is not None:
-            self.stream.load_state_dict(state["stream"])
         self._begun.clear()
         if self.workers is None or "version" not in state:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 
 from llm_env.engines import Job, Sampling
 from llm_env.engines.base import EngineBase
-from llm_env.engines.writing import Part
+from llm_env.engines.writing import ChangedTextError, Part
 from llm_env.mdp.core import TokenMDP
 from llm_env.tokens.episode import Episode
+
+logger = logging.getLogger("agents")
 
 
 class Stream:
@@ -80,7 +83,12 @@ class Stream:
         self._written = {}
         for job, *rest in state["parts"]:
             part = Part(Job(*job), *rest)
-            episode = self._writing.go_on_with(part)
+            try:
+                episode = self._writing.go_on_with(part)
+            except ChangedTextError as error:
+                logger.warning("a text is begun anew: %s", error)
+                self._dealt.appendleft(part.job)
+                continue
             if episode is not None:
                 self._written.setdefault(part.job.group, []).append((part, episode))
 

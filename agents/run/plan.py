@@ -126,6 +126,7 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
     of_reference = BYTES[model.reference_dtype or model.dtype]
     alone = shares_weights(config, gpus)
     elsewhere = config.ray is not None or config.listen is not None or config.worker_gpus > 0
+    cache = 2 * shape.cached * shape.layers * of_engine
     writers_here = 0 if elsewhere else max(1, config.workers)
     tokens = _in_memory(config, gpus) * texts.whole
     layers, gradients = tokens * _kept(config, shape), max(of_actor, of_critic) * 4 / gpus
@@ -144,7 +145,7 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
         "what layers keep": layers,
         "logits": LOSS_COPIES * min(LOGITS_BYTES, tokens * shape.vocabulary * 4),
         "writing: weights": 0 if alone else shape.parameters * of_engine * writers_here,
-        "writing: keys and values": 2 * shape.cached * shape.layers * of_engine * texts.whole * _side_by_side(config),
+        "writing: keys and values": 0 if elsewhere else cache * texts.whole * _side_by_side(config),
     }
     return {name: value for name, value in found.items() if value}
 

@@ -23,7 +23,7 @@ from llm_env.engines.sampling import Sampling, choose, uniforms
 from llm_env.tasks.running import RunningEpisodes
 from llm_env.tokens.arrays import BoolArray, IntArray
 from llm_env.tokens.episode import Episode
-from llm_env.tokens.state import TokenState
+from llm_env.tokens.state import IDLE, TokenState
 
 LogProbs = npt.NDArray[np.float32]
 
@@ -61,7 +61,7 @@ class Chooser(Protocol):
 
         Args:
             state: the texts.
-            rows: those that are running; those that have just begun come last.
+            rows: those that are running.
             allowed: `[n, V]` the task's action mask for them; nothing else may be chosen. None: any token may.
 
         Returns:
@@ -70,6 +70,10 @@ class Chooser(Protocol):
 
     def end(self, rows: IntArray) -> None:
         """The texts in these rows have ended."""
+
+
+class ChangedTextError(RuntimeError):
+    """A text cannot be begun again as it was."""
 
 
 class Part(NamedTuple):
@@ -81,6 +85,7 @@ class Part(NamedTuple):
         actions: the tokens that were chosen.
         log_probs: of each of them.
         versions: of the weights that chose them.
+        tokens: all after the prompt, replies of the task among them.
         done: it has ended.
     """
 
@@ -89,6 +94,7 @@ class Part(NamedTuple):
     actions: list[int]
     log_probs: list[float]
     versions: list[int]
+    tokens: list[int]
     done: bool = False
 
 
@@ -163,13 +169,27 @@ class Writing:
         return [self._part(row) for row in left.tolist()]
 
     def go_on_with(self, part: Part) -> Episode | None:
-        """Begin again what somebody else has written, by the same tokens; the episode, if it ended with them."""
+        """Begin again what somebody else has written, by the same tokens; the episode, if it ended with them.
+
+        Raises:
+            ChangedTextError: the task replies otherwise, or ends the text elsewhere. The row is free then.
+        """
         row = np.array([part.row])
         self._begin(row, [part.job])
+        state = self.episodes.state
         for action, log_prob, version in zip(part.actions, part.log_probs, part.versions, strict=True):
+            if not state.running[part.row]:
+                break
             self._note(row, self.episodes.action_mask(row), np.array([log_prob], dtype=np.float32), version)
             self.episodes.step([action], row)
             self.episodes.pay(row)
+        now = self._part(part.row)
+        # What a task was still to reply, it has replied by now.
+        alike = now.actions == part.actions and now.tokens[: len(part.tokens)] == part.tokens
+        if not alike or bool(state.running[part.row]) == part.done:
+            self.episodes.leave(row)
+            state.end[row] = IDLE
+            raise ChangedTextError(f"the task {self.episodes.task.name} did not go the same way with the same tokens")
         if part.done:
             return self._finished(part.row)[1]
         self.chooser.begin(row, [part.job])
@@ -196,7 +216,7 @@ class Writing:
         job = self._job_of_row[row]
         assert job is not None
         log_probs, versions = self._log_probs[row, :count].tolist(), self._versions[row, :count].tolist()
-        return Part(job, row, actions.tolist(), log_probs, versions, done)
+        return Part(job, row, actions.tolist(), log_probs, versions, tokens.tolist(), done)
 
     def _finished(self, row: int) -> tuple[Part, Episode]:
         part, count = self._part(row, done=True), self.episodes.state.num_actions[row]
@@ -322,4 +342,7 @@ class EngineChooser:
             news = [tokens[rows[place], begin[place] : end[place]] for place in old]
         prompts = [tokens[rows[place], : end[place]] for place in np.flatnonzero(is_new)]
         self._read[rows] = end
-        return self._engine.advance(slots[old], news, slots[is_new], prompts)
+        logits = self._engine.advance(slots[old], news, slots[is_new], prompts)
+        if is_new[: len(is_new) - len(prompts)].any():  # they come last, and do not stand last in `rows`
+            logits = logits[torch.from_numpy(np.argsort(np.argsort(is_new, kind="stable"))).to(logits.device)]
+        return logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ logger = logging.getLogger("agents")
 
 MOST_TRIES = 5
 """How many processes may be lost over the same texts, or in turn before one could begin."""
+
+BETWEEN_TRIES_SECONDS = 1.0
 
 
 class Asked:
@@ -71,7 +74,8 @@ class Crew:
 
     def close(self) -> None:
         """End the processes."""
-        self._closing = True
+        with self._changed:
+            self._closing = True
         for _ in self._threads:
             self._asked.put(None)
         for process in self.processes:
@@ -79,9 +83,6 @@ class Crew:
                 process.kill()
         for thread in self._threads:
             thread.join()
-        for process in self.processes:  # one that was begun meanwhile
-            if process is not None:
-                process.kill()
 
     def _serve(self, place: int) -> None:
         """Have what is asked for written in this place, by one process after the other if need be."""
@@ -91,7 +92,7 @@ class Crew:
                 process = self._process(place)
                 process.wait_until_ready()
             except NobodyCameError as error:
-                if not any(other is not None and other.is_ready for other in self.processes):
+                if not self._somebody_writes():
                     self._answer_the_next(error, block=False)
                 continue
             except WorkerLostError as error:
@@ -102,8 +103,14 @@ class Crew:
                     in_turn = 0
                 continue
             except Exception as error:  # what it raised
+                in_turn += 1
+                if in_turn < MOST_TRIES and self._somebody_writes():
+                    self._replace(place, f"could not begin: {error}", "another one is begun")
+                    time.sleep(BETWEEN_TRIES_SECONDS)
+                    continue
                 self._end(place)
                 self._answer_the_next(error)
+                in_turn = 0
                 continue
             in_turn = 0
             asked = self._asked.get()
@@ -112,10 +119,16 @@ class Crew:
             self._write(asked, process, place)
 
     def _process(self, place: int) -> WorkerProcess:
-        process = self.processes[place]
-        if process is None:
-            process = self.processes[place] = self._begin(place)
-        return process
+        with self._changed:
+            if self._closing:
+                raise WorkerLostError("is not needed any more")
+            process = self.processes[place]
+            if process is None:
+                process = self.processes[place] = self._begin(place)
+            return process
+
+    def _somebody_writes(self) -> bool:
+        return any(process is not None and process.is_ready for process in self.processes)
 
     def _write(self, asked: Asked, process: WorkerProcess, place: int) -> None:
         try:
@@ -161,7 +174,12 @@ class Crew:
 
     def _end(self, place: int) -> str:
         process, self.processes[place] = self.processes[place], None
-        return "it could not be started" if process is None else process.end()
+        if process is None:
+            return "it could not be started"
+        try:
+            return process.end()
+        except Exception as error:  # whatever it is, the texts must be written
+            return f"how it ended cannot be found out ({type(error).__name__}: {error})"
 
 
 def _too_many(where: str, reason: str) -> WorkerLostError:

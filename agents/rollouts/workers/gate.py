@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import socket
 import struct
 import threading
@@ -54,10 +56,11 @@ class Gate:
         """One that has come with this ticket; None if none does in this time."""
         with self._changed:
             self._changed.wait_for(lambda: any(each == ticket for each, _ in self._waiting), seconds)
-            for number, (each, connection) in enumerate(self._waiting):
-                if each == ticket:
-                    del self._waiting[number]
+            for each, connection in [one for one in self._waiting if one[0] == ticket]:
+                self._waiting.remove((each, connection))
+                if not connection.poll(0):  # nobody speaks before he is asked: he has gone
                     return connection
+                connection.close()
         return None
 
     def close(self) -> None:
@@ -103,7 +106,7 @@ class Gate:
             connection.close()
             return
         with socket.socket(fileno=connection.fileno()) as own:
-            _wait_at_most(own, self.patience)  # to read: as long as it takes
+            _wait_at_most(own, self.patience, self.patience)
             own.detach()
         with self._changed:
             self._waiting.append((str(said["ticket"]), connection))
@@ -169,7 +172,9 @@ class Visitor(Link):
     def kill(self) -> None:
         """Close the connection, which it ends with."""
         self._is_wanted = False
-        if self._connection is not None:
+        if self._connection is not None and not self._connection.closed:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as own:
+                own.shutdown(socket.SHUT_RDWR)  # who reads from it is told
             self._connection.close()
 
     def how_it_ended(self) -> str:
@@ -203,7 +208,7 @@ def _refusal(said: dict[str, Any]) -> str | None:
     return f"it has {' and '.join(odd)}: install there what is installed here" if odd else None
 
 
-def _wait_at_most(found: socket.socket, writing: float, reading: float = 0.0) -> None:
+def _wait_at_most(found: socket.socket, writing: float, reading: float) -> None:
     """Let writing and reading fail that take longer; and let it be noticed when the other machine is gone."""
     for option, seconds in ((socket.SO_SNDTIMEO, writing), (socket.SO_RCVTIMEO, reading)):
         found.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", math.ceil(seconds), 0))

@@ -96,7 +96,13 @@ def visible_gpus(first: int, count: int, environment: Mapping[str, str]) -> list
     wanted = range(first, first + count)
     if mine is None:
         return [str(number) for number in wanted]
-    return mine.split(",")[wanted.start : wanted.stop]
+    found = mine.split(",")[wanted.start : wanted.stop]
+    if len(found) < count:
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES is {mine}, but GPUs {first} to {first + count - 1} of these are wanted: use fewer "
+            "--workers or --worker-gpus, or let this process see more"
+        )
+    return found
 
 
 def _end(popen: subprocess.Popen[bytes], connection: Connection) -> None:

@@ -96,11 +96,12 @@ class RayVisitor(Visitor):
         return self._why if self._has_ended(seconds=1.0) else "it was ended"
 
     def _has_ended(self, seconds: float = 0.0) -> bool:
-        if not self._why and self._ray.wait([self._work], timeout=seconds)[0]:
+        if not self._why:
             try:
-                self._ray.get(self._work)
-                self._why = "it has ended"
-            except self._ray.exceptions.RayError as error:
+                if self._ray.wait([self._work], timeout=seconds)[0]:
+                    self._ray.get(self._work)
+                    self._why = "it has ended"
+            except Exception as error:  # what it raised, or Ray of itself
                 self._why = " ".join(str(error).split())[:300]
         return bool(self._why)
 

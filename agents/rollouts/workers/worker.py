@@ -61,8 +61,12 @@ def serve(connection: Connection, *, is_here: bool) -> None:
         is_here: this process is on the program's machine, and finds modules where that does. Elsewhere it finds them
             where it does, and then there.
     """
-    with contextlib.suppress(EOFError, ConnectionError):
+    with contextlib.suppress(EOFError, ConnectionError, _NobodyListensError):
         _Worker(connection).run(is_here)
+
+
+class _NobodyListensError(Exception):
+    """The program has gone."""
 
 
 class _Worker:
@@ -92,7 +96,7 @@ class _Worker:
                 continue
             try:
                 self.write(message, scribe, weights)
-            except (BrokenPipeError, ConnectionError):
+            except _NobodyListensError:
                 return
             except BaseException as error:
                 self.say(_failed(error))
@@ -111,8 +115,12 @@ class _Worker:
     def say(self, answer: Answer) -> None:
         import cloudpickle  # type: ignore[import-untyped]  # metadata may hold what the main script defines
 
-        with self.sending:
-            self.connection.send_bytes(cloudpickle.dumps(answer))
+        said = cloudpickle.dumps(answer)
+        try:
+            with self.sending:
+                self.connection.send_bytes(said)
+        except OSError as error:
+            raise _NobodyListensError from error
 
     def watch(self, engine: Any) -> None:
         """Say now and then that the model goes on; of a process that hangs nothing is heard."""
@@ -134,7 +142,7 @@ class _Worker:
                     said = steps[0]
                     try:
                         self.say(Alive())
-                    except OSError:
+                    except _NobodyListensError:
                         return
 
         threading.Thread(target=look, daemon=True).start()

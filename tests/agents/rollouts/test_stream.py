@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llm_env.engines.transformers import TransformersEngine
 from llm_env.mdp.core import TokenMDP
 from llm_env.models import load_tokenizer
 from llm_env.tokens.episode import Episode
+from rewards import Rollout
 from tests.agents.runs import Config, VowelShare, running, train_until_it_breaks, without_times
 from tests.agents.small_models import character_model
 
@@ -55,22 +57,39 @@ def test_with_the_same_weights_texts_are_those_of_batches() -> None:
     assert not engine._claimed.any()  # others may have the engine in between
 
 
-def test_every_token_has_the_log_prob_of_the_weights_that_chose_it() -> None:
+class Slow(VowelShare):
+    """Replies come from the background, some of them when others go on already."""
+
+    slow_replies = True
+    max_reply_tokens = 8
+    changed = False
+
+    def reply(self, rollout: Rollout) -> str | None:
+        if rollout.num_actions > 3:
+            return None
+        time.sleep(0.01 * (rollout.num_actions + ord(rollout.text[0]) % 3))
+        return "xy" if self.changed else "ab"
+
+
+@pytest.mark.parametrize("task", [VowelShare, Slow])
+def test_every_token_has_the_log_prob_of_the_weights_that_chose_it(task: Any) -> None:
     """The weights change three times while texts are being written."""
-    _, engine, stream = parts(seed=0)
+    _, engine, stream = parts(seed=0, task=task)
     found: list[Episode] = []
     for version in range(4):
         engine.load_weights(dict(character_model(spread=0.2, seed=version).named_parameters()), version=version + 7)
         found += stream.take(3, version)
     mixed = [each for each in found if each.versions is not None]
     assert mixed
-    engines = [parts(seed=version)[1] for version in range(4)]
+    engines = [parts(seed=version, task=task)[1] for version in range(4)]
     for each in found:
         versions = np.full(each.rollout.num_actions, each.version) if each.versions is None else each.versions
+        acted = each.rollout.is_action
+        where = np.arange(len(each.tokens)) if acted is None else np.flatnonzero(acted)
         assert (np.diff(versions) >= 0).all()
         text = np.concatenate([each.rollout.prompt_tokens, each.tokens])
-        for place, version in enumerate(versions.tolist()):
-            (theirs,) = engines[version].log_probs([text[: len(each.rollout.prompt_tokens) + place + 1]])
+        for place, (token, version) in enumerate(zip(where.tolist(), versions.tolist(), strict=True)):
+            (theirs,) = engines[version].log_probs([text[: len(each.rollout.prompt_tokens) + token + 1]])
             assert each.log_probs is not None
             assert each.log_probs[place] == pytest.approx(theirs[-1], abs=1e-4)
 
@@ -102,6 +121,20 @@ def test_it_goes_on_where_another_was(group: int) -> None:
             for one, other in zip(shown(second.take(3, version)), expected[version], strict=True):
                 assert one[:3] == other[:3]
                 np.testing.assert_allclose(one[3], other[3], atol=1e-5)
+
+
+def test_a_text_to_which_the_task_now_replies_otherwise_is_begun_anew(caplog: pytest.LogCaptureFixture) -> None:
+    mdp, _, first = parts(task=Slow)
+    first.take(6, 0)
+    first.take(6, 0)
+    state = json.loads(json.dumps([first.state_dict(), mdp.sampler.state_dict()]))
+    mdp, _, second = parts(task=Slow)
+    mdp.sampler.load_state_dict(state[1])
+    mdp.task.changed = True  # type: ignore[attr-defined]
+    second.load_state_dict(state[0])
+    assert "a text is begun anew: the task Slow did not go the same way" in caplog.text
+    found = [each for version in range(1, 5) for each in second.take(3, version)]
+    assert len({each.group for each in found}) == 12
 
 
 def test_a_run_learns_and_goes_on_exactly(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

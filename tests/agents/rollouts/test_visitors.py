@@ -28,7 +28,7 @@ from agents.rollouts.workers import Workers, gate
 from agents.rollouts.workers.gate import Gate, Visitor, Visitors
 from agents.rollouts.workers.here import Here
 from agents.rollouts.workers.link import NobodyCameError
-from agents.rollouts.workers.shards import Ready
+from agents.rollouts.workers.shards import Failed, Ready
 from agents.rollouts.workers.visit import about_me
 from agents.run.links import check_links, make_links
 from tests.agents.rollouts.scribes import CONTEXT, make_scribe, weights
@@ -108,6 +108,37 @@ def test_as_long_as_anybody_writes_all_is_written(tmp_path: Path) -> None:
     pool.close()
 
 
+def test_one_that_has_gone_while_it_waited_is_passed_over(tmp_path: Path) -> None:
+    links = Visitors(no_gate())
+    gone = [_let_in(links.gate, about_me())[0] for _ in range(7)]
+    until(lambda: len(links.gate._waiting) == 7)
+    for connection in gone:
+        connection.close()
+    with coming_to(links.gate.address, 1):
+        until(lambda: len(links.gate._waiting) == 8)
+        pool = Workers(functools.partial(make_scribe, tmp_path), 1, weights(), context=CONTEXT, links=links)
+        pool.load_weights(weights(), version=1)
+        assert len(taken(ask(pool))) == 11
+        assert pool.lost == 0
+        connection, _ = _let_in(links.gate, about_me())  # too many
+        pool.close()
+        connection.close()
+
+
+def test_one_that_cannot_begin_ends_nothing_where_others_write(tmp_path: Path) -> None:
+    links = Visitors(no_gate())
+    pool = Workers(functools.partial(make_scribe, tmp_path), 2, weights(), context=CONTEXT, links=links)
+    with coming_to(links.gate.address, 1):
+        pool.load_weights(weights(), version=1)
+        assert len(taken(ask(pool))) == 11
+        connection, _ = _let_in(links.gate, about_me())
+        connection.recv_bytes()  # what there is to make
+        connection.send_bytes(pickle.dumps(Failed("ImportError: no such module", "")))
+        until(lambda: pool.lost == 1)
+        assert len(taken(ask(pool))) == 11
+    pool.close()
+
+
 def test_if_nobody_comes_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Visitor.__init__, "__defaults__", (0.2,))
     links = Visitors(no_gate())
@@ -136,12 +167,14 @@ def test_who_does_not_know_the_key_is_not_let_in(guarded: Gate, caplog: pytest.L
         assert f"does not let this process in: is {KEY} the same as there?" in said
     assert f"who has another {KEY}" in caplog.text
     with knock(guarded.address) as silent:  # it is sent away, and others are let in meanwhile
-        assert _let_in(guarded, about_me())[1]["refused"] is None
+        visitor, said = _let_in(guarded, about_me())
+        assert said["refused"] is None
         silent.recv_bytes()
         with pytest.raises((EOFError, ConnectionError)):
             silent.recv_bytes()
     assert guarded.take("", 5.0) is not None
     assert guarded.take("", 0.0) is None
+    visitor.close()
 
 
 def test_who_has_other_software_is_not_let_in(guarded: Gate) -> None:
