@@ -98,16 +98,6 @@ def test_they_write_what_is_written_here_and_another_takes_the_place_of_one_that
             assert process.returncode == -9 or (process.returncode == 0 and said.endswith("the run has ended\n"))
 
 
-def test_as_long_as_anybody_writes_all_is_written(tmp_path: Path) -> None:
-    """Of three places one is taken."""
-    links = Visitors(no_gate())
-    pool = Workers(functools.partial(make_scribe, tmp_path), 3, weights(), context=CONTEXT, links=links)
-    with coming_to(links.gate.address, 1):
-        pool.load_weights(weights(), version=1)
-        assert len(taken(ask(pool))) == 11
-    pool.close()
-
-
 def test_one_that_has_gone_while_it_waited_is_passed_over(tmp_path: Path) -> None:
     links = Visitors(no_gate())
     gone = [_let_in(links.gate, about_me())[0] for _ in range(7)]
@@ -126,6 +116,7 @@ def test_one_that_has_gone_while_it_waited_is_passed_over(tmp_path: Path) -> Non
 
 
 def test_one_that_cannot_begin_ends_nothing_where_others_write(tmp_path: Path) -> None:
+    """As long as anybody writes, all is written: of two places, one is taken."""
     links = Visitors(no_gate())
     pool = Workers(functools.partial(make_scribe, tmp_path), 2, weights(), context=CONTEXT, links=links)
     with coming_to(links.gate.address, 1):
