@@ -190,6 +190,7 @@ def test_one_that_takes_nothing_in_is_lost() -> None:
     links = Visitors(no_gate(patience=1.0))
     pool = Workers(dict, 1, {"weight": torch.zeros(room)}, context=CONTEXT, links=links)
     connection, _ = _let_in(links.gate, about_me())
+    connection.recv_bytes()  # what there is to make
     connection.send_bytes(pickle.dumps(Ready()))
     written = ask(pool)
     until(lambda: pool.lost == 1)
