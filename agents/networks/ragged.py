@@ -158,15 +158,12 @@ def _first_alike(tokens: Tensor, order: Sequence[int], prompts: Tensor | None) -
     return leader.to(tokens.device), shared.to(tokens.device)
 
 
-def tokens_to_read(tokens: Tensor, lengths: Tensor, prompts: Tensor) -> int:
-    """How many tokens there are without padding, and with each prompt once."""
-    _, shared = _first_alike(tokens, range(len(tokens)), prompts)
-    return int((lengths - shared).sum())
-
-
 def is_worth_it(tokens: Tensor, lengths: Tensor, prompts: Tensor) -> bool:
     """Whether a padded batch has enough padding, and prompts that are there several times, to be read without."""
-    return tokens.numel() >= WORTH * tokens_to_read(tokens, lengths, prompts)
+    if tokens.numel() >= WORTH * int(lengths.sum()):  # prompts need not be looked at
+        return True
+    _, shared = _first_alike(tokens, range(len(tokens)), prompts)
+    return tokens.numel() >= WORTH * int((lengths - shared).sum())
 
 
 @torch.no_grad()

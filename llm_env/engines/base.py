@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,10 +146,7 @@ class EngineBase(EngineSlots):
         """
         self._check_open()
         slots = self.claim(rows)
-        how: dict[str, Any] = {"num_rows": rows, "context": context, "max_new_tokens": max_new_tokens}
-        episodes = RunningEpisodes(task, prompts, self.vocabulary, **how)
-        longest = min(int(episodes.state.budget.max()), context)
-        chooser = EngineChooser(self, slots, sampling, longest)
+        episodes, chooser = self._rows(slots, task, prompts, sampling, context, max_new_tokens, None)
         return Writing(episodes, jobs, chooser), chooser
 
     def _checked_prompts(self, prompts: Sequence[Tokens], context: int) -> list[IntArray]:
@@ -171,19 +167,33 @@ class EngineBase(EngineSlots):
     ) -> Iterator[tuple[Job, Episode]]:
         slots = self.claim(max(1, min(len(self._free()), len(jobs))))
         try:
-            episodes = RunningEpisodes(
-                task,
-                prompts,
-                self.vocabulary,
-                num_rows=len(slots),
-                context=context,
-                max_new_tokens=max_new_tokens,
-                eos_tokens=eos_tokens,
-            )
-            longest = min(int(episodes.state.budget.max()), context)
-            yield from write(episodes, jobs, EngineChooser(self, slots, sampling, longest))
+            episodes, chooser = self._rows(slots, task, prompts, sampling, context, max_new_tokens, eos_tokens)
+            yield from write(episodes, jobs, chooser)
         finally:
             self.release(slots)
+
+    def _rows(
+        self,
+        slots: IntArray,
+        task: Task,
+        prompts: TokenizedPrompts,
+        sampling: Sampling,
+        context: int,
+        max_new_tokens: int | None,
+        eos_tokens: Sequence[int] | None,
+    ) -> tuple[RunningEpisodes, EngineChooser]:
+        """A row for each slot, and who chooses its tokens."""
+        episodes = RunningEpisodes(
+            task,
+            prompts,
+            self.vocabulary,
+            num_rows=len(slots),
+            context=context,
+            max_new_tokens=max_new_tokens,
+            eos_tokens=eos_tokens,
+        )
+        longest = min(int(episodes.state.budget.max()), context)
+        return episodes, EngineChooser(self, slots, sampling, longest)
 
     def log_probs(self, sequences: Sequence[Tokens]) -> list[npt.NDArray[np.float32]]:
         """Score given sequences at temperature 1.

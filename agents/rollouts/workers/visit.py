@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 
 from agents.config.address import KEY, Address
 from agents.rollouts.workers import worker
+from agents.rollouts.workers.here import UNBOUND
 
 BETWEEN_TRIES_SECONDS = 1.0
 
@@ -35,7 +36,8 @@ def visit(address: Address, key: bytes, *, ticket: str = "", patience: float = 6
         RefusedError: the key is another one, or the program does not fit to what is installed here.
         TimeoutError: there is no program.
     """
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    for name, value in UNBOUND.items():
+        os.environ.setdefault(name, value)
     connection = _reach(address, patience)
     try:
         answer_challenge(connection, key)
