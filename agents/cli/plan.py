@@ -59,7 +59,7 @@ def planned(config: TrainConfig, shape: Shape, texts: Texts, machine: Machine) -
         f"{'GiB':>8}{'seconds':>10}   fits   with",
     ]
     fitting = []
-    for flags, other in options(config, machine.gpus):
+    for flags, other in options(config, shape, machine.gpus):
         size = sum(memory(other, shape, texts, machine.gpus).values()) / GIB
         took = sum(seconds(other, shape, texts, machine).values())
         fits = size <= ROOM * machine.gpu

@@ -43,6 +43,12 @@ def _no_such_device(name: str) -> Iterator[str]:
 
 
 def _too_few_gpus(c: TrainConfig) -> Iterator[str]:
+    parts = c.rollout.tensor_parallel
+    if c.worker_gpus and parts > c.worker_gpus:
+        yield (
+            f"--rollout.tensor-parallel is {parts}, but each of --workers has {c.worker_gpus} GPUs: "
+            f"use --worker-gpus {parts}"
+        )
     if not c.worker_gpus or c.ray is not None or c.listen is not None:
         return
     import torch
@@ -76,6 +82,11 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
         yield (
             f"--model.reference-dtype is {c.model.reference_dtype}, but with LoRA the reference is the model itself, "
             f"without its adapters: leave it out, or use --model.lora.rank 0"
+        )
+    if c.rollout.tensor_parallel > 1 and c.rollout.engine == "transformers":
+        yield (
+            f"--rollout.tensor-parallel is {c.rollout.tensor_parallel}, but the transformers engine keeps a model in "
+            f"one place: use --rollout.engine vllm"
         )
     if c.model.frozen_bits and not (c.model.lora.rank or c.keeps_reference):
         yield (

@@ -29,7 +29,7 @@ DECAYS = ("actor.decay", "critic.decay", "loss.entropy_decay")
 # What a resumed run may be told anew. Everything else decides what it learns.
 FREE_ON_RESUME = (
     *("iterations", "out", "log.", "checkpoint.", "guard.", "evaluation.stop_at", "sft.checkpoint_every"),
-    *("worker_cpus", "worker_gpus", "ray", "listen"),
+    *("worker_cpus", "worker_gpus", "ray", "listen", "rollout.tensor_parallel"),
 )
 
 # Says that the run in this folder failed before its first checkpoint, and why: there is nothing to go on from.

@@ -136,6 +136,8 @@ class RolloutConfig:
     engine_dtype: Precision | None = None
     """The number format of the engine's copy of the weights. With none, the transformers engine uses the trained
     weights themselves, and another engine makes a copy in --model.dtype."""
+    tensor_parallel: Count = 1
+    """On how many GPUs each engine's weights lie, for a model that one cannot hold; needs --rollout.engine vllm."""
     slots: Count | None = None
     """How many texts are written at the same time; none writes the whole batch at once. Fewer take less memory."""
     ahead: CountOrZero = 0

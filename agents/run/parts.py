@@ -307,6 +307,8 @@ def make_engine_apart(config: TrainConfig, source: str, *, context: int, slots: 
     options: dict[str, Any] = {"dtype": getattr(torch, rollout.engine_dtype or config.model.dtype)}
     if rollout.engine == "transformers":
         options["device"] = config.device
+    if rollout.tensor_parallel > 1:
+        options["tensor_parallel"] = rollout.tensor_parallel
     return make_engine(rollout.engine, source, num_slots=slots, context=context, **options)
 
 

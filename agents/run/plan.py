@@ -43,6 +43,7 @@ class Shape:
         attention: of those that belong to the attention.
         dense: weights of all linear layers but the output layer.
         rows: of these layers' weights.
+        heads: of the attention in a block.
 
     Examples:
         >>> shape = Shape.of("tiny")
@@ -61,6 +62,7 @@ class Shape:
     attention: int
     dense: int
     rows: int
+    heads: int
 
     @classmethod
     def of(cls, source: str) -> Shape:
@@ -89,6 +91,7 @@ class Shape:
             attention=sum(size for name, size in sizes.items() if "att" in name),
             dense=sum(part.weight.numel() for part in layers.values()),
             rows=sum(part.out_features for part in layers.values()),
+            heads=heads,
         )
 
 
@@ -126,7 +129,7 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
     of_reference = BYTES[model.reference_dtype or model.dtype]
     alone = shares_weights(config, gpus)
     elsewhere = config.ray is not None or config.listen is not None or config.worker_gpus > 0
-    cache = 2 * shape.cached * shape.layers * of_engine
+    cache = 2 * shape.cached * shape.layers * of_engine / rollout.tensor_parallel
     writers_here = 0 if elsewhere else max(1, config.workers)
     tokens = _in_memory(config, gpus) * texts.whole
     layers, gradients = tokens * _kept(config, shape), max(of_actor, of_critic) * 4 / gpus
@@ -144,7 +147,7 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
         "layer at work": 0 if gpus == 1 else 2 * size * shape.trunk / shape.layers,
         "what layers keep": layers,
         "logits": LOSS_COPIES * min(LOGITS_BYTES, tokens * shape.vocabulary * 4),
-        "writing: weights": 0 if alone else shape.parameters * of_engine * writers_here,
+        "writing: weights": 0 if alone else shape.parameters * of_engine / rollout.tensor_parallel * writers_here,
         "writing: keys and values": 0 if elsewhere else cache * texts.whole * _side_by_side(config),
     }
     return {name: value for name, value in found.items() if value}
@@ -175,6 +178,7 @@ def seconds(config: TrainConfig, shape: Shape, texts: Texts, machine: Machine) -
         shape.parameters * of_engine / (1e9 * machine.bandwidth),
         min(rows, _side_by_side(config)) * forward / (1e12 * machine.tflops * (1.0 if of_engine == 2 else 0.5)),
     )
+    step /= rollout.tensor_parallel
     return {
         "writing": steps * step,
         "scoring": rows * texts.whole * forward * read / (speed * machine.gpus),
@@ -182,11 +186,11 @@ def seconds(config: TrainConfig, shape: Shape, texts: Texts, machine: Machine) -
     }
 
 
-def options(config: TrainConfig, gpus: int = 1) -> Iterator[tuple[str, TrainConfig]]:
+def options(config: TrainConfig, shape: Shape, gpus: int = 1) -> Iterator[tuple[str, TrainConfig]]:
     """The configuration, and others that need less, each with the flags that make it of the one given.
 
     Examples:
-        >>> [flags for flags, _ in options(TrainConfig())][:2]
+        >>> [flags for flags, _ in options(TrainConfig(), Shape.of("tiny"))][:2]
         ['as it is', '--actor.micro-batch-size 4']
     """
     yield AS_IT_IS, config
@@ -198,6 +202,9 @@ def options(config: TrainConfig, gpus: int = 1) -> Iterator[tuple[str, TrainConf
         steps = [(f"{steps[0][0]} --critic.micro-batch-size {few}", {**portions, "critic__micro_batch_size": few})]
     if model.dtype == "float32" and config.rollout.engine_dtype is None and not shares_weights(config, gpus):
         steps.append(("--rollout.engine-dtype bfloat16", {"rollout__engine_dtype": "bfloat16"}))
+    parts = max(parts for parts in range(1, gpus + 1) if shape.heads % parts == 0)
+    if config.rollout.engine != "transformers" and config.rollout.tensor_parallel < parts:
+        steps.append((f"--rollout.tensor-parallel {parts}", {"rollout__tensor_parallel": parts}))
     again: Step = ("--model.gradient-checkpointing", {"model__gradient_checkpointing": True})
     whole = [*steps, *[again] * (not model.gradient_checkpointing)]
     if frozen and model.dtype == "float32" and model.reference_dtype is None:

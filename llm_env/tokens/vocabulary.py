@@ -108,12 +108,7 @@ class Vocabulary:
             torch.Size([2, 100])
         """
         self.check_model(logits.shape[-1])
-        logits = logits[..., : self.size]
-        if not len(self.unused):
-            return logits
-        import torch
-
-        return logits.index_fill(-1, torch.from_numpy(self.unused).to(logits.device), -torch.inf)
+        return usable_logits(logits, self.size, self.unused)
 
     @property
     def has_chat_template(self) -> bool:
@@ -247,6 +242,16 @@ class Vocabulary:
         both = [anchor, self.tokenizer.convert_tokens_to_ids(name)]
         before, after = (self.tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (both[:1], both))
         return str(after[len(before) :]).encode()
+
+
+def usable_logits(logits: torch.Tensor, size: int, unused: IntArray) -> torch.Tensor:
+    """`Vocabulary.usable` where there is no vocabulary."""
+    logits = logits[..., :size]
+    if not len(unused):
+        return logits
+    import torch
+
+    return logits.index_fill(-1, torch.from_numpy(unused).to(logits.device), -torch.inf)
 
 
 def _decoder_steps(tokenizer: Any) -> list[dict[str, Any]]:

@@ -8,6 +8,9 @@ computes what is missing. So tokens can be chosen outside, without a thread and 
 and reports that nothing was sampled, as the pass over a part of a long prompt does. The request then has nothing left
 to compute, and the scheduler leaves it alone until the agent's token is appended: to the scheduler's request, and to
 the model runner's copy of it. Any subset of the requests can therefore act, and others begin or end in the same pass.
+
+The scheduler is in this process. The model runner is, too, unless vLLM divides the weights among processes: what is
+done to it is in `inside`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,6 @@ ENVIRONMENT = {
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # `max_model_len` is one more than we use, see below
     "VLLM_NO_USAGE_STATS": "1",
 }
-LOGITS_BYTES = 2**28  # at most so much memory for the float32 logits of one part of `score`
 BATCHED_TOKENS = 8192  # at most so many tokens in a pass; longer prompts take several
 
 
@@ -41,6 +43,7 @@ class VLLMCore:
         num_requests: how many there may be at once; more wait for their turn.
         context: how many tokens each may hold. Memory for all of them is set aside, so that vLLM never has to throw
             one out to make room for another.
+        tensor_parallel: how many processes share the weights.
         verbose: let vLLM log.
         **engine_args: what else vLLM's `EngineArgs` takes.
 
@@ -49,9 +52,19 @@ class VLLMCore:
     """
 
     def __init__(
-        self, folder: str, *, dtype: str, num_requests: int, context: int, verbose: bool, **engine_args: Any
+        self,
+        folder: str,
+        *,
+        dtype: str,
+        num_requests: int,
+        context: int,
+        tensor_parallel: int,
+        verbose: bool,
+        **engine_args: Any,
     ) -> None:
         os.environ.update(ENVIRONMENT)
+        if tensor_parallel > 1:  # on a CPU, vLLM would want a NUMA node for each
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
         if not _alive:
             _trainers_group[:] = [torch.distributed.is_initialized()]
@@ -61,7 +74,7 @@ class VLLMCore:
             from vllm.v1.engine.core import EngineCore
             from vllm.v1.executor.abstract import Executor
 
-            from llm_env.engines.vllm.transfer import transfer_config
+            from llm_env.engines.vllm import inside, transfer
 
             defaults: dict[str, Any] = {
                 "tokenizer": folder,
@@ -77,33 +90,28 @@ class VLLMCore:
                 model=folder,
                 dtype=dtype,
                 max_num_seqs=num_requests,
+                tensor_parallel_size=tensor_parallel,
                 max_model_len=context + 1,  # the scheduler keeps a place for a sampled token, also if none is sampled
                 async_scheduling=False,
                 disable_log_stats=True,
-                weight_transfer_config=transfer_config(),
+                weight_transfer_config=transfer.config(),
+                worker_extension_cls=inside.NAME,
                 **{**defaults, **engine_args},
             )
             config = arguments.create_engine_config()
             _reserve_cache(config, num_requests, context)
             self._core = EngineCore(config, Executor.get_class(config), log_stats=False)
         _alive.append(self)
-        worker = getattr(self._core.model_executor, "driver_worker", None)
-        self._runner: Any = getattr(getattr(worker, "worker", None), "model_runner", None)
-        if not hasattr(self._runner, "input_batch") or not hasattr(self._runner, "requests"):
+        if not all(self._core.model_executor.collective_rpc("stepping_is_possible")):
             self.close()
             raise RuntimeError(
-                "this vLLM does not run its V1 model runner in this process, which stepping needs: leave out what you "
-                "gave as vllm_args"
+                "this vLLM does not run its V1 model runner, which stepping needs: leave out what you gave as vllm_args"
             )
         self._scheduler: Any = self._core.scheduler
         self._requests: dict[str, Any] = {}
+        self._appended: list[tuple[str, list[int]]] = []
         self.vocab_size = int(config.model_config.get_vocab_size())
         self.dtype: torch.dtype = config.model_config.dtype
-
-    @property
-    def model(self) -> Any:
-        """The torch module."""
-        return self._runner.get_model()
 
     def texts(self) -> dict[str, list[int]]:
         """The tokens of each request."""
@@ -134,18 +142,9 @@ class VLLMCore:
 
     def append(self, names: Sequence[str], token_lists: Sequence[list[int]]) -> None:
         """Append tokens to requests that have none left to compute; nothing is computed yet."""
-        batch, states = self._runner.input_batch, self._runner.requests
-        rows = batch.req_id_to_index
         for name, tokens in zip(names, token_lists, strict=True):
-            request = self._requests[name]
-            begin, end = request.num_tokens, request.num_tokens + len(tokens)
-            request.append_output_token_ids(tokens)
-            states[name].output_token_ids.extend(tokens)
-            row = rows.get(name)
-            if row is not None:  # else it did not take part in the last pass, and is copied when it next does
-                batch.token_ids_cpu[row, begin:end] = tokens
-                batch.is_token_ids[row, begin:end] = True
-                batch.num_tokens_no_spec[row] = end
+            self._requests[name].append_output_token_ids(tokens)
+            self._appended.append((name, tokens))
 
     def run(self, names: Sequence[str]) -> torch.Tensor:
         """Compute what is missing of all requests; `[n, V]` float32 logits after the last token of these, in order."""
@@ -188,7 +187,7 @@ class VLLMCore:
         try:
             while waiting := [name for name in sequences if name in self._requests]:
                 scheduled, _, ids = self._pass(keep_hidden=True)
-                hidden, rows, targets, places = self._hidden, [], [], []
+                rows, targets, places = [], [], []
                 offset = 0
                 for name in ids:
                     count = scheduled.num_scheduled_tokens[name]
@@ -198,11 +197,10 @@ class VLLMCore:
                     targets += scored
                     places.append((name, slice(end - count, end - count + len(scored))))
                     offset += count
-                values = self._log_probs(hidden, torch.cat(rows), torch.tensor(targets), usable)
+                values = self._tell("stepping_score", torch.cat(rows), torch.tensor(targets), usable)
                 parts = torch.split_with_sizes(values, [len(part) for part in rows])
                 for (name, place), part in zip(places, parts, strict=True):
                     scores[name][place] = part
-                self._hidden = None
                 self.remove([name for name in waiting if self._is_done(name)])
         finally:
             self.remove([name for name in sequences if name in self._requests])
@@ -214,11 +212,9 @@ class VLLMCore:
         from llm_env.engines.vllm.transfer import transfer
 
         transfer(self._core.model_executor, named_tensors)
-        self._repack_tied_head()
+        self._tell("stepping_finish_update")
         if not self._core.reset_prefix_cache():
             raise RuntimeError("vLLM did not clear its prefix cache: it would mix keys of the old and the new weights")
-        for cache in self._runner.kv_caches:
-            cache.zero_()  # a NaN of bad weights would stay: attention multiplies what it masks by 0, which gives NaN
 
     def close(self) -> None:
         """Free the model and the cache."""
@@ -232,56 +228,32 @@ class VLLMCore:
         else:  # `shutdown` would also tear down torch.distributed, which others in this process use
             self._core.model_executor.shutdown()
             self._scheduler.shutdown()
-        self._core = self._runner = self._scheduler = None
-
-    _hidden: torch.Tensor | None = None
+        self._core = self._scheduler = None
 
     def _pass(self, keep_hidden: bool = False) -> tuple[Any, torch.Tensor, list[str]]:
         """One pass of vLLM; what it scheduled, and `[n, V]` logits of the requests with these names."""
         from vllm.v1.outputs import ModelRunnerOutput
 
         scheduled = self._scheduler.schedule()
-        self._core.model_executor.execute_model(scheduled)
-        state, self._runner.execute_model_state = self._runner.execute_model_state, None
-        if state is None:
-            raise RuntimeError("vLLM scheduled none of the requests that wait")
-        batch = self._runner.input_batch
-        self._scheduler.update_from_output(
-            scheduled, ModelRunnerOutput(req_ids=batch.req_ids, req_id_to_index=batch.req_id_to_index)
-        )
-        if keep_hidden:
-            self._hidden = state.hidden_states
-        return scheduled, state.logits, list(batch.req_ids)
+        appended, self._appended = self._appended, []
+        logits, names = self._tell("stepping_pass", appended, scheduled, keep_hidden)
+        rows = {name: row for row, name in enumerate(names)}
+        self._scheduler.update_from_output(scheduled, ModelRunnerOutput(req_ids=names, req_id_to_index=rows))
+        return scheduled, logits, names
+
+    def _tell(self, method: str, *arguments: Any) -> Any:
+        """Call a method of `Inside` where the weights are, and return what the first of them says."""
+        executor = self._core.model_executor
+        try:
+            return executor.collective_rpc(method, args=arguments)[0]
+        except RuntimeError as error:
+            if getattr(executor, "is_failed", False):  # it says "cancelled"
+                raise RuntimeError("a process that holds a part of the weights has died") from error
+            raise
 
     def _is_done(self, name: str) -> bool:
         request = self._requests[name]
         return bool(request.num_computed_tokens == request.num_tokens)
-
-    def _log_probs(
-        self,
-        hidden: Any,
-        rows: torch.Tensor,
-        targets: torch.Tensor,
-        usable: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """Log-probabilities of `targets` after the `rows` of `[tokens, width]` hidden states, in parts that fit."""
-        most = max(1, LOGITS_BYTES // (4 * self.vocab_size))
-        parts = [torch.zeros(0)]
-        with torch.inference_mode():
-            for begin in range(0, len(rows), most):
-                part = slice(begin, begin + most)
-                logits = usable(self.model.compute_logits(hidden[rows[part].to(hidden.device)])).float()
-                chosen = logits.gather(-1, targets[part, None].to(logits.device))[:, 0]
-                parts.append((chosen - logits.logsumexp(-1)).cpu())
-        return torch.cat(parts)
-
-    def _repack_tied_head(self) -> None:
-        """On CPU, vLLM computes with repacked copies of weights, and an update forgets that of a tied head."""
-        head = getattr(self.model, "lm_head", None)
-        if hasattr(head, "cpu_linear"):
-            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-            dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
 
 _alive: list[VLLMCore] = []

@@ -9,6 +9,7 @@ import itertools
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -23,7 +24,7 @@ from llm_env.engines.sampling import Sampling
 from llm_env.engines.vllm.core import VLLMCore
 from llm_env.models import eos_tokens, load_vocabulary, model_folder
 from llm_env.tokens.arrays import IntArray
-from llm_env.tokens.vocabulary import Vocabulary
+from llm_env.tokens.vocabulary import Vocabulary, usable_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +48,10 @@ class VLLMEngine(EngineBase):
     The engine lives in this process, beside the trainer, whose number of threads and random numbers it leaves alone.
     vLLM keeps quiet, and reports nothing to anybody. There may be several engines.
 
+    A model that one GPU cannot hold is divided among several with `tensor_parallel`. Its parts are in processes of
+    their own, to which tokens and new weights are sent, and from which logits come. They begin by importing the main
+    module, as processes of Python's multiprocessing do: a script needs `if __name__ == "__main__":`.
+
     Args:
         model: a name (see `llm_env.models`), or a transformers model, whose weights are copied.
         tokenizer: by default the one that belongs to the name.
@@ -55,6 +60,7 @@ class VLLMEngine(EngineBase):
         dtype: of the weights and the cache; by default the one the model is stored in.
         tolerance: how far log-probabilities may be from those of the weights given to `load_weights`, on average; by
             default 1e-4 in float32 and 0.1 in less. `math.inf` turns the check off.
+        tensor_parallel: how many GPUs share the weights.
         allow_untested_version: run with a vLLM that this library was not tested with.
         verbose: let vLLM log.
         vllm_args: what else vLLM's `EngineArgs` takes.
@@ -75,6 +81,7 @@ class VLLMEngine(EngineBase):
         context: int,
         dtype: torch.dtype | None = None,
         tolerance: float | None = None,
+        tensor_parallel: int = 1,
         allow_untested_version: bool = False,
         verbose: bool = False,
         vllm_args: Mapping[str, Any] | None = None,
@@ -91,6 +98,7 @@ class VLLMEngine(EngineBase):
                 dtype=str(dtype).removeprefix("torch."),
                 num_requests=num_slots + SPARE_REQUESTS,
                 context=context,
+                tensor_parallel=tensor_parallel,
                 verbose=verbose,
                 **(vllm_args or {}),
             )
@@ -171,7 +179,8 @@ class VLLMEngine(EngineBase):
             if len(sequence) > 1
         }
         with self._failure_explained():
-            found = self._core.score({name: tokens for name, (_, tokens) in named.items()}, self.vocabulary.usable)
+            usable = partial(usable_logits, size=self.vocabulary.size, unused=self.vocabulary.unused)
+            found = self._core.score({name: tokens for name, (_, tokens) in named.items()}, usable)
         for name, (index, _) in named.items():
             scores[index] = found[name].numpy()
         return scores

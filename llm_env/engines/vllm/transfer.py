@@ -3,25 +3,34 @@
 vLLM's own backends carry weights from process to process: NCCL copies them over, and CUDA IPC cannot open a handle in
 the process that exported it. Here vLLM reads the trainer's tensors where they lie, which on one GPU is the very memory
 that the trainer writes to.
+
+Where vLLM divides the weights among processes, each is told all of them, through the host, and keeps its part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 NAME = "llm_env_in_process"
+PORTION = 2**30  # bytes of weights that are on their way to other processes at once
 
 
-def transfer_config() -> Any:
-    """What makes vLLM take weights this way."""
-    from vllm.config.weight_transfer import WeightTransferConfig
+def register_backend() -> None:
+    """Let vLLM know it, in this process."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if NAME not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(NAME, _backend())
+
+
+def config() -> Any:
+    """What makes vLLM take weights this way."""
+    from vllm.config.weight_transfer import WeightTransferConfig
+
     return WeightTransferConfig(backend=NAME)
 
 
@@ -31,8 +40,20 @@ def transfer(executor: Any, named_tensors: dict[str, torch.Tensor]) -> None:
     The same calls serve CPU and GPU. Tested on CPU only: the machines that test this library have no GPU.
     """
     executor.collective_rpc("start_weight_update")
-    executor.collective_rpc("update_weights", args=({"named_tensors": named_tensors},))
+    for portion in [named_tensors] if executor.parallel_config.world_size == 1 else _portions(named_tensors):
+        executor.collective_rpc("update_weights", args=({"named_tensors": portion},))
     executor.collective_rpc("finish_weight_update")
+
+
+def _portions(named_tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors on the host, a few at a time."""
+    portion: dict[str, torch.Tensor] = {}
+    for name, tensor in named_tensors.items():
+        if portion and tensor.nbytes + sum(other.nbytes for other in portion.values()) > PORTION:
+            yield portion
+            portion = {}
+        portion[name] = tensor.detach().cpu()
+    yield portion
 
 
 def _backend() -> Any:

@@ -24,7 +24,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "speed and memory": (
         *("device", "rollout.slots", "model.compile", "model.gradient_checkpointing", "model.reference"),
         *("actor.micro_batch_size", "critic.micro_batch_size", "workers", "rollout.patience"),
-        *("worker_cpus", "worker_gpus", "ray", "listen"),
+        *("worker_cpus", "worker_gpus", "ray", "listen", "rollout.tensor_parallel"),
         *("model.frozen_bits", "actor.state_bits", "critic.state_bits"),
     ),
     "names of what is used, and their arguments": (

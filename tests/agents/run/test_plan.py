@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,18 @@ def test_parts_are_divided_by_those_who_learn(config: Config) -> None:
     assert four["writing: weights"] == alone["weights"]
 
 
+def test_an_engine_divides_what_it_holds_by_what_its_heads_allow(config: Config) -> None:
+    told = config(rollout__engine="vllm", workers=1)
+    shape = Shape.of(told.model.name)
+    whole, parts = (memory(told.replace(rollout__tensor_parallel=parts), shape, TEXTS) for parts in (1, 2))
+    for name in ("writing: weights", "writing: keys and values"):
+        assert parts[name] == whole[name] / 2
+    six = replace(shape, heads=6)
+    flags = [flags for flags, _ in options(told, six, 4)]
+    assert any("--rollout.tensor-parallel 3" in each for each in flags)  # four do not divide six
+    assert not any("tensor" in flags for flags, _ in options(config(), six, 4))
+
+
 def test_gradients_come_as_what_layers_keep_goes(config: Config) -> None:
     at_once, in_portions = (
         memory(config(rollout__batch_size=64, actor__micro_batch_size=size), Shape.of("tiny"), Texts(100, 100))
@@ -118,7 +131,7 @@ def test_gradients_come_as_what_layers_keep_goes(config: Config) -> None:
 
 def test_time_is_counted_in_operations() -> None:
     """By hand: a model of 1,000 weights, 4 texts of 2 + 3 tokens, two epochs."""
-    shape = Shape(1000, 1000, 2, 8, 32, 8, 16, 100, 50, 800, 80)
+    shape = Shape(1000, 1000, 2, 8, 32, 8, 16, 100, 50, 800, 80, 2)
     told = TrainConfig().replace(rollout__batch_size=4, actor__epochs=2, kl__beta=0.1, model__dtype="bfloat16")
     found = seconds(told, shape, Texts(2, 3), Machine(tflops=1e-9, bandwidth=1.0))  # a thousand operations a second
     forward = 4 * 5 * 2 * 1000 / 1000
@@ -131,7 +144,7 @@ def test_time_is_counted_in_operations() -> None:
 def test_each_option_needs_less_than_the_one_before(config: Config) -> None:
     told = config(kl__beta=0.1, model__critic="separate", workers=1, model__name="tiny")
     texts = Texts(prompt=100, new=100)
-    found = list(options(told))
+    found = list(options(told, Shape.of("tiny")))
     whole = [each for each in found if "lora" not in each[0]]
     sizes = [sum(memory(each, Shape.of("tiny"), texts).values()) for _, each in whole]
     assert whole[0] == (AS_IT_IS, told)

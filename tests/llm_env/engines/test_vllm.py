@@ -61,6 +61,19 @@ def make(monkeypatch):
         engine.close()
 
 
+def scheduled_by(engine):
+    """What is computed in each pass from now on."""
+    passes, tell = [], engine._core._tell
+
+    def note(method, *arguments):
+        if method == "stepping_pass":
+            passes.append(arguments[1])
+        return tell(method, *arguments)
+
+    engine._core._tell = note
+    return passes
+
+
 # What holds for any engine: the tests of TransformersEngine, run on this one.
 
 GENERAL = [
@@ -151,13 +164,11 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(make):
 def test_a_slot_that_waits_is_not_computed(make):
     engine = make(wide_model(), 3)
     engine.start([0, 1, 2], PROMPTS[:3])
-    passes = []
-    run = engine._core._core.model_executor.execute_model
-    engine._core._core.model_executor.execute_model = lambda s: (passes.append(dict(s.num_scheduled_tokens)), run(s))[1]
+    passes = scheduled_by(engine)
     engine.step([1], [5])
     engine.step([2, 0], [5, 5])
     engine.extend([1, 0], [[5], [6, 7]])
-    assert [sorted(scheduled.values()) for scheduled in passes] == [[1], [1, 1], [1, 2]]
+    assert [sorted(scheduled.num_scheduled_tokens.values()) for scheduled in passes] == [[1], [1, 1], [1, 2]]
 
 
 @needs_vllm
@@ -191,11 +202,9 @@ def test_one_prompt_in_many_slots_is_computed_once(make):
     engine = make(model, 4, 200)
     prompt = np.random.default_rng(0).integers(3, 100, 150).tolist()
     engine.start([0], [prompt])
-    counts = []
-    run = engine._core._core.model_executor.execute_model
-    engine._core._core.model_executor.execute_model = lambda s: (counts.append(s.total_num_scheduled_tokens), run(s))[1]
+    passes = scheduled_by(engine)
     logits = engine.start([1, 2, 3], [prompt] * 3)
-    assert counts == [3 * (150 - 128)]
+    assert [scheduled.total_num_scheduled_tokens for scheduled in passes] == [3 * (150 - 128)]
     for row in logits:
         torch.testing.assert_close(row, full_logits(model, prompt)[-1], atol=1e-4, rtol=1e-4)
 
@@ -220,7 +229,9 @@ def test_a_stale_head_is_an_error(make, monkeypatch):
     """What vLLM by itself does to tied embeddings on CPU: the output layer keeps its old, repacked weights."""
     first, second = wide_model(seed=0), wide_model(seed=1)
     engine = make(first)
-    monkeypatch.setattr(type(engine._core), "_repack_tied_head", lambda self: None)
+    from llm_env.engines.vllm.inside import Inside
+
+    monkeypatch.setattr(Inside, "stepping_repack_tied_head", lambda self: None)
     with pytest.raises(RuntimeError, match=r"disagree by .*tolerance 0.0001.*check sequence \d, tokens \[.*stale"):
         engine.load_weights(second.named_parameters(), version=1)
     assert engine.version == 0
@@ -253,7 +264,9 @@ def test_a_forgotten_weight_is_an_error(make, monkeypatch):
 @needs_vllm
 def test_the_check_can_be_turned_off(make, monkeypatch):
     engine = make(wide_model(), tolerance=math.inf)
-    monkeypatch.setattr(type(engine._core), "_repack_tied_head", lambda self: None)
+    from llm_env.engines.vllm.inside import Inside
+
+    monkeypatch.setattr(Inside, "stepping_repack_tied_head", lambda self: None)
     engine.load_weights(wide_model(seed=1).named_parameters(), version=1)
     assert engine.version == 1
 
@@ -373,7 +386,9 @@ def test_a_process_group_of_the_trainer_survives(make):
 @needs_vllm
 def test_closing_frees_the_model_and_the_cache():
     engine = make_engine("vllm", "tiny", num_slots=2, context=16)
-    held = [weakref.ref(engine._core.model), *(weakref.ref(cache) for cache in engine._core._runner.kv_caches)]
+    runner = engine._core._core.model_executor.driver_worker.worker.model_runner
+    held = [weakref.ref(runner.get_model()), *(weakref.ref(cache) for cache in runner.kv_caches)]
+    del runner
     engine.start([0], [[4, 5]])
     engine.close()
     gc.collect()
@@ -395,10 +410,10 @@ def test_a_crash_is_one_clear_error_with_the_texts(make):
     texts = [engine.vocabulary.encode(text) for text in ("first prompt", "second", "third")]
     engine.start([0, 1, 2], texts)
 
-    def crash(scheduled):
+    def crash(method, *arguments):
         raise MemoryError("out of memory")
 
-    engine._core._core.model_executor.execute_model = crash
+    engine._core._tell = crash
     with pytest.raises(RuntimeError, match=r"(?s)MemoryError: out of memory.*0: 'first prompt'.*second!"):
         engine.step([1], engine.vocabulary.encode("!"))
     with pytest.raises(RuntimeError, match=r"make a new one.*\n.*first prompt"):
