@@ -101,24 +101,46 @@ def load_model(
     Args:
         name: a built-in name (see `model_names`), a folder, or a hub id such as "org/model".
         dtype: of the weights; by default as they are stored: float32 for "tiny", bfloat16 for "smollm2-135m".
-        device: where the weights go.
+        device: where the weights go; on "meta" there are none, only their shapes.
         seed: of the random weights of "tiny"; the others are trained already and ignore it.
 
     Examples:
         >>> sum(parameter.numel() for parameter in load_model("tiny").parameters())
         1062528
     """
-    model: Any  # the wrapped `to` of transformers has lost its type
-    if name == "tiny":
-        model = _tiny_model(seed)
-        return cast("PreTrainedModel", model.to(device=device, dtype=dtype or model.dtype))
-    source = _source(name)
+    import torch
     from transformers import AutoModelForCausalLM
 
+    model: Any  # the wrapped `to` of transformers has lost its type
+    if torch.device(device).type == "meta":
+        config = model_config(name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype or torch.float32)
+        return cast("PreTrainedModel", model.eval())
+    if name == "tiny":
+        model = _tiny_model(seed)
+        return cast("PreTrainedModel", cast_weights(model, dtype or model.dtype).to(device))
+    source = _source(name)
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype="auto" if dtype is None else dtype, use_safetensors=True, trust_remote_code=False
     )
     return cast("PreTrainedModel", model.to(device))
+
+
+def cast_weights(model: Any, dtype: torch.dtype) -> Any:
+    """Change the number format of a model's weights, and of nothing else: it is returned.
+
+    `model.to(dtype)` also rounds the frequencies of rotary embeddings, by which positions are told apart.
+
+    Examples:
+        >>> import torch
+        >>> model = cast_weights(load_model("tiny"), torch.bfloat16)
+        >>> model.dtype, model.model.rotary_emb.inv_freq.dtype
+        (torch.bfloat16, torch.float32)
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model
 
 
 def model_folder(name: str, *, seed: int = 0) -> Path:

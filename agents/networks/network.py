@@ -34,6 +34,7 @@ from agents.networks.adapters import (
 from agents.networks.backbone import Backbone, recomputing
 from agents.networks.distribution import TokenDistribution
 from agents.networks.few_bits import keep_in_few_bits
+from agents.networks.prepared import prepare
 from agents.networks.ragged import can_read
 from agents.networks.ranks import ALONE, Ranks, together
 from agents.networks.sharding import all_whole, like, shard
@@ -41,6 +42,7 @@ from agents.networks.value import FittedValueHead, ValueHead
 from agents.rollouts.hints import HINTS
 from agents.rollouts.masks import allowed_in
 from llm_env.engines import merged_weights
+from llm_env.models import cast_weights
 from llm_env.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ class Network(nn.Module):
         state_value     [B, T, 1]   written by the critic
 
     Args:
-        model: a causal language model of transformers. It is used as it is (or, with LoRA, wrapped), not copied.
+        model: a causal language model of transformers. It is used as it is (or, with LoRA, wrapped), not copied. On the
+            device "meta", it is taken for one that has passed the checks: see `shard`.
         config: how.
         temperature: of the policy.
         vocabulary: the tokens that the policy chooses among, those of an environment or an engine. By default there is
@@ -122,13 +125,10 @@ class Network(nn.Module):
         self.ranks = ALONE
         self.has_reference = reference
         self.num_hints = hints
-        self.config = config
         self.temperature = temperature
         self.vocabulary = vocabulary
         self.head = model.get_output_embeddings()
-        model.eval()
-        _check_head(model, self.head)
-        _switch_dropout_off(model)
+        prepare(model)
         lora, separate = config.lora.rank > 0, config.critic == "separate"
         self._with_adapters: list[Any] = []
         if config.gradient_checkpointing:
@@ -137,13 +137,14 @@ class Network(nn.Module):
         width: int = self.head.weight.shape[1]
         self.width = width
         body = model.base_model
-        self._packing = config.packing and not config.compile and can_read(body)
-        how: dict[str, Any] = {"autocast": config.in_bfloat16, "compile": config.compile, "packing": self._packing}
+        packs = config.packing and not config.compile and (self.head.weight.is_meta or can_read(body))
+        self.config = config = dataclasses.replace(config, packing=packs)
+        how: dict[str, Any] = {"autocast": config.in_bfloat16, "compile": config.compile, "packing": packs}
         self._reference: Any = None
         if reference and not lora:
             self._reference = copy.deepcopy(model).eval().requires_grad_(False)
             if config.reference_dtype:
-                self._reference.to(getattr(torch, config.reference_dtype))
+                cast_weights(self._reference, getattr(torch, config.reference_dtype))
             if config.frozen_bits:
                 keep_in_few_bits(self._reference, config.frozen_bits, but=self._reference.get_output_embeddings())
         critic_body = copy.deepcopy(body) if separate and not lora else None
@@ -198,6 +199,7 @@ class Network(nn.Module):
         """What the output layer multiplies in."""
         return torch.bfloat16 if self.config.in_bfloat16 else cast(torch.dtype, self.head.weight.dtype)
 
+    @together
     def set_autocast(self, choice: Autocast) -> None:
         """Compute in bfloat16 from now on, or no longer."""
         self.config = dataclasses.replace(self.config, autocast=choice)
@@ -259,15 +261,18 @@ class Network(nn.Module):
 
     # Several processes.
 
-    def shard(self, ranks: Ranks) -> None:
-        """Leave each of several processes a part of the weights. From now on they must compute together: `compute`."""
+    def shard(self, ranks: Ranks, device: torch.device) -> None:
+        """Leave each of several processes a part of the weights, on a device. From now on they must `compute` together.
+
+        The network of a process but the first may have been made of a model without weights, on the device "meta".
+        """
         if ranks.size == 1:
             return
         self.ranks = ranks
         ranks.parts["network"] = self
         head, fitted = [self.value_head], self.fits_values
         kept, apart = (head, []) if fitted else ([], head)
-        shard(self, ranks, apart=apart, kept=kept, computes=self._compute.__name__)
+        shard(self, ranks, device, apart=apart, kept=kept, computes=self._compute.__name__)
 
     @together
     def compute(self, function: Callable[Concatenate[Network, P], T], *args: P.args, **options: P.kwargs) -> T:
@@ -287,7 +292,7 @@ class Network(nn.Module):
         model = self.model if self._reference is None else self._reference
         body = self.backbone.body if self._reference is None else self._reference.base_model
         head = self.head if self._reference is None else self._reference.get_output_embeddings()
-        how: dict[str, Any] = {"autocast": self.config.in_bfloat16, "packing": self._packing}
+        how: dict[str, Any] = {"autocast": self.config.in_bfloat16, "packing": self.config.packing}
         backbone = Backbone(model, body, adapter=self._reference_adapter, **how)
         dtype = torch.bfloat16 if self.config.in_bfloat16 else head.weight.dtype
         training = model.training
@@ -374,27 +379,3 @@ class Network(nn.Module):
         state = {name: weight.contiguous().clone() for name, weight in self.engine_weights().items()}
         self.engine_model().save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
-
-
-def _switch_dropout_off(model: Any) -> None:
-    """With dropout the same weights would give two policies, and their ratio would measure noise."""
-    for part in model.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-        elif isinstance(getattr(part, "attention_dropout", None), float):
-            part.attention_dropout = 0.0
-
-
-@torch.no_grad()
-def _check_head(model: Any, head: Any) -> None:
-    """Refuse a model whose logits are not simply its output layer applied to its hidden states."""
-    if not isinstance(head, nn.Linear):
-        raise ValueError(f"{type(model).__name__} has no linear output layer: it is not a causal language model")
-    tokens = torch.arange(4, device=head.weight.device)[None] % head.weight.shape[0]
-    logits = model(tokens, use_cache=False).logits.float()
-    ours = head(model.base_model(input_ids=tokens, use_cache=False).last_hidden_state).float()
-    if not torch.allclose(logits, ours, atol=1e-3 * float(logits.abs().max())):
-        raise ValueError(
-            f"{type(model).__name__} changes its logits after the output layer (a soft cap, a scale): not supported, "
-            "for log-probs are computed from hidden states and the output layer's weights"
-        )

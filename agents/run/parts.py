@@ -138,8 +138,8 @@ def join(invitation: Invitation, ranks: Ranks) -> Algorithm:
     config = invitation.config
     seed_everything(config.seed)
     mdp = TokenMDP(make_task_of(config), **mdp_options(config, model=invitation.source))
-    network = make_network(config, config.model, invitation.source, mdp)
-    network.shard(ranks)
+    network = make_network(config, config.model, invitation.source, mdp, device="meta")
+    network.shard(ranks, torch.device(config.device))
     collector = Collector(PolicyWriter(mdp, lambda data: data, num_rows=1), config.rollout.batch_size)
     return algorithm_class(config.algo)(config, network, collector, trusted=True, **config.algo_args)
 
@@ -161,11 +161,12 @@ def build_parts(config: TrainConfig, model: str | Path | None = None, ranks: Ran
 
     undecided = config.model.autocast == "auto"
     how = dataclasses.replace(config.model, autocast="off") if undecided else config.model
-    network = make_network(config, how, source, mdp)
+    # What is to lie in parts on several GPUs may be too large for one.
+    network = make_network(config, how, source, mdp, device="cpu" if ranks.size > 1 else config.device)
+    ranks.say(Invitation(dataclasses.replace(config, model=network.config), source))
+    network.shard(ranks, torch.device(config.device))
     # Of weights in bfloat16 all products are in bfloat16 as well.
     speeds = choose_precision(config, network, mdp) if undecided and how.dtype == "float32" else None
-    ranks.say(Invitation(dataclasses.replace(config, model=network.config), source))
-    network.shard(ranks)
     shares = shares_weights(config, ranks.size)
     tokenizer = load_tokenizer(source)
     engine: Engine | Workers
@@ -188,10 +189,10 @@ def build_parts(config: TrainConfig, model: str | Path | None = None, ranks: Ran
     return parts
 
 
-def make_network(config: TrainConfig, how: ModelConfig, source: str, mdp: TokenMDP) -> Network:
-    """Actor, critic and reference."""
+def make_network(config: TrainConfig, how: ModelConfig, source: str, mdp: TokenMDP, device: str) -> Network:
+    """Actor, critic and reference, of the language model there."""
     return Network(
-        load(config, source),
+        load_model(source, dtype=getattr(torch, how.dtype), device=device, seed=config.seed),
         how,
         config.rollout.temperature,
         mdp.vocabulary,
@@ -293,12 +294,6 @@ def has_held_out(task: Task, split: str) -> bool:
             raise
         return False
     return True
-
-
-def load(config: TrainConfig, source: str) -> Any:
-    """The language model."""
-    model: ModelConfig = config.model
-    return load_model(source, dtype=getattr(torch, model.dtype), device=config.device, seed=config.seed)
 
 
 def make_engine_apart(config: TrainConfig, source: str, *, context: int, slots: int) -> Engine:

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from agents.config import TrainConfig
 from agents.config.machine import Machine
 from agents.networks.distribution import LOGITS_BYTES
 from agents.run.parts import shares_weights
-from llm_env.models import model_config
+from llm_env.models import load_model
 
 BYTES = {"float32": 4, "bfloat16": 2}
 ADAM = {None: 8, 8: 2 * (1 + 4 / 256)}
@@ -67,12 +66,8 @@ class Shape:
     @classmethod
     def of(cls, source: str) -> Shape:
         """That of a built-in model, a folder, or an id on the hub; only its configuration is read."""
-        from transformers import AutoModelForCausalLM
-
-        config: Any = model_config(source)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        text = config.get_text_config()
+        model: Any = load_model(source, device="meta")
+        text = model.config.get_text_config()
         head = model.get_output_embeddings()
         parts = model.named_modules()
         layers = {name: part for name, part in parts if isinstance(part, nn.Linear) and part is not head}

@@ -76,14 +76,7 @@ def choose_precision(config: TrainConfig, network: Network, mdp: TokenMDP) -> Sp
     prompt = round(float(np.mean([len(tokens) for tokens in mdp.prompts.tokens])))
     reply = max(1, min(mdp.max_new_tokens, mdp.context - prompt))
     rows = config.actor.micro_batch_size or max(1, config.rollout.batch_size // config.actor.minibatches)
-    data = random_texts(network, prompt, reply, rows)
-    before = rng_state()  # dropout of adapters draws
-    network.train()  # checkpointing is at work then only
-    try:
-        speeds = measure(network, data)
-    finally:
-        network.eval()
-        set_rng_state(before)
+    speeds = measure(network, random_texts(network, prompt, reply, rows))
     network.set_autocast(speeds.autocast)
     return speeds
 
@@ -138,7 +131,7 @@ def measure(network: Network, data: TensorDict) -> Speeds:
     for turn in range(1 + TURNS):
         for choice, taken in seconds.items():
             network.set_autocast(choice)
-            taken.append(seconds_of_a_pass(network, data if turn else data[:1]))
+            taken.append(network.compute(seconds_of_a_pass, data if turn else data[:1]))
     best = {choice: min(taken[1:]) for choice, taken in seconds.items()}
     tokens = data["tokens"].numel()
     return Speeds(float32=tokens / best["off"], bfloat16=tokens / best["on"])
@@ -146,15 +139,21 @@ def measure(network: Network, data: TensorDict) -> Speeds:
 
 def seconds_of_a_pass(network: Network, data: TensorDict) -> float:
     """How long the policy's forward and backward pass over some texts takes; no gradients are left."""
-    start = _clock(data["tokens"].device)
-    hidden = network.encode(data.clone(recurse=False), critic=False)["hidden"]
-    policy = TokenDistribution(
-        hidden, network.head, None, network.temperature, network.compute_dtype, network.vocabulary
-    )
-    policy.log_prob(data["action"]).mean().backward()  # type: ignore[no-untyped-call]
-    seconds = _clock(data["tokens"].device) - start
-    network.zero_grad(set_to_none=True)
-    return seconds
+    before = rng_state()  # dropout of adapters draws
+    data = data.to(network.head.weight.device)
+    network.train()  # checkpointing is at work then only
+    try:
+        start = _clock(data["tokens"].device)
+        hidden = network.encode(data.clone(recurse=False), critic=False)["hidden"]
+        policy = TokenDistribution(
+            hidden, network.head, None, network.temperature, network.compute_dtype, network.vocabulary
+        )
+        policy.log_prob(data["action"]).mean().backward()  # type: ignore[no-untyped-call]
+        return _clock(data["tokens"].device) - start
+    finally:
+        network.eval()
+        network.zero_grad(set_to_none=True)
+        set_rng_state(before)
 
 
 def _clock(device: torch.device) -> float:

@@ -59,6 +59,21 @@ def test_the_tiny_model():
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_shapes_without_weights(cache):
+    model, shapes = load_model("tiny", dtype=torch.bfloat16), load_model("tiny", dtype=torch.bfloat16, device="meta")
+    assert all(weight.is_meta for weight in [*shapes.parameters(), *shapes.buffers()])
+    for ours, theirs in (
+        (model.state_dict(), shapes.state_dict()),
+        (dict(model.named_buffers()), dict(shapes.named_buffers())),
+    ):
+        assert {name: (weight.shape, weight.dtype) for name, weight in ours.items()} == {
+            name: (weight.shape, weight.dtype) for name, weight in theirs.items()
+        }
+    assert shapes.lm_head.weight is shapes.model.embed_tokens.weight
+    assert not shapes.training
+    assert load_model("tiny", device="meta").dtype == torch.float32  # as it is stored
+
+
 def test_a_folder_holds_the_same_model(cache):
     folder = model_folder("tiny", seed=3)
     assert folder.parent == cache

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from agents.config import TrainConfig
-from agents.config.files import ConfigError
+from agents.config.files import ConfigError, load_config
 from agents.metrics import Average
 from agents.networks.ranks import ALONE, Ranks, together
 from agents.report.log import read_metrics
@@ -90,11 +90,12 @@ def apart(config: TrainConfig, name: str, **changes: object) -> TrainConfig:
 def test_two_learn_what_one_learns(config: Config, tmp_path: Path) -> None:
     """Runs of all kinds of weights; and a checkpoint of two processes is gone on with by one, and the other way."""
     kinds = {name: config(**changes) for name, changes in KINDS.items()}
+    measured = apart(config(iterations=1, model__autocast="auto"), "measured")
     short = config(iterations=2, **KINDS["adapters"])
     alone, together = apart(short, "begun-alone"), apart(short, "begun-together")
     train(alone)
     runs = [(apart(each, f"{name}-2"), False) for name, each in kinds.items()]
-    both([*runs, (together, False), (alone.replace(iterations=3), True)], tmp_path)
+    both([*runs, (measured, False), (together, False), (alone.replace(iterations=3), True)], tmp_path)
     train(together.replace(iterations=3), resume=True)
     for name, each in kinds.items():
         one = apart(each, f"{name}-1")
@@ -104,6 +105,7 @@ def test_two_learn_what_one_learns(config: Config, tmp_path: Path) -> None:
     whole = apart(kinds["adapters"], "adapters-1")
     agree(whole, alone.replace(iterations=3))
     agree(whole, together.replace(iterations=3))
+    assert load_config(measured.out / "config.yaml").model.autocast in ("off", "on")
 
 
 @pytest.mark.slow
