@@ -127,16 +127,11 @@ class Learner:
         data = data.to(self.network.head.weight.device)
         if self.ranks.size == 1:
             return score(self.network, data, **how)
-        mine = self._mine(data)
+        mine = self.ranks.share(data["length"])
         found = self.network.compute(score, data[mine], **how).exclude(*data.keys())
         order = torch.cat(self.ranks.gather(mine.cpu())).argsort()
         parts = self.ranks.gather(found.cpu())
         return data.update(torch.cat(parts)[order].to(mine.device))
-
-    def _mine(self, data: TensorDict) -> Tensor:
-        """Which of the texts this process reads: as many as any other, and about as long."""
-        shortest_first: Tensor = data["length"].argsort(stable=True)
-        return shortest_first[self.ranks.rank :: self.ranks.size]
 
     @together
     def learn(self, data: TensorDict, iteration: int, **weights: float) -> dict[str, float]:
@@ -260,7 +255,7 @@ class Learner:
             self.critic_optimizer.zero_grad()
         minibatch["weight"] = token_weights(minibatch["mask"], self.config.loss.aggregate, self.longest)
         total, here = torch.zeros((), device=minibatch.device), Average()
-        mine = minibatch if self.ranks.size == 1 else minibatch[self._mine(minibatch)]
+        mine = minibatch if self.ranks.size == 1 else minibatch[self.ranks.share(minibatch["length"])]
         size = turn.settings.micro_batch_size or len(mine)
         parts = [slice(None)] if encoded else by_length(mine, size)
         for part in parts:

@@ -73,8 +73,8 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS, count=1, cutoff=0.6) or f"there are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown command {name!r}; {hint.strip()}")
-    if name != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"llm-env {name} is one process: start it without torchrun (llm-env train may be several)")
+    if name not in ("train", "sft") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"llm-env {name} is one process: start it without torchrun (train and sft may be several)")
     COMMANDS[name](rest)
     return 0
 

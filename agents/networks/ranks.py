@@ -64,6 +64,17 @@ class Ranks:
         distributed.broadcast_object_list(heard, src=0, group=self._talk)
         return heard[0]
 
+    def share(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Which of several texts this process reads: as many as any other, and about as long.
+
+        Examples:
+            >>> ranks = Ranks()
+            >>> ranks.size = 2
+            >>> ranks.share(torch.tensor([5, 2, 7, 3])).tolist()
+            [1, 0]
+        """
+        return lengths.argsort(stable=True)[self.rank :: self.size]
+
     def gather(self, each: Each) -> list[Each]:
         """What all have found, in their order, in each of them."""
         if self.size == 1:

@@ -6,22 +6,28 @@ import contextlib
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from agents.config import TrainConfig
 from agents.config.files import ConfigError
 from agents.networks.ranks import Ranks, launched
-from agents.run.loop import Result
 from agents.run.parts import Invitation, join
 
 
 @contextlib.contextmanager
-def learning_together(config: TrainConfig) -> Iterator[Ranks]:
-    """The processes that `torchrun` has started, while they learn; or this one alone."""
+def learning_together(config: TrainConfig, *, supervised: bool = False) -> Iterator[Ranks]:
+    """The processes that `torchrun` has started, while they learn; or this one alone.
+
+    Args:
+        config: of the run.
+        supervised: there is a warm start only.
+    """
     ranks = launched()
     try:
         if ranks.size > 1 and ranks.leads:
-            check_shareable(config, ranks.size)
+            check_shareable(config, ranks.size, supervised=supervised)
         yield ranks
     except BaseException:
         if ranks.leads:
@@ -32,22 +38,23 @@ def learning_together(config: TrainConfig) -> Iterator[Ranks]:
         ranks.parts.clear()
 
 
-def follow(ranks: Ranks) -> Result:
-    """Do what the first process asks for until the run has ended."""
+def follow(ranks: Ranks) -> Any:
+    """Do what the first process asks for until it has done all: gives what that has led to."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one decides when to stop
     heard = ranks.hear()
-    if isinstance(heard, Invitation):
+    while isinstance(heard, Invitation):
         with tempfile.TemporaryDirectory() as nowhere:  # what there is to be kept, the first one keeps
-            join(Invitation(heard.config.replace(out=Path(nowhere)), heard.source), ranks)
+            join(replace(heard, config=heard.config.replace(out=Path(nowhere))), ranks)
             heard = ranks.follow()
-    if not isinstance(heard, Result):
+        ranks.parts.clear()
+    if heard is None:
         raise SystemExit(1)
     return heard
 
 
-def check_shareable(config: TrainConfig, size: int) -> None:
+def check_shareable(config: TrainConfig, size: int, *, supervised: bool = False) -> None:
     """Raise if so many processes cannot share the work."""
-    for name, settings in (("actor", config.actor), ("critic", config.critic)):
+    for name, settings in () if supervised else (("actor", config.actor), ("critic", config.critic)):
         rows = config.rollout.batch_size
         if rows % (settings.minibatches * size):
             raise ConfigError(
@@ -55,6 +62,11 @@ def check_shareable(config: TrainConfig, size: int) -> None:
                 f"processes, each of which reads as many texts of a mini-batch: use a multiple of "
                 f"{settings.minibatches * size} for the batch"
             )
+    if config.sft.steps and config.sft.batch_size < size:
+        raise ConfigError(
+            f"--sft.batch-size is {config.sft.batch_size}, but there are {size} processes, each of which reads some "
+            f"of the texts of a step: use {size} or more"
+        )
     if config.rollout.engine != "transformers" and not config.workers:
         raise ConfigError(
             f"--rollout.engine is {config.rollout.engine} and --workers 0, but an engine with processes of its own "

@@ -35,6 +35,7 @@ from agents.rollouts.writers import EngineWriter, PolicyWriter
 from agents.run.evaluate import Evaluator
 from agents.run.links import check_links, make_links
 from agents.run.precision import Speeds, choose_precision
+from agents.run.supervised import Supervised
 from llm_env.engines import Engine, Sampling, engine_names, make_engine
 from llm_env.engines.base import EngineBase
 from llm_env.engines.transformers import TransformersEngine
@@ -127,30 +128,42 @@ def build(config: TrainConfig, model: str | Path | None = None, ranks: Ranks = A
 
 @dataclass(frozen=True)
 class Invitation:
-    """What a process must know to learn together with the first one: see `join`."""
+    """What a process must know to learn together with the first one: see `join`.
+
+    Attributes:
+        config: of the run.
+        source: the model.
+        supervised: what is learned is to write given texts, as in a warm start.
+    """
 
     config: TrainConfig
     source: str
+    supervised: bool
 
 
-def join(invitation: Invitation, ranks: Ranks) -> Algorithm:
-    """What another process has of a run: the network, a part of it, and an algorithm that is never asked to write."""
+def join(invitation: Invitation, ranks: Ranks) -> Algorithm | Supervised:
+    """What another process has of a run: the network, a part of it, and what learns, which is never asked to write."""
     config = invitation.config
     seed_everything(config.seed)
     mdp = TokenMDP(make_task_of(config), **mdp_options(config, model=invitation.source))
     network = make_network(config, config.model, invitation.source, mdp, device="meta")
     network.shard(ranks, torch.device(config.device))
+    if invitation.supervised:
+        return Supervised(config.sft, network)
     collector = Collector(PolicyWriter(mdp, lambda data: data, num_rows=1), config.rollout.batch_size)
     return algorithm_class(config.algo)(config, network, collector, trusted=True, **config.algo_args)
 
 
-def build_parts(config: TrainConfig, model: str | Path | None = None, ranks: Ranks = ALONE) -> Parts:
+def build_parts(
+    config: TrainConfig, model: str | Path | None = None, ranks: Ranks = ALONE, *, supervised: bool = False
+) -> Parts:
     """All of a run but its algorithm, with the global random generators seeded.
 
     Args:
         config: of the run.
         model: begin with this model (a name or folder) instead of `config.model.name`.
         ranks: processes that learn together, of which this is the first.
+        supervised: what is learned is to write given texts.
     """
     seed_everything(config.seed)
     source = str(model or config.model.name)
@@ -163,7 +176,7 @@ def build_parts(config: TrainConfig, model: str | Path | None = None, ranks: Ran
     how = dataclasses.replace(config.model, autocast="off") if undecided else config.model
     # What is to lie in parts on several GPUs may be too large for one.
     network = make_network(config, how, source, mdp, device="cpu" if ranks.size > 1 else config.device)
-    ranks.say(Invitation(dataclasses.replace(config, model=network.config), source))
+    ranks.say(Invitation(dataclasses.replace(config, model=network.config), source, supervised))
     network.shard(ranks, torch.device(config.device))
     # Of weights in bfloat16 all products are in bfloat16 as well.
     speeds = choose_precision(config, network, mdp) if undecided and how.dtype == "float32" else None

@@ -6,15 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from tensordict import TensorDict
 from torch import Tensor
 
-from agents.algorithms.optimizer import Optimizer
 from agents.config import SFTConfig
-from agents.losses.ops import token_weights
-from agents.networks.distribution import TokenDistribution
 from agents.networks.network import Network
 from agents.rollouts.packing import pack
+from agents.run.supervised import Supervised
 from llm_env.mdp.core import TokenMDP
 from llm_env.tasks.running import RunningEpisodes
 from llm_env.tokens.arrays import IntArray
@@ -25,8 +22,6 @@ from rewards import Rollout, Score
 
 class SFT:
     """Teaches the policy to write the answers: the loss is on the answer and its end-of-sequence token only.
-
-    It is the likelihood at temperature 1, whatever the temperature is at which the policy is to write later.
 
     Where a task replies, a prompt may have a list of answers, one for each turn of the policy. The task's replies
     stand between them; they are read, and not learned.
@@ -49,19 +44,12 @@ class SFT:
             raise ValueError("the tokenizer has no end-of-sequence token: the model could not learn where to end")
         self.answers = self._play() if mdp.task.overrides("reply") else self._write()
         self.sampler = PromptSampler(len(self.answers), seed)
-        self.optimizer = Optimizer(
-            network.actor_parameters(),
-            config.learning_rate,
-            total_steps=config.steps,
-            warmup=min(config.warmup, config.steps // 2),
-            decay="cosine",
-            weight_decay=config.weight_decay,
-        )
+        self.learner = Supervised(config, network)
 
     @property
     def steps(self) -> int:
         """How many optimizer steps were taken."""
-        return self.optimizer.steps
+        return self.learner.optimizer.steps
 
     def run(self, report: Callable[[int, float], bool] = lambda step, loss: False) -> float:
         """All steps that are left; `report` is told the number of each, and its loss in nats per token. If it gives
@@ -71,7 +59,6 @@ class SFT:
             The last loss; NaN if no step was left.
         """
         loss = float("nan")
-        self.network.train()
         while self.steps < self.config.steps:
             loss = self.step()
             if not np.isfinite(loss):
@@ -81,44 +68,26 @@ class SFT:
                 )
             if report(self.steps, loss):
                 break
-        self.network.eval()
         return loss
 
     def step(self) -> float:
         """One optimizer step; the mean negative log-likelihood of a token."""
         indices, _ = self.sampler.deal(self.config.batch_size)
-        data = pack([self._episode(index) for index in indices.tolist()], self.mdp.vocabulary.pad_token)
-        data = data.to(self.network.head.weight.device)
-        self.optimizer.zero_grad()
-        log_prob = self._log_prob(data)
-        loss = -(log_prob * token_weights(data["mask"], "token")).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.clip()
-        self.optimizer.step()
-        return float(loss.detach())
+        return self.learner.learn(
+            pack([self._episode(index) for index in indices.tolist()], self.mdp.vocabulary.pad_token)
+        )
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Everything that decides how it goes on, but the global random generators: tensors by file, and JSON."""
-        tensors, optimizer = self.optimizer.state()
+        tensors, optimizer = self.learner.state()
         state = {"optimizer": optimizer, "sampler": self.sampler.state_dict()}
         return {"weights": self.network.weights(), "optimizer": tensors}, state
 
     def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Go on where another was."""
         self.network.load_weights(tensors["weights"])
-        self.optimizer.load_state(tensors["optimizer"], state["optimizer"])
+        self.learner.load_state(tensors["optimizer"], state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
-
-    def _log_prob(self, data: TensorDict) -> Tensor:
-        """`[B, T]` log-probs at temperature 1, however hot the policy is to write: how likely the model itself is to
-        say so.
-        """
-        network = self.network
-        hidden = network.encode(data, critic=False)["hidden"]
-        here = TokenDistribution(
-            hidden, network.head, data["mask"], dtype=network.compute_dtype, vocabulary=network.vocabulary
-        )
-        return here.log_prob(data["action"])
 
     def _episode(self, index: int) -> Episode:
         rollout = self.answers[index]

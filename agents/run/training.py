@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -70,7 +71,7 @@ def train(config: TrainConfig, resume: bool = False) -> Result:
             result = _train(config, resume, ranks)
             ranks.dismiss(result)
             return result
-        return follow(ranks)
+        return cast(Result, follow(ranks))
 
 
 def _train(config: TrainConfig, resume: bool, ranks: Ranks) -> Result:
@@ -81,7 +82,7 @@ def _train(config: TrainConfig, resume: bool, ranks: Ranks) -> Result:
     ):
         model = None
         if config.sft.steps:
-            config, model = _warm_model(config, display, resume, asked)
+            config, model = _warm_model(config, display, resume, asked, ranks)
         run = build(config, model, ranks)
         try:
             config = settle(config, run.speeds, display)
@@ -121,18 +122,22 @@ def fine_tune(config: TrainConfig, resume: bool = False) -> Path:
         )
     title = f"SFT on {config.task.name} with {config.model.name}, seed {config.seed}"
     keep_freed_memory()
-    with (
-        _begun(config, resume) as config,
-        Display(config.sft.steps, title, config.log.display) as display,
-        interruptible() as asked,
-    ):
-        if resume and folder.exists():
-            forget_checkpoints(folder)
-            display.message(f"the warm start in {config.out} is finished already; its model is {folder}")
-            return folder
-        found = warm_start(config, folder, display, resume, asked)
-        rows = before_and_after(config, found.before, found.after)
-        display.summary("supervised fine-tuning: finished", rows, found.samples, {"model": folder})
+    with learning_together(config, supervised=True) as ranks:
+        if not ranks.leads:
+            return cast(Path, follow(ranks))
+        with (
+            _begun(config, resume) as config,
+            Display(config.sft.steps, title, config.log.display) as display,
+            interruptible() as asked,
+        ):
+            if resume and folder.exists():
+                forget_checkpoints(folder)
+                display.message(f"the warm start in {config.out} is finished already; its model is {folder}")
+            else:
+                found = warm_start(config, folder, display, resume, asked, ranks)
+                rows = before_and_after(config, found.before, found.after)
+                display.summary("supervised fine-tuning: finished", rows, found.samples, {"model": folder})
+        ranks.dismiss(folder)
     return folder
 
 
@@ -181,7 +186,9 @@ def _leave_free(out: Path, error: BaseException) -> None:
         out.rmdir()
 
 
-def _warm_model(config: TrainConfig, display: Display, resume: bool, asked: Interruption) -> tuple[TrainConfig, Path]:
+def _warm_model(
+    config: TrainConfig, display: Display, resume: bool, asked: Interruption, ranks: Ranks
+) -> tuple[TrainConfig, Path]:
     """The folder of the model after supervised fine-tuning, which is done once and then found again.
 
     Before it comes the configuration, with what the warm start may have chosen.
@@ -190,7 +197,7 @@ def _warm_model(config: TrainConfig, display: Display, resume: bool, asked: Inte
     if folder.exists():
         forget_checkpoints(folder)
         return config, folder
-    found = warm_start(config, folder, display, resume, asked)
+    found = warm_start(config, folder, display, resume, asked, ranks)
     for label, before, after in before_and_after(config, found.before, found.after):
         display.message(f"supervised warm start: {label} {before:.3g} before, {after:.3g} after")
     return config.replace(model__autocast=found.autocast), folder

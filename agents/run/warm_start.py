@@ -12,6 +12,7 @@ from typing import Any
 from agents.config import TrainConfig
 from agents.config.files import ConfigError
 from agents.config.schema import Autocast
+from agents.networks.ranks import ALONE, Ranks
 from agents.report.display import Display
 from agents.run.ending import Ending
 from agents.run.evaluate import Evaluation
@@ -50,6 +51,7 @@ def warm_start(
     display: Display,
     resume: bool = False,
     asked: Interruption | None = None,
+    ranks: Ranks = ALONE,
 ) -> WarmStart:
     """Fine-tune the model on the task's own answers, and write it to a folder.
 
@@ -61,10 +63,15 @@ def warm_start(
         display: is told how it goes.
         resume: go on from the last checkpoint, if there is one. The numbers are those of a run that was never stopped.
         asked: looked at after each step; if it says stop, a checkpoint is written and `KeyboardInterrupt` raised.
+        ranks: processes that learn together, of which this is the first.
     """
     display.phase("supervised warm start")
     plain = without_learning(config)
-    parts = build_parts(plain.replace(rollout__engine="transformers", rollout__engine_dtype=None))
+    if ranks.size == 1:
+        plain = plain.replace(rollout__engine="transformers", rollout__engine_dtype=None)
+    else:  # the model may be too large for an engine here
+        plain = plain.replace(workers=config.workers)
+    parts = build_parts(plain, ranks=ranks, supervised=True)
     try:
         config = settle(config, parts.speeds, display)
         progress = _Progress(config, parts, display, folder.with_name(SFT_CHECKPOINTS))
@@ -76,6 +83,7 @@ def warm_start(
             parts.network.export(new, parts.tokenizer)
     finally:
         parts.close()
+        ranks.parts.clear()
     forget_checkpoints(folder)
     return WarmStart(
         progress.before,
@@ -146,10 +154,8 @@ class _Progress:
 
     def _score(self) -> float:
         """What the present policy gets on held-out prompts, as `sft.stop_at` counts it."""
-        network = self.parts.network.eval()
         self.parts.update_engine()
         evaluation = self.judge()
-        network.train()
         return evaluation.metrics.get(f"eval/{self.config.evaluation.best}", -math.inf) if evaluation else -math.inf
 
     def _save(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from agents.config import TrainConfig
@@ -21,7 +22,8 @@ from agents.networks.ranks import ALONE, Ranks, together
 from agents.report.log import read_metrics
 from agents.run.learners import check_shareable
 from agents.run.loop import CHECKPOINTS
-from agents.run.training import train
+from agents.run.training import WARM, train
+from agents.run.warm_start import SFT_CHECKPOINTS
 from agents.state.checkpoint import latest_checkpoint
 from tests.agents.killed import newest_step
 from tests.agents.runs import Config
@@ -33,6 +35,9 @@ KINDS = {
     "whole": {"model__critic": "shared", "kl__beta": 0.05, "model__refresh_reference": 2, "actor__micro_batch_size": 2},
     "fitted": {"model__critic": "fitted", "model__hints": True, "loss__target_kl": 1e-4},
 }
+COPY = {"task__name": "Copy", "task__args": {"length": 2, "alphabet": "abcd", "dense": True}}
+# Five texts for two processes, one of which reads more.
+KINDS["warm"] = {**COPY, "sft__steps": 4, "sft__batch_size": 5, "sft__learning_rate": 1e-3, "iterations": 1}
 
 
 def start(runs: list[tuple[TrainConfig, bool]], folder: Path) -> subprocess.Popen[str]:
@@ -67,6 +72,9 @@ def saved(config: TrainConfig) -> dict[str, dict[str, Tensor]]:
 def agree(one: TrainConfig, other: TrainConfig) -> None:
     """Weights, optimizers and metrics of two runs are the same."""
     ours, theirs = saved(one), saved(other)
+    if one.sft.steps:
+        warm = [{WARM: load_file(each.out / WARM / "model.safetensors")} for each in (one, other)]
+        ours, theirs = warm[0] | ours, warm[1] | theirs
     assert ours.keys() == theirs.keys()
     for file, tensors in ours.items():
         assert tensors.keys() == theirs[file].keys()
@@ -109,20 +117,25 @@ def test_two_learn_what_one_learns(config: Config, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_of_a_run_whose_process_was_killed_nothing_is_lost(config: Config, tmp_path: Path, victim: int) -> None:
-    undisturbed = apart(config(iterations=12, **KINDS["whole"]), "undisturbed")
+@pytest.mark.parametrize(("victim", "folder"), [(0, CHECKPOINTS), (1, CHECKPOINTS), (1, SFT_CHECKPOINTS)])
+def test_of_a_run_whose_process_was_killed_nothing_is_lost(
+    config: Config, tmp_path: Path, victim: int, folder: str
+) -> None:
+    what = {**KINDS["whole"], "iterations": 12}
+    if folder == SFT_CHECKPOINTS:
+        what = {**KINDS["warm"], "sft__steps": 12, "sft__checkpoint_every": 1}
+    undisturbed = apart(config(**what), "undisturbed")
     killed = apart(undisturbed, "killed")
     train(undisturbed)
     process = start([(killed, False)], tmp_path)
-    while newest_step(killed.out / CHECKPOINTS) < 3:
+    while newest_step(killed.out / folder) < 3:
         assert process.poll() is None
         time.sleep(0.01)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
     os.kill(sorted(map(int, children.stdout.split()))[victim], signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode != 0
-    assert newest_step(killed.out / CHECKPOINTS) < 12
+    assert newest_step(killed.out / folder) < 12
     both([(killed, True)], tmp_path)
     agree(undisturbed, killed)
 
@@ -135,6 +148,9 @@ def test_work_that_cannot_be_shared_is_refused(config: Config) -> None:
         check_shareable(config(model__refresh_reference=2, model__lora__rank=2, kl__beta=0.1), 2)
     with pytest.raises(ConfigError, match=r"--model.compile"):
         check_shareable(config(model__compile=True), 2)
+    with pytest.raises(ConfigError, match=r"--sft.batch-size is 3, but there are 4 processes"):
+        check_shareable(config(sft__steps=1, sft__batch_size=3), 4)
+    check_shareable(config(rollout__batch_size=3, sft__steps=1, sft__batch_size=5), 4, supervised=True)
     check_shareable(config(rollout__engine="vllm", workers=1), 2)
     with pytest.raises(ConfigError, match=r"--rollout.engine is vllm .* --workers 1"):
         check_shareable(config(rollout__engine="vllm"), 2)

@@ -104,8 +104,8 @@ def start(config: TrainConfig, display: Display | None = None, **more: Any) -> W
 def test_it_has_no_critic_no_reference_and_no_algorithm(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
 
-    def record(*arguments: Any) -> Any:
-        built.append(build_parts(*arguments))
+    def record(*arguments: Any, **more: Any) -> Any:
+        built.append(build_parts(*arguments, **more))
         return built[-1]
 
     monkeypatch.setattr("agents.run.warm_start.build_parts", record)
