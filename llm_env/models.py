@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llm_env.files import create_folder
 from llm_env.tokens.vocabulary import Vocabulary
 from rewards.registry import did_you_mean
+from rewards.weights import cast_weights
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the built-in tokenizer does without
     import torch
@@ -125,22 +126,6 @@ def load_model(
         source, dtype="auto" if dtype is None else dtype, use_safetensors=True, trust_remote_code=False
     )
     return cast("PreTrainedModel", model.to(device))
-
-
-def cast_weights(model: Any, dtype: torch.dtype) -> Any:
-    """Change the number format of a model's weights, and of nothing else: it is returned.
-
-    `model.to(dtype)` also rounds the frequencies of rotary embeddings, by which positions are told apart.
-
-    Examples:
-        >>> import torch
-        >>> model = cast_weights(load_model("tiny"), torch.bfloat16)
-        >>> model.dtype, model.model.rotary_emb.inv_freq.dtype
-        (torch.bfloat16, torch.float32)
-    """
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
-    return model
 
 
 def model_folder(name: str, *, seed: int = 0) -> Path:

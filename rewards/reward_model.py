@@ -17,6 +17,7 @@ from rewards.members import have_one_base, over_one_base, share_equal_weights
 from rewards.named import register_reward
 from rewards.rollout import Rollout
 from rewards.score import Score
+from rewards.weights import cast_weights, lent_to
 
 Asked = str | Sequence[Mapping[str, Any]]
 
@@ -146,7 +147,7 @@ def _over_one_base(folders: Sequence[str], max_length: int, dtype: str, device: 
     from transformers import AutoConfig
 
     first = Member(folders[0], max_length, "float32", "cpu")  # in bfloat16, adapters could not be taken out again
-    first.model = over_one_base(first.model, folders).to(device, getattr(torch, dtype)).eval()
+    first.model = cast_weights(over_one_base(first.model, folders), getattr(torch, dtype)).to(device).eval()
     members = []
     for number, folder in enumerate(folders):
         config = AutoConfig.from_pretrained(folder)
@@ -236,6 +237,7 @@ class RewardModel(Reward):
         max_length: tokens of a text; of longer ones the beginning is left out.
         dtype: of the weights, such as "bfloat16".
         device: such as "cuda"; by default a GPU where there is one.
+        offload: keep the weights in the machine's memory, and on the device only while texts are scored.
 
     Examples:
         >>> RewardModel("no-such-folder")
@@ -255,6 +257,7 @@ class RewardModel(Reward):
         max_length: int = 1024,
         dtype: str = "float32",
         device: str | None = None,
+        offload: bool = False,
     ) -> None:
         self.paths = members_in(path)
         if batch_size < 1 or max_length < 1:
@@ -268,22 +271,29 @@ class RewardModel(Reward):
         self._rule = Ensemble([_nothing] * (len(self.paths) - held_out), "mean" if how == "weights" else how, k)
         self.batch_size = batch_size
         self._how = (max_length, dtype, device)
+        self.offload = offload
         self._members: list[Member] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         max_length, dtype, device = self._how
         rest = {"held_out": self.held_out, "batch_size": self.batch_size, "max_length": max_length, "dtype": dtype}
+        rest["offload"] = self.offload
         given = {"how": self.how, "k": self._rule.k, "steps": self.steps, "device": device, **rest}
         return _made, (self.paths, given)
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        import torch
+
+        return self._how[2] or ("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def members(self) -> list[Member]:
         """The models, which are loaded when they are first asked for."""
         if not self._members:
-            import torch
-
-            max_length, dtype, device = self._how
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            max_length, dtype, _ = self._how
+            device = "cpu" if self.offload else self.device
             if self.how == "weights":
                 each = (Member(path, max_length, dtype, device) for path in self.paths)
                 judges = itertools.islice(each, len(self.paths) - self.held_out)
@@ -299,7 +309,8 @@ class RewardModel(Reward):
     def _of_texts(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """What whole texts are worth."""
         texts = [(rollout.asked, rollout.text) for rollout in rollouts]
-        each = [(member.values(texts, self.batch_size) - member.mean) / member.deviation for member in self.members]
+        with lent_to(self.device, *(member.model for member in self.members)):
+            each = [(member.values(texts, self.batch_size) - member.mean) / member.deviation for member in self.members]
         return [self._together(rollout, *values) for rollout, *values in zip(rollouts, *each, strict=True)]
 
     def _of_steps(self, rollouts: Sequence[Rollout], mark: str) -> list[Score]:

@@ -176,6 +176,7 @@ class Learner:
         if self.trust.widest is not None and self.actor_optimizer.steps > begun:
             metrics |= self._stay_near(data)
         self.actor_optimizer.forget()
+        self._zero_grad()  # no memory for them while texts are written and scored
         if "ratio/square" in metrics:  # the effective share of the samples, were they weighted by their ratios
             metrics["ratio/ess"] = metrics["ratio/mean"] ** 2 / metrics.pop("ratio/square")
         metrics["policy/epochs"] = actor_epochs
@@ -249,10 +250,7 @@ class Learner:
             )
             if optimizer is not None and learns
         }
-        # Both, for a shared backbone gets gradients from either.
-        self.actor_optimizer.zero_grad()
-        if self.critic_optimizer is not None:
-            self.critic_optimizer.zero_grad()
+        self._zero_grad()  # of both, for a shared backbone gets gradients from either
         minibatch["weight"] = token_weights(minibatch["mask"], self.config.loss.aggregate, self.longest)
         total, here = torch.zeros((), device=minibatch.device), Average()
         mine = minibatch if self.ranks.size == 1 else minibatch[self.ranks.share(minibatch["length"])]
@@ -283,6 +281,11 @@ class Learner:
             optimizer.step()
         average.add(means | {NORMS[part]: float(norm) for part, norm in norms.items()}, tokens)
         return False
+
+    def _zero_grad(self) -> None:
+        self.actor_optimizer.zero_grad()
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.zero_grad()
 
     def _losses(self, network: Network, /, micro: TensorDict, **how: bool) -> dict[str, Tensor]:
         return dict(self.loss(micro, **how).items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from tensordict import TensorDict
 
@@ -48,7 +50,7 @@ def score(
         return data.update(_score(network, data, actor=True, critic=critic, reference=reference))
     rows, steps = data["mask"].shape
     found: dict[str, Tensor] = {}
-    with torch.no_grad():
+    with torch.no_grad(), network.reference_at_hand() if reference else nullcontext():
         for part in by_length(data, size):
             scores = _score(network, trim(data[part]), actor=actor, critic=critic, reference=reference)
             for name, value in scores.items():

@@ -88,6 +88,8 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
             f"--rollout.tensor-parallel is {c.rollout.tensor_parallel}, but the transformers engine keeps a model in "
             f"one place: use --rollout.engine vllm"
         )
+    if c.model.offload_reference:
+        yield from _of_offloading(c)
     if c.model.frozen_bits and not (c.model.lora.rank or c.keeps_reference):
         yield (
             f"--model.frozen-bits is {c.model.frozen_bits}, but all weights learn: use --model.lora.rank 16, or leave "
@@ -113,6 +115,23 @@ def _contradictions(c: TrainConfig) -> Iterator[str]:
         yield (
             f"--critic-warmup is {c.critic_warmup} of --iterations {c.iterations}: the policy would never learn. "
             f"Use fewer, or more iterations"
+        )
+
+
+def _of_offloading(c: TrainConfig) -> Iterator[str]:
+    if c.model.lora.rank:
+        yield (
+            "--model.offload-reference is on, but with LoRA the reference is the model itself, without its adapters: "
+            "leave it out, or use --model.lora.rank 0"
+        )
+    elif not c.keeps_reference:
+        yield "--model.offload-reference is on, but there is no reference: leave it out, or use a --kl.beta above 0"
+    if c.device == "cpu":
+        yield "--model.offload-reference is on, but --device is cpu, where the reference lies in any case: leave it out"
+    if c.model.frozen_bits == 4:
+        yield (
+            "--model.offload-reference is on, but --model.frozen-bits is 4, and such weights stay where they were "
+            "made: use 8, or leave one of them out"
         )
 
 

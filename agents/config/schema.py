@@ -92,6 +92,8 @@ class ModelConfig:
     reference_dtype: Precision | None = None
     """The number format of the frozen reference model; none takes that of the trained one. With LoRA there is no such
     model: the reference is the trained one with its adapters switched off."""
+    offload_reference: bool = False
+    """Keep the reference in the machine's memory, and on the GPU only while it reads a batch."""
     frozen_bits: Literal[8, 4] | None = None
     """Keep the linear layers that do not learn in 8 or 4 bits a weight: with LoRA those of the model, else those of the
     reference. The output layer stays as it is. None keeps them in their number format."""

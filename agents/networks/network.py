@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -42,8 +43,8 @@ from agents.networks.value import FittedValueHead, ValueHead
 from agents.rollouts.hints import HINTS
 from agents.rollouts.masks import allowed_in
 from llm_env.engines import merged_weights
-from llm_env.models import cast_weights
 from llm_env.tokens.vocabulary import Vocabulary
+from rewards.weights import cast_weights, lent_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,6 +148,8 @@ class Network(nn.Module):
                 cast_weights(self._reference, getattr(torch, config.reference_dtype))
             if config.frozen_bits:
                 keep_in_few_bits(self._reference, config.frozen_bits, but=self._reference.get_output_embeddings())
+            if config.offload_reference:
+                self._reference.to("cpu")
         critic_body = copy.deepcopy(body) if separate and not lora else None
         if lora:
             model = add_adapters(model, config.lora, [ACTOR, CRITIC] if separate else [ACTOR])
@@ -284,6 +287,10 @@ class Network(nn.Module):
 
     # The reference.
 
+    def reference_at_hand(self) -> AbstractContextManager[None]:
+        """Have the reference where the policy is for as long as texts are read, if it is kept elsewhere."""
+        return lent_to(self.head.weight.device, *([] if self._reference is None else [self._reference]))
+
     @torch.no_grad()
     def reference_log_prob(self, data: TensorDictBase) -> Tensor:
         """`[B, T]` log-probs of `action` under the reference, which chooses among the same tokens."""
@@ -297,13 +304,14 @@ class Network(nn.Module):
         dtype = torch.bfloat16 if self.config.in_bfloat16 else head.weight.dtype
         training = model.training
         model.eval()  # dropout belongs to the policy's training only
-        try:
-            hidden = backbone(data["tokens"], data["state_position"])
-        finally:
-            model.train(training)
         mask, allowed = data.get("mask"), allowed_in(data)
-        reference = TokenDistribution(hidden, head, mask, self.temperature, dtype, self.vocabulary, allowed)
-        return reference.log_prob(data["action"])
+        with self.reference_at_hand():
+            try:
+                hidden = backbone(data["tokens"], data["state_position"])
+            finally:
+                model.train(training)
+            reference = TokenDistribution(hidden, head, mask, self.temperature, dtype, self.vocabulary, allowed)
+            return reference.log_prob(data["action"])
 
     @together
     @torch.no_grad()

@@ -84,6 +84,11 @@ def check_shareable(config: TrainConfig, size: int, *, supervised: bool = False)
             "weights and averages in few bits are not divided among processes: leave --model.frozen-bits, "
             "--actor.state-bits and --critic.state-bits out, or use one process"
         )
+    if config.model.offload_reference:
+        raise ConfigError(
+            "--model.offload-reference is on, but each process has a part of the reference only: leave it out, or use "
+            "one process"
+        )
     if config.model.compile:
         raise ConfigError(
             "--model.compile is on, but a model in parts is not compiled: leave it out, or use one process"

@@ -118,7 +118,8 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
     of_actor = adapter if lora else shape.parameters
     of_critic = (adapter if lora else shape.trunk) if separate else 0
     learned = of_actor + of_critic
-    reference = config.keeps_reference and not lora
+    # One that is kept elsewhere comes when there are no gradients, which are no smaller.
+    reference = config.keeps_reference and not lora and not model.offload_reference
     averages = of_actor * ADAM[config.actor.state_bits] + of_critic * ADAM[config.critic.state_bits]
     of_engine = BYTES[rollout.engine_dtype or model.dtype]
     of_reference = BYTES[model.reference_dtype or model.dtype]
@@ -204,9 +205,12 @@ def options(config: TrainConfig, shape: Shape, gpus: int = 1) -> Iterator[tuple[
     whole = [*steps, *[again] * (not model.gradient_checkpointing)]
     if frozen and model.dtype == "float32" and model.reference_dtype is None:
         whole.append(("--model.reference-dtype bfloat16", {"model__reference_dtype": "bfloat16"}))
+    if frozen and gpus == 1 and not model.offload_reference:
+        whole.append(("--model.offload-reference", {"model__offload_reference": True}))
     yield from _one_on_top_of_the_other(config, whole)
     if not model.lora.rank:
-        adapters: list[Step] = [("--model.lora.rank 16", {"model__lora__rank": 16, "model__reference_dtype": None})]
+        without = {"model__reference_dtype": None, "model__offload_reference": False}  # it is the model itself
+        adapters: list[Step] = [("--model.lora.rank 16", {"model__lora__rank": 16, **without})]
         if model.dtype == "float32":
             adapters.append(("--model.dtype bfloat16", {"model__dtype": "bfloat16", "model__autocast": "off"}))
         adapters += [again] * (not model.gradient_checkpointing)

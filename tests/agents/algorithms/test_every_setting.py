@@ -25,7 +25,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         *("device", "rollout.slots", "model.compile", "model.gradient_checkpointing", "model.reference"),
         *("actor.micro_batch_size", "critic.micro_batch_size", "workers", "rollout.patience"),
         *("worker_cpus", "worker_gpus", "ray", "listen", "rollout.tensor_parallel"),
-        *("model.frozen_bits", "actor.state_bits", "critic.state_bits"),
+        *("model.frozen_bits", "model.offload_reference", "actor.state_bits", "critic.state_bits"),
     ),
     "names of what is used, and their arguments": (
         *("algo", "algo_args", "module", "task.name", "task.args", "task.reward", "model.name", "rollout.engine"),

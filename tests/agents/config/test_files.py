@@ -138,6 +138,24 @@ GRPO = {"algo": "grpo", "rollout__completions_per_prompt": 8}
             "reference",
         ),
         ({"model__lora__rank": 8, "model__reference_dtype": "bfloat16"}, "but with LoRA the reference is the model"),
+        (
+            {"model__lora__rank": 8, "model__offload_reference": True, "device": "meta"},
+            "with LoRA the reference is the",
+        ),
+        (
+            {"model__offload_reference": True, "device": "meta"},
+            "--model.offload-reference is on, but there is no refer",
+        ),
+        ({"model__offload_reference": True, "kl__beta": 0.1}, "--device is cpu, where the reference lies in any case"),
+        (
+            {"model__offload_reference": True, "kl__beta": 0.1, "device": "meta", "model__frozen_bits": 4},
+            "but --model.frozen-bits is 4, and such weights stay",
+        ),
+        ({"rollout__tensor_parallel": 2}, "--rollout.tensor-parallel is 2, but the transformers engine"),
+        (
+            {"rollout__tensor_parallel": 4, "rollout__engine": "vllm", "workers": 1, "worker_gpus": 2, "ray": "auto"},
+            "--rollout.tensor-parallel is 4, but each of --workers has 2 GPUs: use --worker-gpus 4",
+        ),
         ({"rollout__completions_per_prompt": 5}, "--rollout.batch-size is 64, expected a multiple"),
         ({"rollout__drop_uniform_groups": True}, "--rollout.drop-uniform-groups needs groups"),
         ({"critic_warmup": 100}, "--critic-warmup is 100 of --iterations 100: the policy would never learn"),

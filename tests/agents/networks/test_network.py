@@ -218,6 +218,19 @@ def test_it_can_be_told_later_what_to_compute_in(config: ModelConfig) -> None:
             assert torch.equal(see(told, data.clone()), see(made, data.clone()))
 
 
+def test_a_reference_that_is_kept_elsewhere_comes_to_read() -> None:
+    """Where the policy is, which is nowhere here; and back. What it says is the same."""
+    data = small_batch([3, 5])
+    network = small_network(ModelConfig(offload_reference=True))
+    expected = small_network(ModelConfig()).reference_log_prob(data)
+    assert torch.equal(network.reference_log_prob(data), expected)
+    policy, network.head = network.head, torch.nn.Linear(1, 1, device="meta")
+    with network.reference_at_hand():
+        assert all(weight.is_meta for weight in network._reference.parameters())
+    network.head = policy
+    assert torch.equal(network.reference_log_prob(data), expected)
+
+
 @pytest.mark.parametrize("choice", ["auto", True])
 def test_a_network_alone_cannot_choose(choice: Any) -> None:
     with pytest.raises(ValueError, match=f"autocast is {choice!r}, expected 'off' or 'on'; 'auto' is for `build`"):

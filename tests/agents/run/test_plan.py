@@ -108,6 +108,14 @@ def test_parts_are_divided_by_those_who_learn(config: Config) -> None:
     assert four["writing: weights"] == alone["weights"]
 
 
+def test_a_reference_that_is_kept_elsewhere_takes_no_room(config: Config) -> None:
+    """It comes when there are no gradients, which are as large."""
+    told, shape = config(kl__beta=0.1, model__offload_reference=True), Shape.of("tiny")
+    here, elsewhere = (memory(told.replace(model__offload_reference=on), shape, TEXTS) for on in (False, True))
+    assert "reference" not in elsewhere
+    assert sum(here.values()) - sum(elsewhere.values()) == here["reference"] <= here["gradients"]
+
+
 def test_an_engine_divides_what_it_holds_by_what_its_heads_allow(config: Config) -> None:
     told = config(rollout__engine="vllm", workers=1)
     shape = Shape.of(told.model.name)
@@ -148,7 +156,7 @@ def test_each_option_needs_less_than_the_one_before(config: Config) -> None:
     whole = [each for each in found if "lora" not in each[0]]
     sizes = [sum(memory(each, Shape.of("tiny"), texts).values()) for _, each in whole]
     assert whole[0] == (AS_IT_IS, told)
-    assert len(whole) == 5
+    assert len(whole) == 6
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
     assert found[-1][0] == (

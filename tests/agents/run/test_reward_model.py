@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from agents import TrainConfig, build, train
 from agents.cli import main
 from rewards import Reward, Rollout, Score, make_reward, register_reward
-from rewards.reward_model import RewardModel
+from rewards.reward_model import Member, RewardModel
 from tests.agents.runs import save_small_model
 
 
@@ -92,6 +93,20 @@ def test_an_ensemble_is_what_its_members_make_of_it(trained: Path, how: Any, k: 
     scores = make_reward("reward_model", {"path": str(trained), "how": how, "k": k})(given)
     assert [score.value for score in scores] == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert [score.parts["disagreement"] for score in scores] == pytest.approx(members.std(0), rel=1e-3, abs=1e-5)
+
+
+def test_models_that_are_kept_elsewhere_come_to_score(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = texts("ab", "cdcd")
+    kept = pickle.loads(pickle.dumps(RewardModel(str(trained), device="meta", offload=True)))
+    assert kept.device == "meta"
+    assert {weight.device.type for member in kept.members for weight in member.model.parameters()} == {"cpu"}
+    seen = []
+    monkeypatch.setattr(Member, "values", lambda self, *_: seen.append(self.model.device.type) or np.zeros(2))
+    kept(given)
+    assert set(seen) == {"meta"}
+    monkeypatch.undo()
+    there = RewardModel(str(trained), device="cpu", offload=True)(given)
+    assert there == RewardModel(str(trained), device="cpu")(given)
 
 
 def test_one_model_of_the_means_of_their_weights(trained: Path) -> None:
