@@ -15,6 +15,7 @@ from rewards.base import Reward
 from rewards.combine import Ensemble
 from rewards.members import have_one_base, over_one_base, share_equal_weights
 from rewards.named import register_reward
+from rewards.portions import portions
 from rewards.rollout import Rollout
 from rewards.score import Score
 from rewards.weights import cast_weights, lent_to
@@ -23,8 +24,6 @@ Asked = str | Sequence[Mapping[str, Any]]
 
 START = "reward_start"
 """Where the configuration of a reward model says which weights it began with."""
-WASTE = 1.25
-"""Texts are read together if the longest has at most so many times the tokens of the shortest."""
 MEAN, DEVIATION = "reward_mean", "reward_deviation"
 """Where the configuration of a reward model keeps the mean of its values of reference texts, and their deviation."""
 
@@ -181,24 +180,6 @@ def averaged(members: Iterable[Member]) -> Member:
                 weight.lerp_(other.model.get_parameter(name), 1 / len(means))
     first.mean, first.deviation = float(np.mean(means)), float(np.mean(deviations))
     return first
-
-
-def portions(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Which neighbours are read together: at most so many, of about the same length, so that little is padding.
-
-    Args:
-        lengths: the shortest first.
-        most: in a portion.
-
-    Examples:
-        >>> list(portions([8, 9, 10, 30, 31, 31, 99], most=2))
-        [(0, 2), (2, 3), (3, 5), (5, 6), (6, 7)]
-    """
-    begin = 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or end - begin == most or lengths[end] > WASTE * lengths[begin]:
-            yield begin, end
-            begin = end
 
 
 def values_of(model: Any, tokens: Sequence[Sequence[int]]) -> Any:

@@ -163,6 +163,11 @@ class RolloutConfig:
     drop_below: Finite = 0.5
     """What the part --rollout.drop-part must be at least."""
 
+    @property
+    def side_by_side(self) -> int:
+        """How many texts are written at the same time."""
+        return self.slots or self.batch_size
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:

@@ -18,10 +18,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from llm_env.engines.transformers.attention import attends_plainly, can_pack
+from rewards.portions import portions
 
 NAME = "llm_env_ragged"
-WASTE = 1.25
-"""Texts are attended to together if the longest has at most so many times the tokens of the shortest."""
 NEAR = {torch.float32: 1e-4, torch.float64: 1e-4}
 """By how much hidden states may differ, as a share of the largest; 0.02 in precisions that round more."""
 WORTH = 1.05
@@ -125,16 +124,15 @@ class Ragged:
 
     def _buckets(self, order: Tensor, lengths: Tensor) -> Iterator[Bucket]:
         sizes, shared = lengths[order].tolist(), self.shared[order].tolist()
-        first = start = 0
-        for end in range(1, len(sizes) + 1):
-            if end == len(sizes) or sizes[end] > WASTE * sizes[first]:
-                own = sum(sizes[first:end]) - sum(shared[first:end])
-                shape = (end - first, sizes[end - 1])
-                if sizes[first] == sizes[end - 1] and not any(shared[first:end]):
-                    yield Bucket(start, own, shape)
-                else:
-                    yield self._filled(start, own, shape, order[first:end], lengths)
-                first, start = end, start + own
+        start = 0
+        for first, end in portions(sizes):
+            own = sum(sizes[first:end]) - sum(shared[first:end])
+            shape = (end - first, sizes[end - 1])
+            if sizes[first] == sizes[end - 1] and not any(shared[first:end]):
+                yield Bucket(start, own, shape)
+            else:
+                yield self._filled(start, own, shape, order[first:end], lengths)
+            start += own
 
     def _filled(self, begin: int, size: int, shape: tuple[int, int], rows: Tensor, lengths: Tensor) -> Bucket:
         positions = torch.arange(shape[1], device=rows.device).expand(shape)

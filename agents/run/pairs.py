@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from agents.config.checks import out_of_range
 from agents.config.files import ConfigError, complain
 from agents.config.preferences import PairConfig
 from agents.preferences.pairs import Pair, read_pairs
 from agents.preferences.steps import PairTrainer
+from agents.run.claim import claim
 from agents.run.summary import rough_time
 from agents.state.checkpoint import Checkpoint, latest_checkpoint, rng_state, save_checkpoint, set_rng_state
-from llm_env.files import replace_file
 
 SETTINGS = "settings.json"
 """What a run was told, in its folder."""
@@ -33,7 +31,7 @@ def begin(config: PairConfig, resume: bool, wrong: Sequence[str] = ()) -> tuple[
         wrong: contradictions in it.
     """
     complain([*out_of_range(config), *wrong])
-    _claim(config, resume)
+    claim(config.out / SETTINGS, dataclasses.asdict(config), resume)
     pairs = read_pairs(config.pairs)
     train, test = pairs.split(config.validation, config.seed)
     if not train or (config.validation and not test):
@@ -120,21 +118,3 @@ class PairRun:
             set_rng_state(checkpoint.tensors["rng"])
             self.best = {"loss": math.inf, **checkpoint.state["best"]}
             print(f"{self.name}going on from step {checkpoint.step}")
-
-
-def _claim(config: PairConfig, resume: bool) -> None:
-    given: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # as JSON gives it back
-    path = config.out / SETTINGS
-    if path.is_file():
-        before = json.loads(path.read_text())
-        if not resume:
-            raise ConfigError(f"{config.out} holds a run already: go on with it (--resume), or use another --out")
-        if changed := [name for name in given if given[name] != before.get(name)]:
-            raise ConfigError(f"{config.out} was begun with another {', '.join(changed)}: use another --out")
-    elif resume:
-        raise ConfigError(f"there is no run to resume in {config.out}: check --out, or leave out --resume")
-    elif config.out.exists() and any(config.out.iterdir()):
-        raise ConfigError(f"{config.out} is not empty: use another --out")
-    config.out.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as new:
-        new.write_text(json.dumps(given, indent=2) + "\n")

@@ -183,7 +183,7 @@ def build_parts(
     shares = shares_weights(config, ranks.size)
     tokenizer = load_tokenizer(source)
     engine: Engine | Workers
-    slots = rollout.slots or rollout.batch_size
+    slots = rollout.side_by_side
     if config.workers:
         engine = make_workers(config, network, task, source, context=mdp.context, learners=ranks.size)
     elif shares:
@@ -231,7 +231,7 @@ def make_collector(config: TrainConfig, parts: Parts) -> Collector:
                 "leave it out, or use --rollout.engine transformers"
             )
         sampling = Sampling(temperature=rollout.temperature, seed=stream_seed(config.seed))
-        stream = Stream(parts.mdp, parts.engine, rollout.slots or rollout.batch_size, sampling)
+        stream = Stream(parts.mdp, parts.engine, rollout.side_by_side, sampling)
     filters: list[Filter] = [not_cut] * rollout.drop_cut + [not_uniform] * rollout.drop_uniform_groups
     return Collector(
         make_writer(config, parts.mdp, parts.engine),
@@ -324,7 +324,7 @@ def make_workers(
     config: TrainConfig, network: Network, task: Task, source: str, *, context: int, learners: int = 1
 ) -> Workers:
     """Processes with an engine each, which write texts in parts of a batch."""
-    slots = math.ceil((config.rollout.slots or config.rollout.batch_size) / config.workers)
+    slots = math.ceil(config.rollout.side_by_side / config.workers)
     sent = copy.copy(task)
     if not keeps_sessions(task):
         sent.reward = None  # texts are scored here: a reward may be large, or have a memory

@@ -144,7 +144,7 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
         "what layers keep": layers,
         "logits": LOSS_COPIES * min(LOGITS_BYTES, tokens * shape.vocabulary * 4),
         "writing: weights": 0 if alone else shape.parameters * of_engine / rollout.tensor_parallel * writers_here,
-        "writing: keys and values": 0 if elsewhere else cache * texts.whole * _side_by_side(config),
+        "writing: keys and values": 0 if elsewhere else cache * texts.whole * config.rollout.side_by_side,
     }
     return {name: value for name, value in found.items() if value}
 
@@ -168,11 +168,11 @@ def seconds(config: TrainConfig, shape: Shape, texts: Texts, machine: Machine) -
     read = 1 + config.keeps_reference + (model.critic == "separate")
     writers = max(1, config.workers)
     of_engine = BYTES[rollout.engine_dtype or model.dtype]
-    steps = texts.new * -(-rows // (_side_by_side(config) * (writers if config.workers else 1)))
+    steps = texts.new * -(-rows // (config.rollout.side_by_side * (writers if config.workers else 1)))
     # Each token reads all weights from memory; with many texts side by side, computing takes longer.
     step = max(
         shape.parameters * of_engine / (1e9 * machine.bandwidth),
-        min(rows, _side_by_side(config)) * forward / (1e12 * machine.tflops * (1.0 if of_engine == 2 else 0.5)),
+        min(rows, config.rollout.side_by_side) * forward / (1e12 * machine.tflops * (1.0 if of_engine == 2 else 0.5)),
     )
     step /= rollout.tensor_parallel
     return {
@@ -251,11 +251,6 @@ def _in_one_go(config: TrainConfig, gpus: int) -> bool:
     """Whether a step reads all its texts in one pass, so that no gradients are there while it reads."""
     rows = config.rollout.batch_size // (config.actor.minibatches * gpus)
     return _in_memory(config, gpus) >= rows
-
-
-def _side_by_side(config: TrainConfig) -> int:
-    """Texts that are written at a time."""
-    return config.rollout.slots or config.rollout.batch_size
 
 
 def _kept(config: TrainConfig, shape: Shape) -> float:

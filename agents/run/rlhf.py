@@ -16,6 +16,7 @@ from agents.config.checks import flatten, out_of_range
 from agents.config.files import DECAYS, ConfigError, check_config, complain, load_config, refuse_changes, save_config
 from agents.config.preferences import RewardModelConfig, RLHFConfig
 from agents.preferences.collect import collect
+from agents.run.claim import claim
 from agents.run.intervals import mean_with_interval
 from agents.run.judge import Judgement, judge
 from agents.run.reward_model import train_reward_models
@@ -61,7 +62,11 @@ def train_rlhf(config: TrainConfig, how: RLHFConfig, resume: bool = False) -> li
         (1, True)
     """
     _check(config, how)
-    _claim(config, how, resume)
+    claim(config.out / SETTINGS, dataclasses.asdict(how), resume, free=("rounds",))
+    saved = config.out / "config.yaml"
+    if saved.exists():
+        refuse_changes(load_config(saved), config)
+    save_config(config, saved)
     start = config.model.name
     if config.sft.steps:
         start = str(_once(config.out / "sft" / "model", lambda: _warm(config)))
@@ -197,23 +202,6 @@ def _check(config: TrainConfig, how: RLHFConfig) -> None:
         wrong.append("iterations is 0: expected how many the policy learns for in each round")
     complain(wrong)
     check_config(config)
-
-
-def _claim(config: TrainConfig, how: RLHFConfig, resume: bool) -> None:
-    """Make the folder this pipeline's own."""
-    path, given = config.out / SETTINGS, dataclasses.asdict(how)
-    if path.is_file():
-        if not resume:
-            raise ConfigError(f"{config.out} holds a run already: go on with it (--resume), or use another --out")
-        refuse_changes(load_config(config.out / "config.yaml"), config)
-        before = json.loads(path.read_text())
-        if changed := [name for name in given if given[name] != before.get(name) and name != "rounds"]:
-            raise ConfigError(f"{config.out} was begun with another {', '.join(changed)}: use another --out")
-    elif resume:
-        raise ConfigError(f"there is nothing to resume in {config.out}: check --out, or leave out --resume")
-    config.out.mkdir(parents=True, exist_ok=True)
-    save_config(config, config.out / "config.yaml")
-    _write(path, json.dumps(given, indent=2) + "\n")
 
 
 def _once(path: Path, make: Callable[[], object]) -> Path:

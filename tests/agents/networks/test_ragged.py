@@ -25,7 +25,8 @@ from transformers import (
 
 from agents.config import LoraConfig, ModelConfig
 from agents.networks.network import Network
-from agents.networks.ragged import WASTE, Ragged, can_read, is_worth_it, reading
+from agents.networks.ragged import Ragged, can_read, is_worth_it, reading
+from rewards.portions import WASTE
 
 SMALL = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES: dict[str, PretrainedConfig] = {
