@@ -224,9 +224,9 @@ class Learner:
         """Go on where another was."""
         self.trust.scale = state["rate_scale"]
         self.loss.load_state(state["loss"])
-        self.actor_optimizer.load_state(tensors["actor_optimizer"], state["actor_optimizer"])
+        self.actor_optimizer.load_state(tensors["actor_optimizer"], state["actor_optimizer"], self.ranks)
         if self.critic_optimizer is not None:
-            self.critic_optimizer.load_state(tensors["critic_optimizer"], state["critic_optimizer"])
+            self.critic_optimizer.load_state(tensors["critic_optimizer"], state["critic_optimizer"], self.ranks)
 
     def _minibatches(self, data: TensorDict, turn: Pass, iteration: int) -> list[Tensor]:
         kind = 2 * turn.number + (not turn.actor)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from agents.algorithms.schedules import Decay, share_left
+from agents.networks import sharding
 from agents.networks.few_bits import need_bitsandbytes
 from agents.networks.ranks import ALONE, Ranks
-from agents.networks.sharding import all_whole, like, whole
+from agents.networks.sharding import all_whole, whole
 from agents.state.checkpoint import load_optimizer_state, optimizer_state
 
 Tensor = torch.Tensor
@@ -144,8 +146,9 @@ class Optimizer:
         tensors |= {f"{_MASTER}{place}": master for place, (_, master) in self._masters.items()}
         return all_whole(tensors, ranks), {"adam": rest, "steps": self.steps}
 
-    def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
         """Go on where another optimizer of the same weights was."""
+        like = partial(sharding.like, ranks=ranks)
         of_adam = {name: tensor for name, tensor in tensors.items() if not name.startswith(_MASTER)}
         load_optimizer_state(self.adam, of_adam, state["adam"], like)
         for place, (weight, master) in self._masters.items():

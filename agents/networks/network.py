@@ -371,7 +371,7 @@ class Network(nn.Module):
             odd = sorted(ours.keys() ^ weights.keys())[:5]
             raise ValueError(f"these weights are not of this network: {', '.join(odd)} are in one of the two only")
         for name, weight in ours.items():
-            weight.copy_(like(weights[name], weight))
+            weight.copy_(like(weights[name], weight, self.ranks))
 
     def engine_model(self) -> Any:
         """The model for an engine that shares its weights: adapters, if any, are those of the actor."""

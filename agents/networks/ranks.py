@@ -8,10 +8,12 @@ part of the same name, with the same arguments.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import functools
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -94,14 +96,25 @@ class Ranks:
         if self.size == 1 or not self.leads or self._asking:
             return method(part, *args, **options)
         [name] = [name for name, each in self.parts.items() if each is part]
-        self.say(_Asked(name, method.__name__, tuple(map(_portable, args)), options))
-        self._asking = self._broken = True  # what the method itself calls is called by the others, too
-        try:
-            found = method(part, *args, **options)
-        finally:
-            self._asking = False
+        with self.as_one():
+            self.say(_Asked(name, method.__name__, tuple(map(_portable, args)), options))
+            self._asking = True  # what the method itself calls is called by the others, too
+            try:
+                return method(part, *args, **options)
+            finally:
+                self._asking = False
+
+    @contextlib.contextmanager
+    def as_one(self) -> Iterator[None]:
+        """What all do at the same time: if the first fails in it, the others wait for it, and end when it does."""
+        self._broken = True
+        yield
         self._broken = False
-        return found
+
+    def forget(self) -> None:
+        """Let the parts go, and the memory that they take: optimizers and networks refer to each other."""
+        self.parts.clear()
+        gc.collect()
 
     def dismiss(self, last: Any = None) -> None:
         """The first has nothing more to ask for; what it says last is what `follow` returns to the others.
@@ -152,7 +165,26 @@ def launched() -> Ranks:
 
 
 def _portable(argument: Any) -> Any:
-    return argument.cpu() if isinstance(argument, TensorDictBase | torch.Tensor) else argument
+    """What goes to the others: of tensors by name, such as all weights, their shapes only, see `sharding.like`."""
+    if isinstance(argument, TensorDictBase | torch.Tensor):
+        return argument.cpu()
+    return _shapes(argument) if isinstance(argument, Mapping) else argument
+
+
+def _shapes(named: Any) -> Any:
+    if isinstance(named, Mapping):
+        return {name: _shapes(each) for name, each in named.items()}
+    return _Shape(named) if isinstance(named, torch.Tensor) and named.ndim else named
+
+
+class _Shape:
+    """A tensor that comes without its numbers."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.shape, self.dtype = tensor.shape, tensor.dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(torch.empty, self.shape, dtype=self.dtype), ()
 
 
 ALONE = Ranks()

@@ -35,7 +35,7 @@ def learning_together(config: TrainConfig, *, supervised: bool = False) -> Itera
                 ranks.dismiss()
         raise
     finally:
-        ranks.parts.clear()
+        ranks.forget()
 
 
 def follow(ranks: Ranks) -> Any:
@@ -46,7 +46,7 @@ def follow(ranks: Ranks) -> Any:
         with tempfile.TemporaryDirectory() as nowhere:  # what there is to be kept, the first one keeps
             join(replace(heard, config=heard.config.replace(out=Path(nowhere))), ranks)
             heard = ranks.follow()
-        ranks.parts.clear()
+        ranks.forget()
     if heard is None:
         raise SystemExit(1)
     return heard

@@ -176,8 +176,9 @@ def build_parts(
     how = dataclasses.replace(config.model, autocast="off") if undecided else config.model
     # What is to lie in parts on several GPUs may be too large for one.
     network = make_network(config, how, source, mdp, device="cpu" if ranks.size > 1 else config.device)
-    ranks.say(Invitation(dataclasses.replace(config, model=network.config), source, supervised))
-    network.shard(ranks, torch.device(config.device))
+    with ranks.as_one():
+        ranks.say(Invitation(dataclasses.replace(config, model=network.config), source, supervised))
+        network.shard(ranks, torch.device(config.device))
     # Of weights in bfloat16 all products are in bfloat16 as well.
     speeds = choose_precision(config, network, mdp) if undecided and how.dtype == "float32" else None
     shares = shares_weights(config, ranks.size)

@@ -43,6 +43,7 @@ class Shape:
         dense: weights of all linear layers but the output layer.
         rows: of these layers' weights.
         heads: of the attention in a block.
+        cached_heads: for which keys are kept.
 
     Examples:
         >>> shape = Shape.of("tiny")
@@ -62,6 +63,12 @@ class Shape:
     dense: int
     rows: int
     heads: int
+    cached_heads: int
+
+    def divides_by(self, parts: int) -> bool:
+        """Whether an engine can divide it among so many GPUs."""
+        of_cache = self.cached_heads % parts == 0 or parts % self.cached_heads == 0
+        return self.heads % parts == 0 and self.inner % parts == 0 and of_cache
 
     @classmethod
     def of(cls, source: str) -> Shape:
@@ -74,19 +81,21 @@ class Shape:
         sizes = {name: part.in_features + part.out_features for name, part in layers.items()}
         heads = text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // heads
+        cached_heads = getattr(text, "num_key_value_heads", None) or heads
         return cls(
             parameters=sum(weight.numel() for weight in model.parameters()),
             trunk=sum(weight.numel() for weight in model.base_model.parameters()),
             layers=text.num_hidden_layers,
             width=text.hidden_size,
             inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-            cached=width * (getattr(text, "num_key_value_heads", None) or heads),
+            cached=width * cached_heads,
             vocabulary=len(head.weight),
             linear=sum(sizes.values()),
             attention=sum(size for name, size in sizes.items() if "att" in name),
             dense=sum(part.weight.numel() for part in layers.values()),
             rows=sum(part.out_features for part in layers.values()),
             heads=heads,
+            cached_heads=cached_heads,
         )
 
 
@@ -124,8 +133,8 @@ def memory(config: TrainConfig, shape: Shape, texts: Texts, gpus: int = 1) -> di
     of_engine = BYTES[rollout.engine_dtype or model.dtype]
     of_reference = BYTES[model.reference_dtype or model.dtype]
     alone = shares_weights(config, gpus)
-    elsewhere = config.ray is not None or config.listen is not None or config.worker_gpus > 0
-    cache = 2 * shape.cached * shape.layers * of_engine / rollout.tensor_parallel
+    elsewhere = _writes_elsewhere(config)
+    cache = 2 * shape.cached * shape.layers * of_engine / min(rollout.tensor_parallel, shape.cached_heads)
     writers_here = 0 if elsewhere else max(1, config.workers)
     tokens = _in_memory(config, gpus) * texts.whole
     layers, gradients = tokens * _kept(config, shape), max(of_actor, of_critic) * 4 / gpus
@@ -198,8 +207,9 @@ def options(config: TrainConfig, shape: Shape, gpus: int = 1) -> Iterator[tuple[
         steps = [(f"{steps[0][0]} --critic.micro-batch-size {few}", {**portions, "critic__micro_batch_size": few})]
     if model.dtype == "float32" and config.rollout.engine_dtype is None and not shares_weights(config, gpus):
         steps.append(("--rollout.engine-dtype bfloat16", {"rollout__engine_dtype": "bfloat16"}))
-    parts = max(parts for parts in range(1, gpus + 1) if shape.heads % parts == 0)
-    if config.rollout.engine != "transformers" and config.rollout.tensor_parallel < parts:
+    parts = max(parts for parts in range(1, gpus + 1) if shape.divides_by(parts))
+    is_here = config.rollout.engine != "transformers" and not _writes_elsewhere(config)
+    if is_here and config.rollout.tensor_parallel < parts:
         steps.append((f"--rollout.tensor-parallel {parts}", {"rollout__tensor_parallel": parts}))
     again: Step = ("--model.gradient-checkpointing", {"model__gradient_checkpointing": True})
     whole = [*steps, *[again] * (not model.gradient_checkpointing)]
@@ -245,6 +255,11 @@ def _in_memory(config: TrainConfig, gpus: int) -> int:
         for settings in (config.actor, config.critic)
     ]
     return shares[0] if config.model.critic != "separate" else max(shares)
+
+
+def _writes_elsewhere(config: TrainConfig) -> bool:
+    """Whether texts are written on other GPUs."""
+    return config.ray is not None or config.listen is not None or config.worker_gpus > 0
 
 
 def _in_one_go(config: TrainConfig, gpus: int) -> bool:

@@ -75,7 +75,8 @@ def choose_precision(config: TrainConfig, network: Network, mdp: TokenMDP) -> Sp
     """
     prompt = round(float(np.mean([len(tokens) for tokens in mdp.prompts.tokens])))
     reply = max(1, min(mdp.max_new_tokens, mdp.context - prompt))
-    rows = config.actor.micro_batch_size or max(1, config.rollout.batch_size // config.actor.minibatches)
+    shares = config.actor.minibatches * network.ranks.size
+    rows = config.actor.micro_batch_size or max(1, config.rollout.batch_size // shares)
     speeds = measure(network, random_texts(network, prompt, reply, rows))
     network.set_autocast(speeds.autocast)
     return speeds

@@ -69,7 +69,7 @@ class Supervised:
     @together
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on where another was."""
-        self.optimizer.load_state(tensors, state)
+        self.optimizer.load_state(tensors, state, self.ranks)
 
 
 def _loss(network: Network, data: TensorDict) -> Tensor:

@@ -198,6 +198,7 @@ def _warm_model(
         forget_checkpoints(folder)
         return config, folder
     found = warm_start(config, folder, display, resume, asked, ranks)
+    ranks.forget()  # the run makes a network of its own
     for label, before, after in before_and_after(config, found.before, found.after):
         display.message(f"supervised warm start: {label} {before:.3g} before, {after:.3g} after")
     return config.replace(model__autocast=found.autocast), folder

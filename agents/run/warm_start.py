@@ -67,8 +67,8 @@ def warm_start(
     """
     display.phase("supervised warm start")
     plain = without_learning(config)
-    if ranks.size == 1:
-        plain = plain.replace(rollout__engine="transformers", rollout__engine_dtype=None)
+    if ranks.size == 1 or config.listen is not None:  # who has come to write texts does not come twice
+        plain = plain.replace(rollout__engine="transformers", rollout__engine_dtype=None, listen=None)
     else:  # the model may be too large for an engine here
         plain = plain.replace(workers=config.workers)
     parts = build_parts(plain, ranks=ranks, supervised=True)
@@ -83,7 +83,6 @@ def warm_start(
             parts.network.export(new, parts.tokenizer)
     finally:
         parts.close()
-        ranks.parts.clear()
     forget_checkpoints(folder)
     return WarmStart(
         progress.before,

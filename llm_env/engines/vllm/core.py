@@ -65,6 +65,7 @@ class VLLMCore:
         os.environ.update(ENVIRONMENT)
         if tensor_parallel > 1:  # on a CPU, vLLM would want a NUMA node for each
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a forked process hangs where torch has had threads
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if verbose else "ERROR")
         if not _alive:
             _trainers_group[:] = [torch.distributed.is_initialized()]
@@ -211,7 +212,7 @@ class VLLMCore:
         assert not self._requests
         from llm_env.engines.vllm.transfer import transfer
 
-        transfer(self._core.model_executor, named_tensors)
+        transfer(self._tell, named_tensors, apart=self._core.model_executor.parallel_config.world_size > 1)
         self._tell("stepping_finish_update")
         if not self._core.reset_prefix_cache():
             raise RuntimeError("vLLM did not clear its prefix cache: it would mix keys of the old and the new weights")
@@ -242,10 +243,12 @@ class VLLMCore:
         return scheduled, logits, names
 
     def _tell(self, method: str, *arguments: Any) -> Any:
-        """Call a method of `Inside` where the weights are, and return what the first of them says."""
+        """Call a method of vLLM's worker, or of `Inside`, where the weights are; what the first of them says."""
+        from vllm import envs
+
         executor = self._core.model_executor
         try:
-            return executor.collective_rpc(method, args=arguments)[0]
+            return executor.collective_rpc(method, envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS, arguments)[0]
         except RuntimeError as error:
             if getattr(executor, "is_failed", False):  # it says "cancelled"
                 raise RuntimeError("a process that holds a part of the weights has died") from error

@@ -6,6 +6,8 @@ and the first answers.
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 from llm_env.engines.vllm.transfer import register_backend
 
 register_backend()  # vLLM imports this module in each process before it looks for the backend
+if multiprocessing.current_process().name.startswith("VllmWorker"):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; when to stop, the scheduler's process decides
 
 NAME = f"{__name__}.Inside"
 LOGITS_BYTES = 2**28  # at most so much memory for the float32 logits of one part of `stepping_score`
@@ -24,6 +28,7 @@ class Inside:
 
     model_runner: Any
     execute_model: Any
+    parallel_config: Any
     is_driver_worker: bool
     stepping_hidden = None
 
@@ -52,7 +57,10 @@ class Inside:
             raise RuntimeError("vLLM scheduled none of the requests that wait")
         if keep_hidden:
             self.stepping_hidden = state.hidden_states
-        return (state.logits, list(runner.input_batch.req_ids)) if self.is_driver_worker else None
+        if not self.is_driver_worker:
+            return None
+        is_alone = self.parallel_config.world_size == 1
+        return state.logits if is_alone else state.logits.cpu(), list(runner.input_batch.req_ids)
 
     def stepping_append(self, appended: Sequence[tuple[str, list[int]]]) -> None:
         """Let the runner's copies of requests have these tokens, too."""

@@ -9,7 +9,7 @@ Where vLLM divides the weights among processes, each is told all of them, throug
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,15 +34,15 @@ def config() -> Any:
     return WeightTransferConfig(backend=NAME)
 
 
-def transfer(executor: Any, named_tensors: dict[str, torch.Tensor]) -> None:
+def transfer(tell: Callable[..., Any], named_tensors: dict[str, torch.Tensor], *, apart: bool) -> None:
     """Replace all weights through the API.
 
     The same calls serve CPU and GPU. Tested on CPU only: the machines that test this library have no GPU.
     """
-    executor.collective_rpc("start_weight_update")
-    for portion in [named_tensors] if executor.parallel_config.world_size == 1 else _portions(named_tensors):
-        executor.collective_rpc("update_weights", args=({"named_tensors": portion},))
-    executor.collective_rpc("finish_weight_update")
+    tell("start_weight_update")
+    for portion in _portions(named_tensors) if apart else [named_tensors]:
+        tell("update_weights", {"named_tensors": portion})
+    tell("finish_weight_update")
 
 
 def _portions(named_tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:

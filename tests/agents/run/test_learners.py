@@ -199,3 +199,39 @@ def test_what_is_asked_for_is_done_once_however_it_is_called(monkeypatch: pytest
     ranks.dismiss("nobody listens")
     assert len(said) == 3
     assert ALONE.gather(3) == [3]
+
+
+def test_others_get_the_shapes_of_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers come in parts; what a step counts, and batches, come as they are."""
+    ranks, said = Ranks(), []
+    ranks.size = 2
+    monkeypatch.setattr(ranks, "say", lambda message: said.append(pickle.dumps(message)))
+
+    class Holder:
+        def __init__(self) -> None:
+            self.ranks = ranks
+
+        @together
+        def load(self, weights: dict[str, dict[str, Tensor]], batch: Tensor) -> None: ...
+
+    ranks.parts["holder"] = holder = Holder()
+    large = torch.ones(1000, 1000, dtype=torch.bfloat16)
+    holder.load({"actor": {"large": large, "steps": torch.tensor(3.0)}}, torch.ones(2))
+    assert len(said[0]) < 10_000
+    weights, batch = pickle.loads(said[0]).args
+    assert (weights["actor"]["large"].shape, weights["actor"]["large"].dtype) == (large.shape, large.dtype)
+    assert weights["actor"]["steps"] == 3
+    assert batch.tolist() == [1, 1]
+
+
+def test_if_the_first_fails_in_what_all_do_it_does_not_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks, said = Ranks(), []
+    monkeypatch.setattr(ranks, "say", said.append)
+    with pytest.raises(MemoryError), ranks.as_one():
+        raise MemoryError
+    ranks.dismiss()
+    assert not said
+    with ranks.as_one():
+        pass
+    ranks.dismiss("the end")
+    assert said == ["the end"]

@@ -122,10 +122,16 @@ def test_an_engine_divides_what_it_holds_by_what_its_heads_allow(config: Config)
     whole, parts = (memory(told.replace(rollout__tensor_parallel=parts), shape, TEXTS) for parts in (1, 2))
     for name in ("writing: weights", "writing: keys and values"):
         assert parts[name] == whole[name] / 2
-    six = replace(shape, heads=6)
+    six = replace(shape, heads=6, cached_heads=3, inner=12)
     flags = [flags for flags, _ in options(told, six, 4)]
     assert any("--rollout.tensor-parallel 3" in each for each in flags)  # four do not divide six
-    assert not any("tensor" in flags for flags, _ in options(config(), six, 4))
+    for other in (config(), told.replace(worker_gpus=1)):  # which is on other GPUs
+        assert not any("tensor" in flags for flags, _ in options(other, six, 4))
+    for parts, divides in ((1, True), (2, False), (3, True), (6, True), (12, False)):  # keys of two for three, no
+        assert six.divides_by(parts) == divides
+    told = told.replace(rollout__tensor_parallel=6)
+    cache = memory(told, six, TEXTS)["writing: keys and values"]
+    assert cache == memory(told.replace(rollout__tensor_parallel=3), six, TEXTS)["writing: keys and values"]
 
 
 def test_gradients_come_as_what_layers_keep_goes(config: Config) -> None:
@@ -139,7 +145,7 @@ def test_gradients_come_as_what_layers_keep_goes(config: Config) -> None:
 
 def test_time_is_counted_in_operations() -> None:
     """By hand: a model of 1,000 weights, 4 texts of 2 + 3 tokens, two epochs."""
-    shape = Shape(1000, 1000, 2, 8, 32, 8, 16, 100, 50, 800, 80, 2)
+    shape = Shape(1000, 1000, 2, 8, 32, 8, 16, 100, 50, 800, 80, 2, 2)
     told = TrainConfig().replace(rollout__batch_size=4, actor__epochs=2, kl__beta=0.1, model__dtype="bfloat16")
     found = seconds(told, shape, Texts(2, 3), Machine(tflops=1e-9, bandwidth=1.0))  # a thousand operations a second
     forward = 4 * 5 * 2 * 1000 / 1000
