@@ -163,10 +163,10 @@ def _of_workers(c: TrainConfig) -> Iterator[str]:
 
 
 def _of_streams(c: TrainConfig) -> Iterator[str]:
-    if c.workers:
+    if c.rollout.ahead:
         yield (
-            f"--rollout.go-on is on, but texts are written by --workers {c.workers}, which end a part of a batch "
-            f"before they begin another: use --workers 0, or leave it out"
+            f"--rollout.go-on is on, and --rollout.ahead is {c.rollout.ahead}, but texts that go on are written "
+            f"with the present weights: leave one of them out"
         )
     chooses = {
         "drop_uniform_groups": c.rollout.drop_uniform_groups,

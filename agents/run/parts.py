@@ -226,10 +226,16 @@ def make_collector(config: TrainConfig, parts: Parts) -> Collector:
     rollout = config.rollout
     stream = None
     if rollout.go_on:
-        if not isinstance(parts.engine, EngineBase):
+        if not isinstance(parts.engine, EngineBase | Workers):
             raise ConfigError(
                 f"--rollout.go-on is on, but the engine {rollout.engine} is no EngineBase, whose texts can be paused: "
                 "leave it out, or use --rollout.engine transformers"
+            )
+        task = parts.mdp.task
+        if config.workers and (task.overrides("reply") or keeps_sessions(task)):
+            raise ConfigError(
+                f"--rollout.go-on is on, but a text of {task.name} cannot go on in another process, for the task "
+                "replies or plays: use --workers 0, or leave it out"
             )
         sampling = Sampling(temperature=rollout.temperature, seed=stream_seed(config.seed))
         stream = Stream(parts.mdp, parts.engine, rollout.side_by_side, sampling)

@@ -7,7 +7,7 @@ import pickle
 import queue
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -15,12 +15,14 @@ import torch
 
 from agents.rollouts.workers.crew import Crew
 from agents.rollouts.workers.here import Here
+from agents.rollouts.workers.legs import Leg, Rest
 from agents.rollouts.workers.link import Links
 from agents.rollouts.workers.process import WorkerProcess
 from agents.rollouts.workers.shards import Done, Shard, Text, split_evenly
 from agents.rollouts.workers.shared_weights import SharedWeights, layout
 from agents.rollouts.workers.worker import Scribe
 from llm_env.engines import Job, Sampling
+from llm_env.engines.writing import Part
 from llm_env.tasks import Task
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import TokenizedPrompts
@@ -134,53 +136,93 @@ class Workers:
             context: how many tokens prompt and text may have.
             max_new_tokens: how many tokens the model may choose in a text.
         """
-        sampling = sampling.with_fresh_seed()
-        answers: queue.SimpleQueue[Text | Done | Exception] = queue.SimpleQueue()
-        parts = split_evenly(jobs, self.count) if jobs else []
-        call = _Call(self._copy)
+        asked: list[tuple[list[Job], Leg | None]] = [(part, None) for part in split_evenly(jobs, self.count) if part]
+        call = self._ask(prompts, asked, sampling.with_fresh_seed(), context, max_new_tokens)
+        return self._answers(task, list(jobs), call)
+
+    def go_on(
+        self,
+        task: Task,
+        prompts: TokenizedPrompts,
+        legs: Sequence[tuple[list[Job], Leg]],
+        sampling: Sampling,
+        *,
+        context: int,
+        max_new_tokens: int | None,
+    ) -> Generator[tuple[Part, Episode], None, list[Rest]]:
+        """Texts that end in legs, each of which is gone by one process; what each has left is what this returns.
+
+        Args:
+            task: see `write`.
+            prompts: see there.
+            legs: and the jobs that may begin in each.
+            sampling: with a seed.
+            context: see `write`.
+            max_new_tokens: see there.
+        """
+        call = self._ask(prompts, legs, sampling, context, max_new_tokens)
+        job_of = {job.request: job for jobs, leg in legs for job in (*jobs, *(part.job for part in leg.begun))}
+        ended: dict[int, list[Text]] = {}
+        rests: dict[int, Sequence[Part]] = {}
+        for answer in call.answered(task):
+            if isinstance(answer, Done):
+                rests[answer.number] = answer.rest
+            else:
+                ended.setdefault(answer.number, []).append(answer)
+        left = []
+        for number, (_, leg) in zip(sorted(rests), legs, strict=True):  # in their order, whoever was the first
+            texts = ended.get(number, [])
+            for text in texts:
+                assert text.part is not None
+                job = job_of[text.request]
+                yield text.part._replace(job=job), _here(task, text.episode, job)
+            parts = [part._replace(job=job_of[part.job.request]) for part in rests[number]]
+            left.append(Rest(parts, begun=len(texts) + len(parts) - len(leg.begun)))
+        return left
+
+    def _ask(
+        self,
+        prompts: TokenizedPrompts,
+        asked: Sequence[tuple[list[Job], Leg | None]],
+        sampling: Sampling,
+        context: int | None,
+        max_new_tokens: int | None,
+    ) -> _Call:
+        """Have parts of a batch written by whoever is free."""
+        call = _Call(self._copy, len(asked))
         self._calls.add(call)
-        for part in parts:
-            places = {index: place for place, index in enumerate(dict.fromkeys(job.prompt_index for job in part))}
+        for jobs, leg in asked:
+            begun = [] if leg is None else leg.begun
+            all_jobs = (*jobs, *(part.job for part in begun))
+            places = {index: place for place, index in enumerate(dict.fromkeys(job.prompt_index for job in all_jobs))}
             shard = Shard(
                 number=self._numbers,
                 version=self.version,
                 copy=self._copy,
-                jobs=[job._replace(prompt_index=places[job.prompt_index]) for job in part],
+                jobs=[_in(places, job) for job in jobs],
                 prompts=[(prompts.prompts[index], prompts.tokens[index]) for index in places],
                 sampling=sampling,
                 context=context,
                 max_new_tokens=max_new_tokens,
+                leg=leg and replace(leg, begun=[part._replace(job=_in(places, part.job)) for part in begun]),
             )
             self._numbers += 1
-            self._crew.ask(shard, answers)
-        return self._answers(task, list(jobs), answers, len(parts), call)
+            self._crew.ask(shard, call.answers)
+        return call
 
     def close(self) -> None:
         """End the processes."""
         self._finalizer()
         self._weights.close()
 
-    def _answers(
-        self,
-        task: Task,
-        jobs: Sequence[Job],
-        answers: queue.SimpleQueue[Text | Done | Exception],
-        parts: int,
-        call: _Call,  # as long as somebody may ask for the texts
-    ) -> Iterator[tuple[Job, Episode]]:
+    def _answers(self, task: Task, jobs: Sequence[Job], call: _Call) -> Iterator[tuple[Job, Episode]]:
         job_of = {job.request: job for job in jobs}
-        while parts:
-            answer = answers.get()
-            if isinstance(answer, Exception):
-                raise answer
+        for answer in call.answered(task):
             if isinstance(answer, Done):
-                parts -= 1
-                task.replies.count_elsewhere(**answer.replies)
                 continue
             job = job_of.pop(answer.request, None)
             if job is not None:  # else it came before its process was lost, and is written again
-                answer.episode.rollout.read_by(task.vocabulary.decode)
-                yield job, replace(answer.episode, prompt_index=job.prompt_index)
+                yield job, _here(task, answer.episode, job)
 
     def _free_copy(self) -> int | None:
         used = self._crew.copies_in_use() | {call.copy for call in self._calls}
@@ -188,10 +230,33 @@ class Workers:
 
 
 class _Call:
-    """Texts that were asked for, and not all taken."""
+    """Texts that were asked for, and not all taken; the weights that they are written with stay for as long."""
 
-    def __init__(self, copy: int) -> None:
+    def __init__(self, copy: int, parts: int) -> None:
         self.copy = copy
+        self.parts = parts
+        self.answers: queue.SimpleQueue[Text | Done | Exception] = queue.SimpleQueue()
+
+    def answered(self, task: Task) -> Iterator[Text | Done]:
+        """What comes, until all parts are written."""
+        while self.parts:
+            answer = self.answers.get()
+            if isinstance(answer, Exception):
+                raise answer
+            if isinstance(answer, Done):
+                self.parts -= 1
+                task.replies.count_elsewhere(**answer.replies)
+            yield answer
+
+
+def _in(places: Mapping[int, int], job: Job) -> Job:
+    return job._replace(prompt_index=places[job.prompt_index])
+
+
+def _here(task: Task, episode: Episode, job: Job) -> Episode:
+    """A text from elsewhere, whose tokens are read here when they are asked for."""
+    episode.rollout.read_by(task.vocabulary.decode)
+    return replace(episode, prompt_index=job.prompt_index)
 
 
 def _begin(links: Links, start: bytes, weights: SharedWeights, patience: float, place: int) -> WorkerProcess:

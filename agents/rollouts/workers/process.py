@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 
 import cloudpickle  # type: ignore[import-untyped]
 
+from agents.rollouts.workers.legs import Leg
 from agents.rollouts.workers.link import Link, WorkerLostError
 from agents.rollouts.workers.shards import Alive, Answer, Done, Failed, Ready, Shard, Text, WeightsFollow
 from agents.rollouts.workers.shared_weights import SharedWeights
@@ -78,22 +79,42 @@ class WorkerProcess:
                 self._version = shard.version
             shard = replace(shard, copy=0)
         self._send(cloudpickle.dumps(shard))  # metadata may hold what the main script defines
+        return self._take_all(shard, take) if shard.leg is None else self._take_leg(shard, shard.leg, take)
+
+    def _take_all(self, shard: Shard, take: Callable[[Text], None]) -> Done:
         left = {job.request for job in shard.jobs}
         while True:
-            answer = self._heard(self.patience)
-            if isinstance(answer, Alive):
-                continue
-            if isinstance(answer, Failed):
-                raise error_of(answer)
-            if isinstance(answer, Text) and answer.number == shard.number and answer.request in left:
+            answer = self._answer(shard)
+            if isinstance(answer, Text) and answer.request in left:
                 if answer.episode.version != shard.version:
                     raise WorkerLostError(f"wrote with weights {answer.episode.version}, not {shard.version}")
                 left.remove(answer.request)
                 take(answer)
-            elif isinstance(answer, Done) and answer.number == shard.number and not left:
+            elif isinstance(answer, Done) and not left:
                 return answer
             else:
-                raise WorkerLostError(f"said what nobody had asked for: {str(answer)[:200]}")
+                raise _odd(answer)
+
+    def _take_leg(self, shard: Shard, leg: Leg, take: Callable[[Text], None]) -> Done:
+        """All together, for whoever writes it again may end other texts of it, by rounding."""
+        ended: list[Text] = []
+        while isinstance(answer := self._answer(shard), Text):
+            ended.append(answer)
+        if not leg.allows(shard.jobs, [text.request for text in ended], answer.rest):
+            raise _odd(answer)
+        for text in ended:
+            take(text)
+        return answer
+
+    def _answer(self, shard: Shard) -> Text | Done:
+        while True:
+            answer = self._heard(self.patience)
+            if isinstance(answer, Failed):
+                raise error_of(answer)
+            if isinstance(answer, Text | Done) and answer.number == shard.number:
+                return answer
+            if not isinstance(answer, Alive):
+                raise _odd(answer)
 
     def end(self) -> str:
         """Kill it, if it lives, and say how it ended."""
@@ -128,6 +149,10 @@ class WorkerProcess:
         except Exception as error:
             raise WorkerLostError(f"said what cannot be read ({type(error).__name__}: {error})") from error
         return answer
+
+
+def _odd(answer: Answer) -> WorkerLostError:
+    return WorkerLostError(f"said what nobody had asked for: {str(answer)[:200]}")
 
 
 def error_of(failed: Failed) -> Exception:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from agents.rollouts.workers.legs import Leg
 from llm_env.engines import Job, Sampling
+from llm_env.engines.writing import Part
 from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt
@@ -25,6 +27,7 @@ class Shard:
         sampling: temperature and seed.
         context: how many tokens prompt and text may have.
         max_new_tokens: how many tokens the model may choose in a text.
+        leg: they go on with others, and not to the end of all; None: all of them are written.
     """
 
     number: int
@@ -35,6 +38,7 @@ class Shard:
     sampling: Sampling
     context: int | None
     max_new_tokens: int | None
+    leg: Leg | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,13 @@ class Text:
         number: of the shard.
         request: of the job.
         episode: without a session, which stays where it is; scored if the task keeps sessions.
+        part: of a leg, what it takes to write it again.
     """
 
     number: int
     request: int
     episode: Episode
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +80,12 @@ class Done:
     Attributes:
         number: of the shard.
         replies: how many the task was asked for, how many failed, and how many were left out.
+        rest: of a leg, what has been written of texts that have not ended.
     """
 
     number: int
     replies: Mapping[str, int] = field(default_factory=dict)
+    rest: Sequence[Part] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from agents.rollouts.workers.shards import Answer, Failed, Shard
     from agents.rollouts.workers.shared_weights import SharedWeights
     from llm_env.engines import Engine, Job
+    from llm_env.engines.writing import Part
     from llm_env.mdp.core import TokenMDP
     from llm_env.tasks import Task
     from llm_env.tokens.episode import Episode
+    from llm_env.tokens.prompts import TokenizedPrompts
 
 PULSE_SECONDS = 1.0
 
@@ -102,15 +104,21 @@ class _Worker:
                 self.say(_failed(error))
 
     def write(self, shard: Shard, scribe: Scribe, weights: SharedWeights) -> None:
+        from agents.rollouts.workers.legs import written_on
         from agents.rollouts.workers.shards import Done, Text
 
-        engine = scribe.engine
+        engine: Any = scribe.engine
         if engine.version != shard.version:
             engine.load_weights(weights.view(shard.copy), version=shard.version)
         before = _counts(scribe)
-        for job, episode in _written(shard, scribe):
-            self.say(Text(shard.number, job.request, episode))
-        self.say(Done(shard.number, {name: count - before[name] for name, count in _counts(scribe).items()}))
+        rest: list[Part] = []
+        if shard.leg is None:
+            for job, episode in _written(shard, scribe):
+                self.say(Text(shard.number, job.request, episode))
+        else:
+            for part, episode in written_on(shard, shard.leg, engine, scribe.task, _prompts(shard), rest):
+                self.say(Text(shard.number, part.job.request, episode, part))
+        self.say(Done(shard.number, {name: count - before[name] for name, count in _counts(scribe).items()}, rest))
 
     def say(self, answer: Answer) -> None:
         import cloudpickle  # type: ignore[import-untyped]  # metadata may hold what the main script defines
@@ -148,13 +156,16 @@ class _Worker:
         threading.Thread(target=look, daemon=True).start()
 
 
-def _written(shard: Shard, scribe: Scribe) -> Iterator[tuple[Job, Episode]]:
+def _prompts(shard: Shard) -> TokenizedPrompts:
     from llm_env.tokens.prompts import TokenizedPrompts
 
-    prompts = TokenizedPrompts([prompt for prompt, _ in shard.prompts], [tokens for _, tokens in shard.prompts])
+    return TokenizedPrompts([prompt for prompt, _ in shard.prompts], [tokens for _, tokens in shard.prompts])
+
+
+def _written(shard: Shard, scribe: Scribe) -> Iterator[tuple[Job, Episode]]:
     written = scribe.engine.write(
         scribe.task,
-        prompts,
+        _prompts(shard),
         shard.jobs,
         shard.sampling,
         context=shard.context,

@@ -168,7 +168,10 @@ def test_games_go_on_too(config: Config) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"workers": 2}, "but texts are written by --workers 2"),
+        (
+            {"workers": 2, "rollout__ahead": 1},
+            "and --rollout.ahead is 1, but texts that go on are written with",
+        ),
         ({"rollout__over_sample": 2.0}, "leave --rollout.over-sample out"),
         ({"rollout__drop_cut": True}, "leave --rollout.drop-cut out"),
     ],

@@ -47,6 +47,15 @@ def test_it_is_what_one_engine_is_before_and_after_an_update(engine: Any, monkey
             each.load_weights(model(version).named_parameters(), version=version)
 
 
+def test_ctrl_c_does_not_end_its_parts(engine: Any) -> None:
+    """A terminal sends it to all processes of a program."""
+    for worker in engine._core._core.model_executor.workers:
+        os.kill(worker.proc.pid, signal.SIGINT)
+    logits = engine.start([0], [[4, 5, 6]])
+    assert logits.isfinite().all()
+    engine.stop([0])
+
+
 def test_one_whose_part_dies_says_so_with_its_texts(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")  # for the other part
     engine.start([0], [engine.vocabulary.encode("a prompt")])

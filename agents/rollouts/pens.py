@@ -1,0 +1,180 @@
+"""What writes the texts of a `Stream`: an engine in this process, or workers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from agents.rollouts.workers import Workers
+from agents.rollouts.workers.legs import Leg, Rest, until_whole
+from llm_env.engines import Job, Sampling
+from llm_env.engines.base import EngineBase
+from llm_env.engines.writing import ChangedTextError, Part
+from llm_env.mdp.core import TokenMDP
+from llm_env.tokens.episode import Episode
+
+logger = logging.getLogger("agents")
+
+Deal = Callable[[], list[Job]]
+"""Gives the texts of another group."""
+Ended = Iterator[tuple[Part, Episode]]
+
+
+class Pen(Protocol):
+    """Writes texts, and keeps those that have not ended."""
+
+    def write_on(self, groups: int, lacking: Mapping[int, int], version: int) -> Ended:
+        """The texts that end until so many groups are whole.
+
+        Args:
+            groups: how many.
+            lacking: how many texts still lack to groups of which some have ended.
+            version: what to call the weights that there are now.
+        """
+
+    def write_again(self, parts: Sequence[Part]) -> Ended:
+        """Texts that have ended elsewhere, by the same tokens; before `load_state_dict`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs, as JSON can hold it."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what another has begun."""
+
+
+class OwnPen:
+    """An engine in this process, which others may use in between.
+
+    Args:
+        mdp: the task and its prompts.
+        engine: writes.
+        rows: how many texts are written side by side.
+        sampling: temperature and seed.
+        deal: gives texts to begin.
+    """
+
+    def __init__(self, mdp: TokenMDP, engine: EngineBase, rows: int, sampling: Sampling, deal: Deal) -> None:
+        self._size = mdp.sampler.completions_per_prompt
+        self._deal = deal
+        self._dealt: deque[Job] = deque()
+        self._writing, self._chooser = engine.begin(
+            mdp.task,
+            mdp.prompts,
+            self._jobs(),
+            sampling,
+            rows=rows,
+            context=mdp.context,
+            max_new_tokens=mdp.max_new_tokens,
+        )
+        self._chooser.pause()
+
+    def write_on(self, groups: int, lacking: Mapping[int, int], version: int) -> Ended:
+        """See `Pen`."""
+        self._chooser.go_on(version)
+        try:
+            yield from until_whole(self._writing, groups, self._size, lacking)
+        finally:
+            self._chooser.pause()
+
+    def write_again(self, parts: Sequence[Part]) -> Ended:
+        """See `Pen`. A text to which the task now replies otherwise is begun anew."""
+        for part in parts:
+            try:
+                episode = self._writing.go_on_with(part)
+            except ChangedTextError as error:
+                logger.warning("a text is begun anew: %s", error)
+                self._dealt.appendleft(part.job)
+                continue
+            if episode is not None:
+                yield part, episode
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Pen`."""
+        return {"dealt": list(self._dealt), "parts": self._writing.unfinished()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Pen`."""
+        self._dealt.extend(Job(*job) for job in state["dealt"])
+        for _ in self.write_again([part_of(each) for each in state["parts"]]):
+            pass  # none of them has ended
+
+    def _jobs(self) -> Iterator[Job]:
+        while True:
+            if not self._dealt:
+                self._dealt.extend(self._deal())
+            yield self._dealt.popleft()
+
+
+class WorkersPen:
+    """Workers, each of which writes in some of the rows. They keep nothing: what has not ended is here, and is sent.
+
+    A group is written in the rows of one, and each is asked for as many whole groups. So what a batch is depends on how
+    many they are, but not on who they are, or how fast.
+
+    Args:
+        mdp: the task and its prompts.
+        workers: write.
+        rows: how many texts are written side by side, by all of them.
+        sampling: temperature and seed.
+        deal: gives texts to begin.
+    """
+
+    def __init__(self, mdp: TokenMDP, workers: Workers, rows: int, sampling: Sampling, deal: Deal) -> None:
+        self._mdp = mdp
+        self._workers = workers
+        self._rows = math.ceil(rows / workers.count)
+        self._sampling = sampling
+        self._size = mdp.sampler.completions_per_prompt
+        self._deal = deal
+        self._turn = 0  # whose turn it is to be asked for one more than others, where they do not divide evenly
+        self._dealt: list[deque[Job]] = [deque() for _ in range(workers.count)]
+        self._begun: list[list[Part]] = [[] for _ in range(workers.count)]
+
+    def write_on(self, groups: int, lacking: Mapping[int, int], version: int) -> Ended:
+        """See `Pen`."""
+        count = self._workers.count
+        each, more = divmod(groups, count)
+        asked = {lane: share for lane in range(count) if (share := each + ((lane - self._turn) % count < more))}
+        self._turn = (self._turn + more) % count
+        for lane, share in asked.items():
+            while len(self._dealt[lane]) < self._rows + share * self._size:
+                self._dealt[lane].extend(self._deal())
+        legs = [
+            (list(self._dealt[lane]), Leg(self._rows, share, self._size, lacking, self._begun[lane], version))
+            for lane, share in asked.items()
+        ]
+        left = yield from self._go_on(legs)
+        for lane, rest in zip(asked, left, strict=True):
+            self._begun[lane] = rest.parts
+            for _ in range(rest.begun):
+                self._dealt[lane].popleft()
+
+    def write_again(self, parts: Sequence[Part]) -> Ended:
+        """See `Pen`."""
+        if parts:
+            yield from self._go_on([([], Leg(self._rows, 0, self._size, {}, parts, called=0))])
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Pen`."""
+        return {"turn": self._turn, "dealt": [list(jobs) for jobs in self._dealt], "parts": self._begun}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Pen`."""
+        self._turn = state["turn"]
+        self._dealt = [deque(Job(*job) for job in jobs) for jobs in state["dealt"]]
+        self._begun = [[part_of(each) for each in parts] for parts in state["parts"]]
+
+    def _go_on(self, legs: Sequence[tuple[list[Job], Leg]]) -> Generator[tuple[Part, Episode], None, list[Rest]]:
+        mdp = self._mdp
+        return self._workers.go_on(
+            mdp.task, mdp.prompts, legs, self._sampling, context=mdp.context, max_new_tokens=mdp.max_new_tokens
+        )
+
+
+def part_of(kept: Sequence[Any]) -> Part:
+    """A part that was kept as JSON."""
+    job, *rest = kept
+    return Part(Job(*job), *rest)
