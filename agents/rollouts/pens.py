@@ -9,7 +9,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from agents.rollouts.workers import Workers
-from agents.rollouts.workers.legs import Leg, Rest, until_whole
+from agents.rollouts.workers.legs import until_whole
+from agents.rollouts.workers.shards import Leg, Rest
 from llm_env.engines import Job, Sampling
 from llm_env.engines.base import EngineBase
 from llm_env.engines.writing import ChangedTextError, Part

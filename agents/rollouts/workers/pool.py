@@ -15,10 +15,9 @@ import torch
 
 from agents.rollouts.workers.crew import Crew
 from agents.rollouts.workers.here import Here
-from agents.rollouts.workers.legs import Leg, Rest
 from agents.rollouts.workers.link import Links
 from agents.rollouts.workers.process import WorkerProcess
-from agents.rollouts.workers.shards import Done, Shard, Text, split_evenly
+from agents.rollouts.workers.shards import Done, Leg, Rest, Shard, Text, split_evenly
 from agents.rollouts.workers.shared_weights import SharedWeights, layout
 from agents.rollouts.workers.worker import Scribe
 from llm_env.engines import Job, Sampling

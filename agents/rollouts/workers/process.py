@@ -11,9 +11,8 @@ from multiprocessing.connection import Connection
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from agents.rollouts.workers.legs import Leg
 from agents.rollouts.workers.link import Link, WorkerLostError
-from agents.rollouts.workers.shards import Alive, Answer, Done, Failed, Ready, Shard, Text, WeightsFollow
+from agents.rollouts.workers.shards import Alive, Answer, Done, Failed, Leg, Ready, Shard, Text, WeightsFollow
 from agents.rollouts.workers.shared_weights import SharedWeights
 
 STARTING_SECONDS = 600.0

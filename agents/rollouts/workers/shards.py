@@ -6,12 +6,54 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from agents.rollouts.workers.legs import Leg
 from llm_env.engines import Job, Sampling
 from llm_env.engines.writing import Part
 from llm_env.tokens.arrays import IntArray
 from llm_env.tokens.episode import Episode
 from llm_env.tokens.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """How a process is to write on: in rows of which each begins another text when one has ended.
+
+    It keeps nothing for the next leg: what has not ended goes back, and comes again, to whoever it may be.
+
+    Attributes:
+        rows: how many texts are written side by side.
+        groups: it stops when so many groups are whole.
+        size: how many texts a group has.
+        lacking: how many texts still lack to groups of which some have ended.
+        begun: what has been written of texts that have not ended; or of such that have, to be made into episodes.
+        called: what the weights that it writes with are called.
+    """
+
+    rows: int
+    groups: int
+    size: int
+    lacking: Mapping[int, int]
+    begun: Sequence[Part]
+    called: int
+
+    def allows(self, jobs: Sequence[Job], ended: Sequence[int], rest: Sequence[Part]) -> bool:
+        """Whether this can be what has become of its texts, and of those jobs that have begun: each is there once."""
+        back = [*ended, *(part.job.request for part in rest)]
+        before = {part.job.request for part in self.begun}
+        new = set(back) - before
+        return len(back) == len(set(back)) and before <= set(back) and new == {job.request for job in jobs[: len(new)]}
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a leg has left.
+
+    Attributes:
+        parts: what has been written of texts that have not ended.
+        begun: how many of its jobs have begun, the first ones.
+    """
+
+    parts: list[Part]
+    begun: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from agents.config.files import ConfigError
 from agents.report.log import read_metrics
 from agents.rollouts.stream import Stream
 from agents.rollouts.workers import Workers
-from agents.rollouts.workers.legs import Leg
+from agents.rollouts.workers.shards import Leg
 from agents.rollouts.workers.worker import Scribe
 from agents.run.training import train
 from llm_env.engines import Job, Sampling
