@@ -35,6 +35,7 @@ def test_texts_of_the_throughput_benchmark_have_exactly_their_length() -> None:
     run_.close()
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_ragged_texts() -> None:
     results = run("ragged.py", "--json", "--no-trl", "--models", "tiny", "--rounds", "1")
     assert results["packed_over_padded_per_padding_ratio_tiny"] == pytest.approx(

@@ -80,7 +80,7 @@ def test_rollout() -> None:
     [
         ("sandbox.py", ["--hostile", "30", "--rounds", "1"]),
         ("multi_turn.py", ["--texts", "4", "--rounds", "1"]),
-        ("reward_memory.py", ["--model", "tiny", "--members", "2"]),
+        pytest.param("reward_memory.py", ["--model", "tiny", "--members", "2"], marks=pytest.mark.slow),
     ],
 )
 def test_benchmarks_of_tasks(name: str, arguments: list[str]) -> None:
@@ -101,6 +101,7 @@ def test_benchmark_prints_a_flat_json_object() -> None:
     assert all(isinstance(value, int | float) for value in results.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_the_vllm_benchmark_prints_a_flat_json_object() -> None:
     command = [sys.executable, str(EXAMPLES / "benchmarks" / "vllm_step.py"), "--json", "--fast", "--smollm2"]

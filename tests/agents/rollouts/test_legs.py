@@ -164,7 +164,7 @@ def test_what_can_have_become_of_texts(ended: list[int], rest: list[int], allowe
 
 
 def test_a_run_learns_from_them(config: Config) -> None:
-    told = config(iterations=2, rollout__go_on=True, rollout__slots=12, workers=2)
+    told = config(iterations=2, rollout__go_on=True, rollout__slots=12, workers=1)
     train(told)
     rows = read_metrics(told.out)
     assert [row["rollout/lost"] for row in rows[1:]] == [0, 0]

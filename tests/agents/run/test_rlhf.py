@@ -26,10 +26,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small_model(tmp_path_factory.mktemp("model"), spread=0.1)
 
 
+def told(out: Path, folder: Path) -> TrainConfig:
+    """Two iterations in a round, on a task whose texts mostly have different scores."""
+    return small_config(out, folder, iterations=2, task__name="VowelShare", task__args={})
+
+
 @pytest.fixture
 def config(folder: Path, tmp_path: Path) -> Callable[[str], TrainConfig]:
-    """Two iterations in a round, on a task whose texts mostly have different scores."""
-    return lambda name: small_config(tmp_path / name, folder, iterations=2, task__name="VowelShare", task__args={})
+    return lambda name: told(tmp_path / name, folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, list[dict[str, Any]]]:
+    """A run of two rounds, and what it gives."""
+    whole = told(tmp_path_factory.mktemp("rlhf") / "whole", folder)
+    return whole, train_rlhf(whole, HOW)
 
 
 def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -42,11 +53,13 @@ class GoneError(RuntimeError):
 
 @pytest.mark.parametrize("stage", ["collect", "train_reward_models", "train", "right_about", "replace_folder"])
 def test_a_stop_is_a_pause(
-    config: Callable[[str], TrainConfig], monkeypatch: pytest.MonkeyPatch, stage: str, tmp_path: Path
+    config: Callable[[str], TrainConfig],
+    undisturbed: tuple[TrainConfig, list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
 ) -> None:
     """Whatever it is doing in the second round: what is measured and the last policy are the same."""
-    whole, stopped = config("whole"), config("stopped")
-    expected = train_rlhf(whole, HOW)
+    (whole, expected), stopped = undisturbed, config("stopped")
     honest, calls = getattr(rlhf, stage), 0
 
     def breaks(*given: Any, **how: Any) -> Any:
@@ -66,10 +79,9 @@ def test_a_stop_is_a_pause(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_what_is_learned_from(config: Callable[[str], TrainConfig]) -> None:
+def test_what_is_learned_from(undisturbed: tuple[TrainConfig, list[dict[str, Any]]]) -> None:
     """All pairs so far, by the reward models of the round; what is measured is the true reward."""
-    made = config("run")
-    start, first, second = train_rlhf(made, HOW)
+    made, (start, first, second) = undisturbed
     assert (start["round"], first["round"], second["round"]) == (0, 1, 2)
     assert 0 < start["reward"]["low"] < start["reward"]["high"] < 3
     pairs = [(made.out / f"round-{number}" / "pairs.jsonl").read_text().splitlines() for number in (1, 2)]
