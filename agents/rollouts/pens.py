@@ -13,8 +13,9 @@ from agents.rollouts.workers.legs import until_whole
 from agents.rollouts.workers.shards import Leg, Rest
 from llm_env.engines import Job, Sampling
 from llm_env.engines.base import EngineBase
-from llm_env.engines.writing import ChangedTextError, Part
+from llm_env.engines.writing import Part
 from llm_env.mdp.core import TokenMDP
+from llm_env.tasks import Task
 from llm_env.tokens.episode import Episode
 
 logger = logging.getLogger("agents")
@@ -37,7 +38,13 @@ class Pen(Protocol):
         """
 
     def write_again(self, parts: Sequence[Part]) -> Ended:
-        """Texts that have ended elsewhere, by the same tokens; before `load_state_dict`."""
+        """Texts that have ended elsewhere, by the same tokens; before `load_state_dict`.
+
+        One to which the task now replies otherwise is begun anew.
+        """
+
+    def give_up(self) -> None:
+        """Forget all that has not ended, and what was to begin: something about it has failed."""
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs, as JSON can hold it."""
@@ -58,6 +65,7 @@ class OwnPen:
     """
 
     def __init__(self, mdp: TokenMDP, engine: EngineBase, rows: int, sampling: Sampling, deal: Deal) -> None:
+        self._task = mdp.task
         self._size = mdp.sampler.completions_per_prompt
         self._deal = deal
         self._dealt: deque[Job] = deque()
@@ -81,16 +89,15 @@ class OwnPen:
             self._chooser.pause()
 
     def write_again(self, parts: Sequence[Part]) -> Ended:
-        """See `Pen`. A text to which the task now replies otherwise is begun anew."""
-        for part in parts:
-            try:
-                episode = self._writing.go_on_with(part)
-            except ChangedTextError as error:
-                logger.warning("a text is begun anew: %s", error)
-                self._dealt.appendleft(part.job)
-                continue
-            if episode is not None:
-                yield part, episode
+        """See `Pen`."""
+        ended, changed = self._writing.go_on_with(parts)
+        begin_anew(changed, self._dealt, self._task)
+        yield from ended
+
+    def give_up(self) -> None:
+        """See `Pen`."""
+        self._writing.close()
+        self._dealt.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """See `Pen`."""
@@ -99,8 +106,8 @@ class OwnPen:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Pen`."""
         self._dealt.extend(Job(*job) for job in state["dealt"])
-        for _ in self.write_again([part_of(each) for each in state["parts"]]):
-            pass  # none of them has ended
+        _, changed = self._writing.go_on_with([part_of(each) for each in state["parts"]])
+        begin_anew(changed, self._dealt, self._task)
 
     def _jobs(self) -> Iterator[Job]:
         while True:
@@ -139,24 +146,33 @@ class WorkersPen:
         count = self._workers.count
         each, more = divmod(groups, count)
         asked = {lane: share for lane in range(count) if (share := each + ((lane - self._turn) % count < more))}
-        self._turn = (self._turn + more) % count
         for lane, share in asked.items():
-            while len(self._dealt[lane]) < self._rows + share * self._size:
+            # Of each text that runs, all others of its group may have ended.
+            while len(self._dealt[lane]) < (self._rows + share) * self._size:
                 self._dealt[lane].extend(self._deal())
         legs = [
             (list(self._dealt[lane]), Leg(self._rows, share, self._size, lacking, self._begun[lane], version))
             for lane, share in asked.items()
         ]
         left = yield from self._go_on(legs)
+        self._turn = (self._turn + more) % count
         for lane, rest in zip(asked, left, strict=True):
             self._begun[lane] = rest.parts
             for _ in range(rest.begun):
                 self._dealt[lane].popleft()
+            begin_anew(rest.changed, self._dealt[lane], self._mdp.task)
 
     def write_again(self, parts: Sequence[Part]) -> Ended:
         """See `Pen`."""
         if parts:
-            yield from self._go_on([([], Leg(self._rows, 0, self._size, {}, parts, called=0))])
+            [rest] = yield from self._go_on([([], Leg(self._rows, 0, self._size, {}, parts, called=0))])
+            begin_anew(rest.changed, self._dealt[0], self._mdp.task)
+
+    def give_up(self) -> None:
+        """See `Pen`."""
+        for dealt, begun in zip(self._dealt, self._begun, strict=True):
+            dealt.clear()
+            begun.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """See `Pen`."""
@@ -165,7 +181,8 @@ class WorkersPen:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Pen`."""
         self._turn = state["turn"]
-        self._dealt = [deque(Job(*job) for job in jobs) for jobs in state["dealt"]]
+        for lane, jobs in zip(self._dealt, state["dealt"], strict=True):
+            lane.extend(Job(*job) for job in jobs)
         self._begun = [[part_of(each) for each in parts] for parts in state["parts"]]
 
     def _go_on(self, legs: Sequence[tuple[list[Job], Leg]]) -> Generator[tuple[Part, Episode], None, list[Rest]]:
@@ -173,6 +190,13 @@ class WorkersPen:
         return self._workers.go_on(
             mdp.task, mdp.prompts, legs, self._sampling, context=mdp.context, max_new_tokens=mdp.max_new_tokens
         )
+
+
+def begin_anew(changed: Sequence[Part], dealt: deque[Job], task: Task) -> None:
+    """Let texts be begun again that could not be gone on with."""
+    for _ in changed:
+        logger.warning("a text is begun anew: the task %s did not go the same way with the same tokens", task.name)
+    dealt.extendleft(part.job for part in reversed(changed))
 
 
 def part_of(kept: Sequence[Any]) -> Part:

@@ -52,8 +52,15 @@ class Stream:
         Args:
             count: a multiple of the texts of a group.
             version: what to call the weights that the engine has now.
+
+        Should that fail, what has not ended is given up, and other texts are begun the next time.
         """
-        return self.mdp.score_written(self._ended(count // self.size, version))
+        try:
+            return self.mdp.score_written(self._ended(count // self.size, version))
+        except Exception:  # such as a reward that is no number: it would be so again
+            self._written = {group: self._written[group] for group in self._whole}
+            self._pen.give_up()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on from here, as JSON can hold it."""

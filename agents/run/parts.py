@@ -116,13 +116,17 @@ def build(config: TrainConfig, model: str | Path | None = None, ranks: Ranks = A
     config = dataclasses.replace(config, model=parts.network.config)  # with the precision that was chosen, if any was
     # In bfloat16 a token computed after those before it, and all of them in one pass, differ by a hundredth of a nat.
     exact = config.model.dtype == "float32" and not parts.network.config.in_bfloat16
-    algorithm = algorithm_class(config.algo)(
-        config,
-        parts.network,
-        make_collector(config, parts),
-        trusted=_is_plain(config) and exact and not (config.rollout.ahead or config.rollout.go_on),
-        **config.algo_args,
-    )
+    try:
+        algorithm = algorithm_class(config.algo)(
+            config,
+            parts.network,
+            make_collector(config, parts),
+            trusted=_is_plain(config) and exact and not (config.rollout.ahead or config.rollout.go_on),
+            **config.algo_args,
+        )
+    except BaseException:
+        parts.close()
+        raise
     return Run(**{field.name: getattr(parts, field.name) for field in fields(parts)}, algorithm=algorithm)
 
 
@@ -231,12 +235,6 @@ def make_collector(config: TrainConfig, parts: Parts) -> Collector:
                 f"--rollout.go-on is on, but the engine {rollout.engine} is no EngineBase, whose texts can be paused: "
                 "leave it out, or use --rollout.engine transformers"
             )
-        task = parts.mdp.task
-        if config.workers and (task.overrides("reply") or keeps_sessions(task)):
-            raise ConfigError(
-                f"--rollout.go-on is on, but a text of {task.name} cannot go on in another process, for the task "
-                "replies or plays: use --workers 0, or leave it out"
-            )
         sampling = Sampling(temperature=rollout.temperature, seed=stream_seed(config.seed))
         stream = Stream(parts.mdp, parts.engine, rollout.side_by_side, sampling)
     filters: list[Filter] = [not_cut] * rollout.drop_cut + [not_uniform] * rollout.drop_uniform_groups
@@ -287,6 +285,11 @@ def make_task_of(config: TrainConfig) -> Task:
             f"--task.reward is none, but the task {task.name} has no reward of its own: name one, such as exact_match; "
             f"`llm-env rewards` lists them"
         ) from error
+    if config.rollout.go_on and config.workers and (task.overrides("reply") or keeps_sessions(task)):
+        raise ConfigError(
+            f"--rollout.go-on is on, but a text of {task.name} cannot go on in another process, for the task "
+            "replies or plays: use --workers 0, or leave it out"
+        )
     return task
 
 

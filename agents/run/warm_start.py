@@ -68,7 +68,8 @@ def warm_start(
     display.phase("supervised warm start")
     plain = without_learning(config)
     if ranks.size == 1 or config.listen is not None:  # who has come to write texts does not come twice
-        plain = plain.replace(rollout__engine="transformers", rollout__engine_dtype=None, listen=None)
+        plain = plain.replace(listen=None, rollout__engine="transformers")
+        plain = plain.replace(rollout__engine_dtype=None, rollout__tensor_parallel=1)
     else:  # the model may be too large for an engine here
         plain = plain.replace(workers=config.workers)
     parts = build_parts(plain, ranks=ranks, supervised=True)

@@ -26,6 +26,8 @@ from llm_env.tokens.episode import Episode
 from llm_env.tokens.state import IDLE, TokenState
 
 LogProbs = npt.NDArray[np.float32]
+FEW_MASKS = 256
+"""So many different action masks are kept, though no text may need them."""
 
 
 class Job(NamedTuple):
@@ -70,10 +72,6 @@ class Chooser(Protocol):
 
     def end(self, rows: IntArray) -> None:
         """The texts in these rows have ended."""
-
-
-class ChangedTextError(RuntimeError):
-    """A text cannot be begun again as it was."""
 
 
 class Part(NamedTuple):
@@ -158,42 +156,60 @@ class Writing:
         return [self._finished(row) for row in ended.tolist()]
 
     def close(self) -> None:
-        """Give up the texts that have not ended."""
+        """Give up the texts that have not ended; their rows are free."""
         left = np.flatnonzero(self.episodes.state.running | self.episodes.waiting)
         self.chooser.end(left)
-        self.episodes.leave(left)
+        self._free(left)
 
     def unfinished(self) -> list[Part]:
         """What has been written of the texts that have not ended."""
         left = np.flatnonzero(self.episodes.state.running | self.episodes.waiting)
         return [self._part(row) for row in left.tolist()]
 
-    def go_on_with(self, part: Part) -> Episode | None:
-        """Begin again what somebody else has written, by the same tokens; the episode, if it ended with them.
+    def go_on_with(self, parts: Sequence[Part]) -> tuple[list[tuple[Part, Episode]], list[Part]]:
+        """Begin again what somebody else has written, by the same tokens.
 
-        Raises:
-            ChangedTextError: the task replies otherwise, or ends the text elsewhere. The row is free then.
+        Args:
+            parts: each in a row that is free, or that of one before it that has ended.
+
+        Returns:
+            Those that have ended with that; and those that could not be begun again, as the task now replies otherwise,
+            or ends them elsewhere. The rows of both are free.
         """
-        row = np.array([part.row])
-        self._begin(row, [part.job])
+        ended: list[tuple[Part, Episode]] = []
+        changed: list[Part] = []
+        left = list(parts)
+        while left:
+            first = {part.row: part for part in reversed(left)}
+            left = [part for part in left if first[part.row] is not part]
+            self._write_again(list(first.values()))
+            for row, part in first.items():
+                now, running = self._part(row), bool(self.episodes.state.running[row])
+                # What a task was still to reply, it has replied by now.
+                alike = now.actions == part.actions and now.tokens[: len(part.tokens)] == part.tokens
+                if not alike or running == part.done:
+                    changed.append(part)
+                    self._free(np.array([row]))
+                elif part.done:
+                    ended.append(self._finished(row))
+                else:
+                    self.chooser.begin(np.array([row]), [part.job])
+        return ended, changed
+
+    def _write_again(self, parts: Sequence[Part]) -> None:
         state = self.episodes.state
-        for action, log_prob, version in zip(part.actions, part.log_probs, part.versions, strict=True):
-            if not state.running[part.row]:
-                break
-            self._note(row, self.episodes.action_mask(row), np.array([log_prob], dtype=np.float32), version)
-            self.episodes.step([action], row)
-            self.episodes.pay(row)
-        now = self._part(part.row)
-        # What a task was still to reply, it has replied by now.
-        alike = now.actions == part.actions and now.tokens[: len(part.tokens)] == part.tokens
-        if not alike or bool(state.running[part.row]) == part.done:
-            self.episodes.leave(row)
-            state.end[row] = IDLE
-            raise ChangedTextError(f"the task {self.episodes.task.name} did not go the same way with the same tokens")
-        if part.done:
-            return self._finished(part.row)[1]
-        self.chooser.begin(row, [part.job])
-        return None
+        self._begin(np.array([part.row for part in parts]), [part.job for part in parts])
+        for step in range(max(len(part.actions) for part in parts)):
+            here = [part for part in parts if step < len(part.actions) and state.running[part.row]]
+            rows = np.array([part.row for part in here], dtype=np.int64)
+            log_probs = np.array([part.log_probs[step] for part in here], dtype=np.float32)
+            self._note(rows, self.episodes.action_mask(rows), log_probs, [part.versions[step] for part in here])
+            self.episodes.step([part.actions[step] for part in here], rows)
+            self.episodes.pay(rows)
+
+    def _free(self, rows: IntArray) -> None:
+        self.episodes.leave(rows)
+        self.episodes.state.end[rows] = IDLE
 
     def _begin(self, rows: IntArray, jobs: Sequence[Job]) -> None:
         for row, job in zip(rows.tolist(), jobs, strict=True):
@@ -202,7 +218,7 @@ class Writing:
         self.episodes.begin(rows, prompt_indices, groups)
         self._masks.begin(rows)
 
-    def _note(self, rows: IntArray, allowed: BoolArray | None, log_probs: LogProbs, version: int) -> None:
+    def _note(self, rows: IntArray, allowed: BoolArray | None, log_probs: LogProbs, version: int | list[int]) -> None:
         self._masks.note(rows, allowed)
         steps = self.episodes.state.num_actions[rows]
         self._log_probs[rows, steps] = log_probs
@@ -238,10 +254,14 @@ class _Masks:
     def __init__(self, num_rows: int) -> None:
         self._of_row: list[list[bytes]] = [[] for _ in range(num_rows)]
         self._distinct: dict[bytes, bytes] = {}
+        self._most = FEW_MASKS
 
     def begin(self, rows: IntArray) -> None:
         for row in rows.tolist():
             self._of_row[row] = []
+        if len(self._distinct) > self._most:  # those of texts that are long gone
+            self._distinct = {mask: mask for masks in self._of_row for mask in masks}
+            self._most = max(FEW_MASKS, 2 * len(self._distinct))
 
     def note(self, rows: IntArray, allowed: BoolArray | None) -> None:
         if allowed is not None:

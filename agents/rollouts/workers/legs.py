@@ -27,9 +27,19 @@ def until_whole(writing: Writing, groups: int, size: int, lacking: Mapping[int, 
 
 
 def written_on(
-    shard: Shard, leg: Leg, engine: EngineBase, task: Task, prompts: TokenizedPrompts, rest: list[Part]
+    shard: Shard,
+    leg: Leg,
+    engine: EngineBase,
+    task: Task,
+    prompts: TokenizedPrompts,
+    rest: list[Part],
+    changed: list[Part],
 ) -> Iterator[tuple[Part, Episode]]:
-    """The texts that end in a leg; `rest` is filled with what has been written of the others."""
+    """The texts that end in a leg; the lists are filled, see `Done`."""
+    if not isinstance(engine, EngineBase):
+        raise TypeError(
+            f"a {type(engine).__name__} is no EngineBase, whose texts can be paused: use --rollout.no-go-on"
+        )
     writing, chooser = engine.begin(
         task,
         prompts,
@@ -41,10 +51,9 @@ def written_on(
     )
     try:
         chooser.version = leg.called
-        for part in leg.begun:
-            episode = writing.go_on_with(part)
-            if episode is not None:
-                yield part, episode
+        ended, others = writing.go_on_with(leg.begun)
+        changed += others
+        yield from ended
         yield from until_whole(writing, leg.groups, leg.size, leg.lacking)
         rest += writing.unfinished()
     finally:

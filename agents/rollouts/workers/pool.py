@@ -162,21 +162,24 @@ class Workers:
         call = self._ask(prompts, legs, sampling, context, max_new_tokens)
         job_of = {job.request: job for jobs, leg in legs for job in (*jobs, *(part.job for part in leg.begun))}
         ended: dict[int, list[Text]] = {}
-        rests: dict[int, Sequence[Part]] = {}
+        done: dict[int, Done] = {}
         for answer in call.answered(task):
             if isinstance(answer, Done):
-                rests[answer.number] = answer.rest
+                done[answer.number] = answer
             else:
                 ended.setdefault(answer.number, []).append(answer)
         left = []
-        for number, (_, leg) in zip(sorted(rests), legs, strict=True):  # in their order, whoever was the first
+        for number, (_, leg) in zip(sorted(done), legs, strict=True):  # in their order, whoever was the first
             texts = ended.get(number, [])
             for text in texts:
                 assert text.part is not None
                 job = job_of[text.request]
                 yield text.part._replace(job=job), _here(task, text.episode, job)
-            parts = [part._replace(job=job_of[part.job.request]) for part in rests[number]]
-            left.append(Rest(parts, begun=len(texts) + len(parts) - len(leg.begun)))
+            parts, changed = (
+                [part._replace(job=job_of[part.job.request]) for part in each]
+                for each in (done[number].rest, done[number].changed)
+            )
+            left.append(Rest(parts, len(texts) + len(parts) + len(changed) - len(leg.begun), changed))
         return left
 
     def _ask(

@@ -99,7 +99,7 @@ class WorkerProcess:
         ended: list[Text] = []
         while isinstance(answer := self._answer(shard), Text):
             ended.append(answer)
-        if not leg.allows(shard.jobs, [text.request for text in ended], answer.rest):
+        if not leg.allows(shard.jobs, [text.request for text in ended], [*answer.rest, *answer.changed]):
             raise _odd(answer)
         for text in ended:
             take(text)

@@ -35,9 +35,9 @@ class Leg:
     begun: Sequence[Part]
     called: int
 
-    def allows(self, jobs: Sequence[Job], ended: Sequence[int], rest: Sequence[Part]) -> bool:
+    def allows(self, jobs: Sequence[Job], ended: Sequence[int], others: Sequence[Part]) -> bool:
         """Whether this can be what has become of its texts, and of those jobs that have begun: each is there once."""
-        back = [*ended, *(part.job.request for part in rest)]
+        back = [*ended, *(part.job.request for part in others)]
         before = {part.job.request for part in self.begun}
         new = set(back) - before
         return len(back) == len(set(back)) and before <= set(back) and new == {job.request for job in jobs[: len(new)]}
@@ -50,10 +50,12 @@ class Rest:
     Attributes:
         parts: what has been written of texts that have not ended.
         begun: how many of its jobs have begun, the first ones.
+        changed: what could not be gone on with, as the task does not go the same way with the same tokens.
     """
 
     parts: list[Part]
     begun: int
+    changed: list[Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,13 @@ class Done:
         number: of the shard.
         replies: how many the task was asked for, how many failed, and how many were left out.
         rest: of a leg, what has been written of texts that have not ended.
+        changed: of a leg, what could not be gone on with.
     """
 
     number: int
     replies: Mapping[str, int] = field(default_factory=dict)
     rest: Sequence[Part] = ()
+    changed: Sequence[Part] = ()
 
 
 @dataclass(frozen=True, slots=True)

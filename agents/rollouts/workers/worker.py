@@ -112,13 +112,16 @@ class _Worker:
             engine.load_weights(weights.view(shard.copy), version=shard.version)
         before = _counts(scribe)
         rest: list[Part] = []
+        changed: list[Part] = []
         if shard.leg is None:
             for job, episode in _written(shard, scribe):
                 self.say(Text(shard.number, job.request, episode))
         else:
-            for part, episode in written_on(shard, shard.leg, engine, scribe.task, _prompts(shard), rest):
+            for part, episode in written_on(shard, shard.leg, engine, scribe.task, _prompts(shard), rest, changed):
                 self.say(Text(shard.number, part.job.request, episode, part))
-        self.say(Done(shard.number, {name: count - before[name] for name, count in _counts(scribe).items()}, rest))
+        self.say(
+            Done(shard.number, {name: count - before[name] for name, count in _counts(scribe).items()}, rest, changed)
+        )
 
     def say(self, answer: Answer) -> None:
         import cloudpickle  # type: ignore[import-untyped]  # metadata may hold what the main script defines

@@ -17,7 +17,8 @@ from agents.config.files import ConfigError
 from agents.report.log import read_metrics
 from agents.rollouts.stream import Stream
 from agents.rollouts.workers import Workers
-from agents.rollouts.workers.shards import Leg
+from agents.rollouts.workers.legs import written_on
+from agents.rollouts.workers.shards import Leg, Shard
 from agents.rollouts.workers.worker import Scribe
 from agents.run.training import train
 from llm_env.engines import Job, Sampling
@@ -25,10 +26,11 @@ from llm_env.engines.transformers import TransformersEngine
 from llm_env.engines.writing import Part
 from llm_env.mdp.core import TokenMDP
 from llm_env.models import load_tokenizer
+from llm_env.tokens.prompts import TokenizedPrompts
 from tests.agents.runs import Config, VowelShare, running, train_until_it_breaks, without_times
 from tests.agents.small_models import character_model
 
-ROWS = 6
+ROWS = 12
 
 
 def engine(seed: int = 0, rows: int = ROWS) -> TransformersEngine:
@@ -60,11 +62,11 @@ def stream(writes: Any, group: int = 1) -> Stream:
 
 
 def take(writes: Any, texts: Stream, versions: range) -> list[list[Any]]:
-    """Six texts with each of several versions of the weights."""
+    """Twelve texts with each of several versions of the weights."""
     found = []
     for version in versions:
         writes.load_weights(weights(version), version=version + 7)
-        found.append(texts.take(6, version))
+        found.append(texts.take(12, version))
     return found
 
 
@@ -72,7 +74,7 @@ def shown(batches: list[list[Any]]) -> list[list[tuple[Any, ...]]]:
     return [[(each.prompt_index, each.group, each.text, each.total, each.version) for each in of] for of in batches]
 
 
-@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("group", [1, 2, 6])
 def test_one_process_writes_what_would_be_written_here(pool: Workers, group: int) -> None:
     if pool.count > 1:
         pytest.skip("several end other texts first")
@@ -141,6 +143,28 @@ def test_who_dies_is_replaced_and_nothing_is_lost(pool: Workers) -> None:
     assert pool.lost > lost
 
 
+def test_what_fails_is_given_up(pool: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written again it would fail again; what had ended before is there all the same."""
+    for writes in (pool, engine()):
+        texts = stream(writes, 2)
+        first = take(writes, texts, range(1))
+        score = texts.mdp.score_written
+        monkeypatch.setattr(texts.mdp, "score_written", lambda ended, score=score: score(failing(ended)))
+        with pytest.raises(RuntimeError, match="in the middle"):
+            take(writes, texts, range(1, 2))
+        monkeypatch.setattr(texts.mdp, "score_written", score)
+        others = take(writes, texts, range(2, 6))
+        groups = [each.group for batch in (*first, *others) for each in batch]
+        assert all(groups.count(each) == 2 for each in groups)
+        lacking = {group for group, of in texts._written.items() if len(of) < 2}
+        assert len(lacking) <= ROWS  # none of those that were given up
+
+
+def failing(ended: Iterator[Any]) -> Iterator[Any]:
+    yield next(ended)
+    raise RuntimeError("in the middle")
+
+
 def part(request: int) -> Part:
     return Part(Job(0, request, request), 0, [4], [-1.0], [0], [4])
 
@@ -188,3 +212,23 @@ def test_games_do_not_go_from_process_to_process(config: Config) -> None:
     told = config(task__name="Nim", task__args={"heaps": 1}, rollout__go_on=True, workers=1)
     with pytest.raises(ConfigError, match="a text of Nim cannot go on in another process"), running(told):
         pass
+
+
+def test_what_does_not_go_the_same_way_comes_back() -> None:
+    """A text that has met a consonant, and is said to go on."""
+    writes, task = engine(), VowelShare()
+    task = task.bind(writes.vocabulary)
+    prompts = TokenizedPrompts.encode(task.prompts("train"), task.vocabulary)
+    (end,), (vowel,) = (writes.vocabulary.encode(letter).tolist() for letter in "ba")
+    wrong, right = (
+        Part(Job(0, row, row), row, [token], [-1.0], [0], [token]) for row, token in enumerate((end, vowel))
+    )
+    leg = Leg(rows=2, groups=1, size=1, lacking={}, begun=[wrong, right], called=3)
+    shard = Shard(0, 0, 0, [], [], Sampling(seed=1), None, None, leg)
+    rest, changed = [], []  # type: ignore[var-annotated]
+    (ended,) = written_on(shard, leg, writes, task, prompts, rest, changed)
+    assert changed == [wrong]
+    assert ended[0].job == right.job
+    assert ended[0].actions[0] == vowel
+    assert not rest
+    assert not writes._claimed.any()

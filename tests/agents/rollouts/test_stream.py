@@ -18,6 +18,7 @@ from agents.rollouts.writers import EngineWriter
 from agents.run.training import train
 from llm_env.engines import Sampling
 from llm_env.engines.transformers import TransformersEngine
+from llm_env.engines.writing import FEW_MASKS, _Masks
 from llm_env.mdp.core import TokenMDP
 from llm_env.models import load_tokenizer
 from llm_env.tokens.episode import Episode
@@ -178,6 +179,16 @@ def test_games_go_on_too(config: Config) -> None:
 )
 def test_what_contradicts_itself(changes: dict[str, Any], problem: str) -> None:
     assert any(problem in each for each in problems(TrainConfig().replace(rollout__go_on=True, **changes)))
+
+
+def test_action_masks_of_texts_that_are_gone_are_forgotten() -> None:
+    masks, rng = _Masks(1), np.random.default_rng(0)
+    for _ in range(4 * FEW_MASKS):
+        masks.begin(np.array([0]))
+        for _ in range(3):
+            masks.note(np.array([0]), rng.random((1, 64)) < 0.5)
+        assert len(masks.of(0) or ()) == 3
+        assert len(masks._distinct) <= FEW_MASKS + 3
 
 
 def test_torch_is_left_as_it_was() -> None:
