@@ -6,6 +6,8 @@ Every process computes with one thread, the learner too, so this needs two cores
 minutes for the tiny model; a quarter of an hour for SmolLM2, or five minutes with `--rounds 1`.
 
     two over one       tokens a second that two processes write, over those of one, the same batches in turns
+    two apart over one the same of two programs with an engine each that know nothing of one another: what the machine
+                       gives, whose cores share its memory
     ahead over in turn seconds of an iteration in which one writes and then the other learns, over those of one in which
                        the next batch is written meanwhile; so much is written that both take as long
 """
@@ -17,6 +19,9 @@ import itertools
 import json
 import math
 import statistics
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -24,7 +29,7 @@ from ppo_shared import Results, Shape, about, clock, configuration, label_of, me
 
 from agents.config import TrainConfig
 from agents.run.parts import Run, build
-from llm_env.engines import Sampling
+from llm_env.engines import Sampling, make_engine
 
 SHAPES = {"tiny": Shape("tiny", 128, 12, 64), "smollm2": Shape("smollm2-135m", 32, 24, 64)}
 LEARNED = {"tiny": 64, "smollm2": 4}
@@ -55,6 +60,40 @@ def two_over_one(name: str, rounds: int) -> Results:
         f"two_workers_over_one{label}": ratio_of(speeds["2"], speeds["1"]),
         **{f"written_tokens_per_s_{count}{label}": median(speeds[str(count)]) for count in runs},
     }
+
+
+def two_apart_over_one(name: str, rounds: int) -> Results:
+    """The same for two programs that have nothing to do with each other."""
+    context, shape = get_context("spawn"), SHAPES[name]
+    pipes = [context.Pipe() for _ in range(2)]
+    programs = [context.Process(target=_write_alone, args=(theirs, shape), daemon=True) for _, theirs in pipes]
+    for program in programs:
+        program.start()
+    ours = [pipe for pipe, _ in pipes]
+    seeds = itertools.count()
+
+    def speed(pipes: Sequence[Connection]) -> float:
+        start, seed = clock("cpu"), next(seeds)
+        for pipe in pipes:
+            pipe.send((shape.batch // len(pipes), seed))
+        return sum(pipe.recv() for pipe in pipes) / (clock("cpu") - start)
+
+    speed(ours)  # until both are there
+    speeds = take_turns({"one": lambda: speed(ours[:1]), "two": lambda: speed(ours)}, rounds)
+    for program in programs:
+        program.terminate()
+    return {f"two_apart_over_one{label_of(name)}": ratio_of(speeds["two"], speeds["one"])}
+
+
+def _write_alone(pipe: Connection, shape: Shape) -> None:
+    torch.set_num_threads(1)
+    context = shape.prompt + shape.response
+    engine = make_engine("transformers", shape.model, num_slots=shape.batch, context=context, dtype=torch.float32)
+    prompts = np.random.default_rng(0).integers(3, 100, (shape.batch, shape.prompt))
+    while True:
+        count, seed = pipe.recv()
+        sampling = Sampling(max_new_tokens=shape.response, seed=seed, ignore_eos=True)
+        pipe.send(sum(len(text.tokens) for text in engine.generate(list(prompts[:count]), sampling)))
 
 
 def ahead_over_in_turn(name: str, rounds: int, iterations: int) -> Results:
@@ -113,7 +152,7 @@ def main() -> None:
     found: Results = {}
     for name in options.models:
         say(f"{name}: two processes that write, and one")
-        found |= two_over_one(name, options.rounds)
+        found |= two_over_one(name, options.rounds) | two_apart_over_one(name, options.rounds)
         say(f"{name}: writing while the model learns, and one after the other")
         found |= ahead_over_in_turn(name, max(1, math.ceil(options.rounds / 2)), options.iterations)
     found |= about()
