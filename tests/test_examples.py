@@ -79,7 +79,7 @@ def test_rollout() -> None:
     ("name", "arguments"),
     [
         ("sandbox.py", ["--hostile", "30", "--rounds", "1"]),
-        ("multi_turn.py", ["--texts", "4", "--rounds", "1"]),
+        pytest.param("multi_turn.py", ["--texts", "4", "--rounds", "1"], marks=pytest.mark.slow),
         pytest.param("reward_memory.py", ["--model", "tiny", "--members", "2"], marks=pytest.mark.slow),
     ],
 )

@@ -131,6 +131,8 @@ def test_another_goes_on_with_them(pool: Workers, group: int) -> None:
 
 
 def test_who_dies_is_replaced_and_nothing_is_lost(pool: Workers) -> None:
+    if pool.count == 1:
+        pytest.skip("until another is there, nobody writes: seconds, for the same")
     expected = shown(take(pool, stream(pool), range(4)))
     texts, found, lost = stream(pool), [], pool.lost
     for version in range(4):

@@ -251,8 +251,7 @@ def test_a_run_that_is_done_stays_done(done: tuple[TrainConfig, Result], tmp_pat
     assert_same_run(config.out, copy)
 
 
-@pytest.mark.parametrize("task", ["Copy", "NoTest"])
-@pytest.mark.parametrize("checkpoint", [1, 2, 0])
+@pytest.mark.parametrize(("checkpoint", "task"), [(1, "Copy"), (2, "Copy"), (0, "Copy"), (2, "NoTest")])
 def test_a_run_goes_on(
     config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str, checkpoint: int
 ) -> None:
