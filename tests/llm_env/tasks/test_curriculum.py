@@ -64,6 +64,7 @@ def test_progress_goes_where_scores_change() -> None:
 
 def test_prompts_are_dealt_by_the_weights_and_alike_within_a_group() -> None:
     mdp = TokenMDP(three(review=0.25), completions_per_prompt=4)
+    mdp.sampler.reseed(0)
     learned(mdp.task, 0, 1.0)
     indices, groups = mdp.deal(4000)
     names = np.array([mdp.prompts.prompts[index].metadata["part"] for index in indices])
