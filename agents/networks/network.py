@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -289,7 +289,7 @@ class Network(nn.Module):
 
     def reference_at_hand(self) -> AbstractContextManager[None]:
         """Have the reference where the policy is for as long as texts are read, if it is kept elsewhere."""
-        return lent_to(self.head.weight.device, *([] if self._reference is None else [self._reference]))
+        return lent_to(self.head.weight.device, self._reference) if self.config.offload_reference else nullcontext()
 
     @torch.no_grad()
     def reference_log_prob(self, data: TensorDictBase) -> Tensor:

@@ -201,6 +201,8 @@ class Writing:
         self._begin(np.array([part.row for part in parts]), [part.job for part in parts])
         for step in range(max(len(part.actions) for part in parts)):
             here = [part for part in parts if step < len(part.actions) and state.running[part.row]]
+            if not here:
+                break
             rows = np.array([part.row for part in here], dtype=np.int64)
             log_probs = np.array([part.log_probs[step] for part in here], dtype=np.float32)
             self._note(rows, self.episodes.action_mask(rows), log_probs, [part.versions[step] for part in here])

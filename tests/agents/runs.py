@@ -13,6 +13,7 @@ import torch
 
 from agents.config import TrainConfig
 from agents.config.switches import critic_follows
+from agents.report.log import read_metrics
 from agents.run.loop import Training
 from agents.run.parts import Run, build
 from agents.run.training import train
@@ -151,6 +152,15 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance
 def without_times(row: dict[str, float]) -> dict[str, float]:
     """The metrics but what a clock has to do with."""
     return {name: value for name, value in row.items() if not name.startswith(("time", "speed"))}
+
+
+def same_metrics(one: TrainConfig, other: TrainConfig) -> None:
+    """Two runs have logged the same, up to rounding."""
+    for ours, theirs in zip(read_metrics(one.out), read_metrics(other.out), strict=True):
+        ours, theirs = without_times(ours), without_times(theirs)
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert theirs[name] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), name
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from llm_env.engines.writing import Part
 from llm_env.mdp.core import TokenMDP
 from llm_env.models import load_tokenizer
 from llm_env.tokens.prompts import TokenizedPrompts
-from tests.agents.runs import Config, VowelShare, running, train_until_it_breaks, without_times
+from tests.agents.runs import Config, VowelShare, running, same_metrics, train_until_it_breaks
 from tests.agents.small_models import character_model
 
 ROWS = 12
@@ -204,10 +204,7 @@ def test_a_run_goes_on_exactly(config: Config, tmp_path: Path, monkeypatch: pyte
     again = told.replace(out=tmp_path / "stopped")
     train_until_it_breaks(again, monkeypatch, iteration=3)
     train(again, resume=True)
-    for one, other in zip(read_metrics(told.out), read_metrics(again.out), strict=True):
-        one, other = without_times(one), without_times(other)
-        for name, value in one.items():
-            assert other[name] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), name
+    same_metrics(told, again)
 
 
 def test_games_do_not_go_from_process_to_process(config: Config) -> None:
@@ -223,7 +220,8 @@ def test_what_does_not_go_the_same_way_comes_back() -> None:
     prompts = TokenizedPrompts.encode(task.prompts("train"), task.vocabulary)
     (end,), (vowel,) = (writes.vocabulary.encode(letter).tolist() for letter in "ba")
     wrong, right = (
-        Part(Job(0, row, row), row, [token], [-1.0], [0], [token]) for row, token in enumerate((end, vowel))
+        Part(Job(0, row, row), row, tokens, [-1.0] * len(tokens), [0] * len(tokens), tokens)
+        for row, tokens in enumerate(([end, vowel, vowel], [vowel]))
     )
     leg = Leg(rows=2, groups=1, size=1, lacking={}, begun=[wrong, right], called=3)
     shard = Shard(0, 0, 0, [], [], Sampling(seed=1), None, None, leg)
